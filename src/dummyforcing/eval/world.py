@@ -118,7 +118,7 @@ def _article(color: str, shape: str) -> str:
 
 
 def make_thing(kind: tuple[str, str, str], rng: np.random.Generator, side: float = 0.0) -> Thing:
-    """Draw the free numbers of an object; `side` is the horizontal centre of its part of a two-object scene."""
+    """Draw the free numbers of an object; `side` is where its half of a two-object scene has its centre."""
     color, shape, motion = kind
     u = rng.uniform
     alone = side == 0.0
@@ -131,27 +131,28 @@ def make_thing(kind: tuple[str, str, str], rng: np.random.Generator, side: float
         radius=u(0.24, 0.32) if alone else u(0.22, 0.28),
         angle=u(-0.15, 0.15),
         amplitude=u(0.42, 0.55),
-        period=u(2.4, 3.2),
+        period=2.8,
         phase=u(0.0, 1.0),
         sign=float(rng.choice((-1.0, 1.0))),
     )
+    # Periods are fixed and gravity is one number, so that what a motion does next follows from what was seen.
     match motion:
         case "bounce":
-            return replace(thing, amplitude=u(0.65, 0.9), period=u(1.0, 1.4))
+            return replace(thing, amplitude=0.45 * (period := u(1.0, 1.4)) ** 2, period=period)
         case "left" | "right":
-            return replace(thing, y=u(-0.4, 0.4), amplitude=u(0.5, 0.65), period=u(3.4, 4.4))
+            return replace(thing, y=u(-0.4, 0.4), amplitude=u(0.5, 0.65), period=4.0)
         case "up" | "down":
-            return replace(thing, amplitude=u(0.5, 0.62), period=u(3.4, 4.4))
+            return replace(thing, amplitude=u(0.5, 0.62), period=4.0)
         case "circle":
             return replace(thing, x=u(-0.15, 0.15), y=u(-0.15, 0.1), amplitude=u(0.36, 0.46))
         case "spin":
-            return replace(thing, radius=thing.radius + 0.06, period=u(2.6, 3.6))
+            return replace(thing, radius=thing.radius + 0.06, period=3.0)
         case "grow" | "shrink":
-            return replace(thing, radius=u(0.42, 0.48) if alone else u(0.36, 0.4), period=u(3.4, 4.4))
+            return replace(thing, radius=u(0.42, 0.48) if alone else u(0.36, 0.4), period=4.0)
         case "behind":
-            return replace(thing, radius=u(0.22, 0.27), amplitude=u(0.66, 0.74), period=u(5.2, 6.4))
+            return replace(thing, radius=u(0.22, 0.27), amplitude=0.7, period=5.6)
         case "return":
-            return replace(thing, x=-thing.sign * u(0.0, 0.3), amplitude=u(1.55, 1.7), period=u(4.2, 5.0))
+            return replace(thing, x=-thing.sign * u(0.0, 0.3), amplitude=1.65, period=4.6)
         case "swing":
             return replace(thing, x=u(-0.15, 0.15))
     return thing
@@ -296,7 +297,7 @@ def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _star_distance(length: Tensor, sector: Tensor) -> Tensor:
-    """Distance to the edge of a five-pointed star; `sector` is the angle from the valley between two points."""
+    """Distance to the edge of a five-pointed star; `sector` is the angle from the nearest valley."""
     # The edge runs from the valley (radius 0.45, angle 0) to the tip (radius 1.05, angle pi/5).
     tip_x, tip_y = 1.05 * math.cos(math.pi / 5), 1.05 * math.sin(math.pi / 5)
     dx, dy = tip_x - 0.45, tip_y
