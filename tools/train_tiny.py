@@ -2,8 +2,8 @@
 
 Stages are resumable from the run folder; one command may do several, on any number of GPUs:
 
-    torchrun --nproc-per-node gpu tools/train_tiny.py --run runs/tiny vae=220 pretrain=270
-    torchrun --nproc-per-node gpu tools/train_tiny.py --run runs/tiny causal=270 distill=220
+    torchrun --nproc-per-node gpu tools/train_tiny.py vae=220 pretrain=270 --folder runs/tiny
+    torchrun --nproc-per-node gpu tools/train_tiny.py causal=270 distill=220 --folder runs/tiny
 
 vae: reconstruction of short clips. pretrain: bidirectional flow matching on single frames and first chunks.
 causal: teacher forcing on whole clips; each chunk is denoised given a past that is made imperfect, first by
@@ -543,11 +543,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stages", nargs="+", help="STAGE=SECONDS ..., stages: " + ", ".join(STAGES))
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="folder of the run")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tiny"), help="folder of the run")
     parser.add_argument("--small", action="store_true", help="tiny batches and clips, to try the logic")
     parser.add_argument("--pool", type=float, default=1.0, help="fraction of the usual number of clips")
     args = parser.parse_args()
-    run = Run(args.run, args.small, args.pool)
+    run = Run(args.folder, args.small, args.pool)
     for item in args.stages:
         stage, _, seconds = item.partition("=")
         STAGES[stage](run, float(seconds))
