@@ -1,0 +1,5 @@
+"""The one error that users cause and can mend."""
+
+
+class UserError(ValueError):
+    """Bad input; the message is one sentence that says what is wrong and what would work."""
