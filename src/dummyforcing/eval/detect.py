@@ -17,10 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from dummyforcing.eval.world import COLORS, FPS, MOTIONS, SHAPES, Scene, Thing, shape_distance
-
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
+from dummyforcing.eval.motion import Bools, Floats, Track, motion_scores, spread
+from dummyforcing.eval.world import COLORS, SHAPES, Scene, Thing, shape_distance
 
 _GRID = 96  # pixels per side on which everything is measured
 _BRIGHT = 0.60  # between the brightest scenery (0.5, rarely 0.6) and the darkest object (0.69)
@@ -28,27 +26,6 @@ _MIN_AREA = 0.004  # of the picture's 4 units; the world's smallest object has 0
 _PATCH = 40  # pixels per side of a normalised outline ...
 _REACH = 1.75  # ... which spans this many equivalent radii each way; a star's tips are at 1.58
 _FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of ball or ring is not seen
-
-
-@dataclass(frozen=True)
-class Track:
-    """Where an object is in each of T pixel frames.
-
-    Attributes:
-        x: Centroid, (T,); the last seen one while the object is out of sight.
-        y: Likewise.
-        area: Visible area, (T,), in units in which the picture has 4.
-        angle: Turn of the outline in radians, (T,), unwrapped; zero for a ball or ring.
-        visible: Whether there is anything to see, (T,).
-        whole: Whether nothing cuts the outline: no border, no pillar, no other object, (T,).
-    """
-
-    x: Floats
-    y: Floats
-    area: Floats
-    angle: Floats
-    visible: Bools
-    whole: Bools
 
 
 @dataclass(frozen=True)
@@ -116,13 +93,12 @@ def detect(frames: NDArray[np.uint8]) -> Detection:
         raise ValueError(f"frames must be (T, H, W, 3) with H = W, not {frames.shape}")
     pictures = _shrink(frames)
     value = pictures.max(1)
-    labels = np.where(value > _BRIGHT, _nearest_color(pictures), -1)
-    colors = _colors_present(labels)
+    bright = value > _BRIGHT
+    colors = _colors_present(_label(pictures, bright, range(len(COLORS))))
     if not colors:
         return Detection(())
-    # Edges mix with the scenery and fall to other colors: give them to the objects that are there.
-    if len(colors) == 1:
-        labels = np.where(labels >= 0, colors[0], -1)
+    # Edges mix with the scenery and may look like other colors: they belong to the objects that are there.
+    labels = _label(pictures, bright, colors)
     masks = np.stack([_largest_piece(labels == color) for color in colors])  # (O, T, G, G)
     pillar = _has_pillar(pictures)
     areas = masks.sum((2, 3))
@@ -178,7 +154,7 @@ def judge(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
 def _does(found: Found, thing: Thing) -> bool:
     if thing.motion == "across":  # passes another object; not in `MOTIONS`
         track = found.track
-        return _spread(track.x[track.visible]) > 0.5 and _spread(track.y[track.visible]) < 0.3
+        return spread(track.x[track.visible]) > 0.5 and spread(track.y[track.visible]) < 0.3
     return found.motion == thing.motion
 
 
@@ -223,24 +199,25 @@ def _shrink(frames: NDArray[np.uint8]) -> Floats:
     return small
 
 
-def _hue(rgb: Floats) -> tuple[Floats, Floats]:
-    """Hue in turns and saturation of `(..., 3, G, G)` colors; each `(..., G, G)`."""
-    r, g, b = (rgb[..., i, :, :] for i in range(3))
-    top, low = rgb.max(-3), rgb.min(-3)
-    hue = np.arctan2(math.sqrt(3) * (g - b), 2 * r - g - b) / (2 * math.pi)
-    return (hue % 1.0).astype(np.float32), (top - low) / np.maximum(top, 1e-6)
+def _chroma(colors: Floats) -> Floats:
+    """Hue as a direction and saturation as a length, `(N, 3)` -> `(N, 2)`."""
+    r, g, b = colors.T
+    hue = np.arctan2(math.sqrt(3) * (g - b), 2 * r - g - b)
+    saturation = 1 - colors.min(1) / np.maximum(colors.max(1), 1e-6)
+    return np.stack([saturation * np.cos(hue), saturation * np.sin(hue)], 1).astype(np.float32)
 
 
-def _nearest_color(pictures: Floats) -> NDArray[np.int64]:
-    """Index into `COLORS` by hue; pixels with little saturation are white."""
-    names = list(COLORS)
-    palette = np.asarray([COLORS[n] for n in names if n != "white"], np.float32)[:, :, None, None]
-    hues = _hue(palette)[0].ravel()
-    hue, saturation = _hue(pictures)
-    order = np.argsort(hues)
-    ends = (hues[order] + np.append(hues[order][1:], hues[order][0] + 1)) / 2
-    nearest = order[np.searchsorted(ends, np.where(hue < ends[-1] - 1, hue + 1, hue)) % len(order)]
-    return np.where(saturation < 0.35, names.index("white"), nearest)
+def _label(pictures: Floats, bright: Bools, colors: Sequence[int]) -> NDArray[np.int8]:
+    """The nearest of some colors (indices into `COLORS`) for bright pixels, -1 elsewhere; `(T, G, G)`."""
+    palette = _chroma(np.asarray(list(COLORS.values()), np.float32)[list(colors)])
+    # Equal saturation, so that hue alone tells the colors apart; white stays at the origin.
+    length = np.hypot(*palette.T)[:, None]
+    palette = np.where(length > 0.3, 0.8 * palette / np.maximum(length, 1e-6), 0)
+    chroma = _chroma(pictures.transpose(0, 2, 3, 1)[bright])
+    labels = np.full(bright.shape, -1, np.int8)
+    distance = ((chroma[:, None] - palette) ** 2).sum(2)
+    labels[bright] = np.asarray(colors, np.int8)[distance.argmin(1)]
+    return labels
 
 
 def _box(mask: Bools, side: int) -> Floats:
@@ -250,9 +227,11 @@ def _box(mask: Bools, side: int) -> Floats:
     return share
 
 
-def _colors_present(labels: NDArray[np.int64]) -> list[int]:
+def _colors_present(labels: NDArray[np.int8]) -> list[int]:
     """Colors with a solid interior, not only an outline where an edge mixes with the scenery."""
-    core = {color: float((_box(labels == color, 3) > 0.85).mean()) for color in range(len(COLORS))}
+    counts = np.bincount(labels[labels >= 0], minlength=len(COLORS))
+    likely = np.flatnonzero(counts > 0.05 * counts.sum()).tolist()
+    core = {color: float((_box(labels == color, 3) > 0.85).mean()) for color in likely}
     total = sum(core.values())
     return [color for color, share in core.items() if share > max(0.1 * total, 5e-4)]
 
@@ -369,7 +348,8 @@ def _describe(
     reach = 1.3 * np.sqrt(area / math.pi)
     if pillar:
         middle = slice(round(_GRID * 0.39), round(_GRID * 0.61))
-        whole &= ~mask[:, :, middle].any((1, 2))
+        cut = area < 0.9 * np.quantile(area[visible], 0.75) if visible.any() else ~visible
+        whole &= ~(mask[:, :, middle].any((1, 2)) & cut)
     for ox, oy, oarea in others:
         apart = np.hypot(x - ox, y - oy) > reach + 1.3 * np.sqrt(oarea / math.pi)
         whole &= apart | (oarea < _MIN_AREA)
@@ -384,11 +364,11 @@ def _describe(
         votes = (overlap.argmax(1) == SHAPES.index(best)).mean()
         if scores[best] > 0.7 and votes > 0.6:
             shape = best
-    angle = np.zeros_like(x)
+    angle = np.zeros(len(x))
     if shape in _FOLDS and whole.any():
         angle = np.interp(np.arange(len(x)), np.flatnonzero(whole), _turning(patch[whole], _FOLDS[shape]))
     track = Track(_hold(x, visible), _hold(y, visible), area, angle.astype(np.float32), visible, whole)
-    motions = _motion_scores(track, pillar)
+    motions = motion_scores(track, pillar)
     motion = max(motions, key=motions.__getitem__)
     return Found(color, shape, motion if motions[motion] >= 0.5 else None, track, share, scores, motions)
 
@@ -401,110 +381,6 @@ def _hold(values: Floats, known: Bools) -> Floats:
     return values[np.where(last < 0, int(known.argmax()), last)]
 
 
-# --- motion ---------------------------------------------------------------------------------------------
-
-
 def _margin(scores: Mapping[str, float]) -> float:
     second, best = sorted(scores.values())[-2:]
     return best - second
-
-
-def _ramp(value: float, none: float, full: float) -> float:
-    """0 at `none`, 1 at `full`, straight between; `full` may be the smaller one."""
-    return float(np.clip((value - none) / (full - none), 0, 1))
-
-
-def _spread(values: Floats) -> float:
-    """Range without the outermost 4% at each end."""
-    low, high = np.quantile(values, (0.04, 0.96))
-    return float(high - low)
-
-
-def _smooth(values: Floats) -> Floats:
-    """Median of 3 neighbours, ends held."""
-    padded = np.pad(values, 1, mode="edge")
-    middle = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), 0)
-    return middle
-
-
-def _swaps(values: Floats) -> int:
-    """How often a curve goes from its lower third to its upper third or back."""
-    low, high = np.quantile(values, (0.04, 0.96))
-    side = np.where(values > high - (high - low) / 3, 1, np.where(values < low + (high - low) / 3, -1, 0))
-    side = side[side != 0]
-    return int((side[1:] != side[:-1]).sum())
-
-
-def _backwards(values: Floats) -> float:
-    """How far a curve goes against its main direction, as a share of its spread."""
-    rising = values if values[-1] >= values[0] else -values
-    return float((np.maximum.accumulate(rising) - rising).max() / max(_spread(values), 1e-6))
-
-
-def _circling(x: Floats, y: Floats) -> float:
-    """Turns around the centre of the circle through the points; 0 if they lie on none."""
-    system = np.stack([x, y, np.ones_like(x)], 1)
-    a, b, c = np.linalg.lstsq(system, x * x + y * y, rcond=None)[0]
-    dx, dy = x - a / 2, y - b / 2
-    distance = np.hypot(dx, dy)
-    radius = math.sqrt(max(float(c + (a * a + b * b) / 4), 1e-9))
-    if radius > 1 or np.quantile(np.abs(distance - radius), 0.9) > 0.35 * radius:
-        return 0.0
-    turn = np.unwrap(np.arctan2(dy, dx))
-    return float(abs(turn[-1] - turn[0]) / (2 * math.pi))
-
-
-def _motion_scores(track: Track, pillar: bool) -> dict[str, float]:
-    """How well a track meets the rules of each motion: the weakest of its ramps."""
-    scores = dict.fromkeys(MOTIONS, 0.0)
-    free = np.flatnonzero(track.whole)
-    if len(free) < 4:
-        return scores
-    seconds = len(track.x) / FPS
-    x, y, area = (_smooth(v[free]) for v in (track.x, track.y, track.area))
-    dx, dy = _spread(x), _spread(y)
-    tenth = max(1, len(free) // 10)
-    growth = math.log(float(np.median(area[-tenth:]) / np.median(area[:tenth])))
-    steady = min(_ramp(abs(growth), 0.8, 0.5), 1.0)
-    angle = track.angle[free]
-    turns = abs(float(angle[-1] - angle[0])) / (2 * math.pi)
-    here = _ramp(max(dx, dy), 0.4, 0.2)
-
-    size = float(np.quantile(track.area[free], 0.75))
-    gone = track.area < 0.3 * size
-    gone[0] = gone[-1] = gone[0] and gone[-1]
-    lost = np.flatnonzero(track.area < 0.3 * np.quantile(area, 0.25))
-    at = track.x[lost]
-    at_border = float((np.abs(at) > 0.7).mean()) if len(lost) else 0.0
-    in_middle = float((np.abs(at) < 0.45).mean()) if len(lost) else 0.0
-    back = len(lost) > 0 and (track.whole[lost[0] :].any() or seconds < 4)
-    if len(lost) >= 2:
-        if in_middle > 0.6:
-            scores["behind"] = min(_ramp(dx, 0.2, 0.6), 1.0 if pillar else 0.3, 1.0 if back else 0.0)
-        elif at_border > 0.6:
-            scores["return"] = min(1.0 if back else 0.3, steady)
-        return scores
-
-    if max(dx, dy) > 0.2:
-        scores["circle"] = min(_ramp(min(dx, dy), 0.2, 0.4), _ramp(_circling(x, y), 0.3, 0.6), steady)
-        hops = _swaps(y)
-        high = float((y < (np.quantile(y, 0.04) + np.quantile(y, 0.96)) / 2).mean())
-        scores["bounce"] = min(
-            _ramp(dy, 0.2, 0.4), _ramp(hops, 0, 4 if seconds >= 4 else 2), _ramp(high, 0.46, 0.56),
-            _ramp(dx / max(dy, 1e-6), 1.0, 0.6), steady, 1 - scores["circle"],
-        )  # fmt: skip
-        scores["swing"] = min(
-            _ramp(dx, 0.25, 0.5), _ramp(dy / max(dx, 1e-6), 0.8, 0.4), _ramp(_backwards(x), 0.05, 0.35),
-            _ramp(_swaps(x), -1, 2 if seconds >= 4 else 1), steady,
-        )  # fmt: skip
-        for curve, other, names in ((x, dy, ("left", "right")), (y, dx, ("up", "down"))):
-            way = float(curve[-1] - curve[0])
-            scores[names[int(way > 0)]] = min(
-                _ramp(abs(way), 0.2, 0.4), _ramp(_backwards(curve), 0.35, 0.1),
-                _ramp(other / max(abs(way), 1e-6), 0.8, 0.4), steady,
-            )  # fmt: skip
-    scores["grow"] = min(_ramp(growth, 0.3, 0.7), here)
-    scores["shrink"] = min(_ramp(-growth, 0.3, 0.7), here)
-    scores["spin"] = min(_ramp(turns, 0.15, 0.35), here, steady)
-    scores["still"] = min(_ramp(max(dx, dy), 0.2, 0.1), _ramp(turns, 0.2, 0.1), _ramp(abs(growth), 0.5, 0.2))
-    return scores
