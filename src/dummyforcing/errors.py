@@ -1,5 +1,5 @@
-"""The errors that are the user's to mend."""
+"""The one error that users cause and can mend."""
 
 
 class UserError(ValueError):
-    """Bad input, told in one clear sentence: what is wrong and what would work."""
+    """Bad input; the message is one sentence that says what is wrong and what would work."""
