@@ -25,13 +25,21 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from dummyforcing.eval.detect import judge as judge_clip
+from dummyforcing.eval.detect import summary
+from dummyforcing.eval.prompts import benchmark_scenes
+from dummyforcing.heads import parse_policy
 from dummyforcing.model import Attention, CausalWan, ModelConfig
 from dummyforcing.rope import rope_table
+from dummyforcing.sampling import make_schedule
+from dummyforcing.session import Session
+from dummyforcing.vae import VideoDecoder
 from tiny_data import TEXT_LEN, Pool, Renderer, build_tokenizer, random_scenes, tokenize
 from tiny_optim import Optimizer, timed_steps
 
@@ -73,6 +81,7 @@ class Run:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        torch._dynamo.config.recompile_limit = 64  # one compiled block per shape
         self.started = time.monotonic()
 
     def rng(self, stage: str) -> np.random.Generator:
@@ -183,9 +192,12 @@ def train_vae(run: Run, seconds: float) -> None:
         ]
         latents = torch.cat(parts).float()
         clip = render(random_scenes(run.scaled(16), rng), 33 if not run.small else 9)
-        error = (vae.decode(vae.encode(clip).latent_dist.mean).sample.float().clamp(-1, 1) - clip) / 2
+        again = vae.decode(vae.encode(clip).latent_dist.mean).sample.float().clamp(-1, 1)
+        error = (again - clip) / 2
     run.log(f"vae: {step} steps, PSNR {-10 * error.square().mean().log10():.2f} dB")
     if run.rank == 0:
+        both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
+        save_picture(run.folder / "vae.png", both.movedim(2, -1))
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         config = {"_class_name": "AutoencoderKLWan", **VAE}
         config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
@@ -321,7 +333,7 @@ def predict(
     height, width = x.shape[-2:]
     time = model.embed_time(timesteps)
     rope = rope_of(model.config.head_dim, frames, height, width, x.device)
-    tokens = model.transform(model.patchify(x), time, model.embed_text(text), rope, attention)
+    tokens = model.transform(model.patchify(x).float(), time, model.embed_text(text), rope, attention)
     return model.unpatchify(tokens, time, height, width).float()
 
 
@@ -355,9 +367,11 @@ class TeacherForcing:
         if device.type == "cuda":
             mask = create_block_mask(visible, None, None, size, size, device="cuda")
 
+            compiled = torch.compile(flex_attention)
+
             def flex(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
-                return flex_attention(q, k, v, block_mask=mask).transpose(1, 2)
+                return compiled(q, k, v, block_mask=mask).transpose(1, 2)
 
             self.attention = flex
         else:
@@ -401,6 +415,63 @@ def pretrain(run: Run, seconds: float) -> None:
             run.log(f"pretrain {step}: loss of images {losses[1]:.4f}, of chunks {losses[CHUNK]:.4f}")
     run.log(f"pretrain: {step} steps")
     networks.save()
+    preview(run, networks)
+
+
+def preview(run: Run, networks: Networks) -> None:
+    """A picture of first chunks by many guided steps: what the next stages can build on."""
+    scenes = benchmark_scenes()[: run.scaled(32)]
+    with torch.no_grad(), autocast(run), torch.compiler.set_stance("force_eager"):
+        text = networks.embed(
+            tokenize(networks.tokenizer, ["", *(scene.prompt for scene in scenes)]).to(run.device)
+        )
+        noise = torch.randn(len(scenes), CHUNK, MODEL.in_dim, 24, 24, device=run.device)
+        level = torch.ones(len(scenes), CHUNK, device=run.device)
+        latents = guided_end(networks.model, noise, level, text[1:], text[:1], steps=24)
+    if run.rank == 0:
+        clips = VideoDecoder(build_vae(run).eval()).stream().decode(latents.float())
+        grid = clips[:, [0, -1]].transpose(1, 2).flatten(2, 3)  # first and last pixel frame side by side
+        save_picture(run.folder / "pretrain.png", grid.unflatten(0, (-1, 4 if not run.small else 1)))
+
+
+def save_picture(path: Path, pictures: Tensor) -> None:
+    """Write uint8 pictures `(rows, columns, H, W, 3)` as one PNG at half size."""
+    rows = pictures[:, :, ::2, ::2].permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(rows.cpu().numpy()).save(path)
+
+
+def judge(run: Run, seconds: float) -> None:
+    """Four-step videos of the benchmark's prompts with the dense cache and with Dummy Forcing, judged."""
+    networks = Networks(run)
+    if run.rank:
+        return
+    model = CausalWan(MODEL).to(run.device).eval()  # uncompiled: a session asks for the layer
+    model.load_state_dict(networks.model.state_dict())
+    decoder = VideoDecoder(build_vae(run).eval())
+    schedule = make_schedule([1000, 750, 500, 250], SHIFT)
+    scenes = benchmark_scenes()[: run.scaled(64)]
+    chunks = 7 if not run.small else 2
+    for policy in ("dense", "dummy"):
+        verdicts, rows = [], []
+        for first in range(0, len(scenes), 16):
+            part = scenes[first : first + 16]
+            with torch.no_grad():
+                tokens = tokenize(networks.tokenizer, [scene.prompt for scene in part]).to(run.device)
+                text = model.embed_text(networks.embed(tokens))
+            seeds = range(first, first + len(part))
+            session = Session(
+                model, text, parse_policy(policy), schedule, (len(part), 16, 24, 24), seeds=list(seeds),
+                frames=chunks * CHUNK,
+            )  # fmt: skip
+            stream = decoder.stream()
+            clips = torch.cat([stream.decode(latents) for latents in session], 1)
+            verdicts += [judge_clip(c.cpu().numpy(), s) for c, s in zip(clips, part, strict=True)]
+            rows.append(clips[:, :: max(1, clips.shape[1] // 8)].cpu())
+        run.log(policy, json.dumps(summary(verdicts)))
+        for scene, verdict in zip(scenes, verdicts, strict=True):
+            if not (verdict.color and verdict.shape and verdict.motion):
+                run.log("  failed:", scene.prompt, verdict)
+        save_picture(run.folder / f"judge_{policy}.png", torch.cat(rows)[:32])
 
 
 def make_past(
@@ -413,9 +484,9 @@ def make_past(
         level = 0.15 * torch.rand(batch, frames // CHUNK, device=x0.device).square()
         return noised(x0, level.repeat_interleave(CHUNK, 1), noise)
     sigma = 0.85 * torch.rand(batch, frames // CHUNK, device=x0.device).repeat_interleave(CHUNK, 1)
-    with torch.no_grad(), autocast(run):
+    with autocast(run):  # with gradients, although nobody wants them: the compiled training pass serves
         x = noised(x0, sigma, noise)
-        return x - sigma[:, :, None, None, None] * tf(model, x0, x, sigma, text)
+        return (x - sigma[:, :, None, None, None] * tf(model, x0, x, sigma, text)).detach()
 
 
 def causal(run: Run, seconds: float) -> None:
@@ -534,6 +605,7 @@ STAGES: dict[str, Callable[[Run, float], None]] = {
     "pretrain": pretrain,
     "causal": causal,
     "distill": distill,
+    "judge": judge,
 }
 
 
