@@ -63,11 +63,13 @@ class Session:
 
         Raises:
             UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
-            ValueError: If `skips` has the wrong length.
+            ValueError: If `text` is not for this batch, or `skips` has the wrong length.
         """
         if frames is not None and frames % chunk_frames:
             raise UserError(f"{frames} latent frames cannot be made in chunks of {chunk_frames}.")
         batch, _, self.height, self.width = latent_shape
+        if len(text[0][0]) != batch:
+            raise ValueError(f"text for {len(text[0][0])} samples, latents for {batch}")
         layers, heads = model.config.num_layers, model.config.num_heads
         self._fingerprint = fingerprint(model)
         if plan is None:
@@ -76,6 +78,8 @@ class Session:
             plan.require(layers, heads, self._fingerprint)
             self.plans = [plan] * batch
         self._classify_at = None if plan or not policy.roles else policy.classify_at_chunk
+        # The whole past is kept to the end, or until the plan shrinks the cache.
+        kept = frames if self._classify_at is None else (self._classify_at + 1) * chunk_frames
 
         self.model, self.policy, self.schedule = model, policy, schedule
         self.latent_shape, self.chunk_frames, self.total_frames = latent_shape, chunk_frames, frames
@@ -91,7 +95,7 @@ class Session:
             chunk_frames=chunk_frames,
             dtype=self._dtype,
             device=self._device,
-            frames=frames,
+            frames=kept,
         )
         # All frames of a chunk have the same timestep, and so have all chunks: one embedding per step serves.
         with torch.inference_mode():
