@@ -1,13 +1,12 @@
 """Judge a video of the rendered world: which object is seen, and what does it do?
 
 The world draws objects brighter than everything else, so they are found without learning anything: bright
-pixels -> nearest palette color by hue -> largest connected piece per frame -> outline against templates
-(shape) and track against rules (motion). All thresholds are ramps, hence every answer has a margin.
+pixels -> nearest palette color -> largest connected piece in every frame -> its outline against templates
+(shape) and its track against rules (motion).
 
-Coordinates are the world's: [-1, 1] in both axes, y points down, 16 pixel frames/s.
+Coordinates are the world's: the picture spans [-1, 1] in both axes, y points down.
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,17 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from dummyforcing.eval.motion import Bools, Floats, Track, motion_scores, spread
-from dummyforcing.eval.world import COLORS, SHAPES, Scene, Thing, shape_distance
+from dummyforcing.eval.outline import FOLDS, normalise, overlaps, turning
+from dummyforcing.eval.world import COLORS, SHAPES, Scene, Thing
 
 _GRID = 96  # pixels per side on which everything is measured
-_BRIGHT = 0.60  # between the brightest scenery (0.5, rarely 0.6) and the darkest object (0.69)
-_MIN_AREA = 0.004  # of the picture's 4 units; the world's smallest object has 0.03
-_PATCH = 40  # pixels per side of a normalised outline ...
-_REACH = 1.75  # ... which spans this many equivalent radii each way; a star's tips are at 1.58
-_FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of ball or ring is not seen
+_BRIGHT = 0.62  # between the brightest scenery (0.5, rarely 0.6) and the darkest object (0.69) ...
+_BRIGHT_SHARE = 0.68  # ... and in a darker video no more than this share of its brightest pixels
+_MIN_AREA = 0.004  # in units in which the picture has 4; the world's smallest object has 0.03
+_MIN_SHARE = 0.9  # of the frames in which the main object has the right color
+
+# A jittery outline costs thin shapes more overlap than compact ones. Clean outlines reach 0.92 and more.
+_MIN_OVERLAP = {"ball": 0.85, "square": 0.85, "triangle": 0.78, "star": 0.74, "ring": 0.62, "cross": 0.76}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Detection:
-    """The objects of a video, the one with the most visible area first."""
+    """The objects of a video, one per color, the one with the most visible area first."""
 
     objects: tuple[Found, ...]
 
@@ -80,7 +82,7 @@ class Verdict:
     shape: bool
     motion: bool
     reasons: tuple[str, ...] = ()
-    """One line per thing that is wrong."""
+    """One line for each thing that is wrong."""
 
 
 def detect(frames: NDArray[np.uint8]) -> Detection:
@@ -93,24 +95,22 @@ def detect(frames: NDArray[np.uint8]) -> Detection:
         raise ValueError(f"frames must be (T, H, W, 3) with H = W, not {frames.shape}")
     pictures = _shrink(frames)
     value = pictures.max(1)
-    bright = value > _BRIGHT
-    colors = _colors_present(_label(pictures, bright, range(len(COLORS))))
+    level = float(np.clip(_BRIGHT_SHARE * np.quantile(value[::4], 0.995), 0.52, _BRIGHT))
+    bright = value > level
+    colors = _solid_colors(_label(pictures, bright, range(len(COLORS))))
     if not colors:
         return Detection(())
     # Edges mix with the scenery and may look like other colors: they belong to the objects that are there.
     labels = _label(pictures, bright, colors)
-    masks = np.stack([_largest_piece(labels == color) for color in colors])  # (O, T, G, G)
+    pieces = [_Piece.of(_largest_piece(labels == color)) for color in colors]
     pillar = _has_pillar(pictures)
-    areas = masks.sum((2, 3))
-    outlines = [_outline(value, mask) for mask in masks]
-    seen = areas.max(0) * 4 / _GRID**2 > _MIN_AREA
+    largest = np.argmax([piece.area for piece in pieces], axis=0)
+    seen = np.max([piece.area for piece in pieces], axis=0) > _MIN_AREA
     found = []
-    for i, color in enumerate(colors):
-        x, y, area, patch = outlines[i]
-        others = [outlines[j][:3] for j in range(len(colors)) if j != i]
-        largest = (areas.argmax(0) == i) & seen
-        share = float(largest.sum() / max(1, seen.sum()))
-        found.append(_describe(list(COLORS)[color], x, y, area, patch, masks[i], others, pillar, share))
+    for i, (color, piece) in enumerate(zip(colors, pieces, strict=True)):
+        whole = _whole(piece, [other for other in pieces if other is not piece], pillar)
+        share = float((largest[seen] == i).mean()) if seen.any() else 0.0
+        found.append(_describe(list(COLORS)[color], piece, whole, value, level, pillar, share))
     return Detection(tuple(sorted(found, key=lambda f: -float(f.track.area.sum()))))
 
 
@@ -121,15 +121,15 @@ def judge(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
     color.
 
     Args:
-        frames: `(T, H, W, 3)` uint8.
+        frames: `(T, H, W, 3)` uint8, square pictures.
         scene: What the video should show.
     """
     detection = detect(frames)
     if not detection.objects:
         return Verdict(False, False, False, ("no object is seen",))
     alone = len(scene.things) == 1
-    reasons: list[str] = []
     color = shape = motion = True
+    reasons: list[str] = []
     for thing in scene.things:
         found = detection.objects[0] if alone else detection.of_color(thing.color)
         if found is None:
@@ -139,27 +139,20 @@ def judge(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
         if found.color != thing.color:
             reasons.append(f"color: {found.color}, not {thing.color}")
             color = False
-        elif alone and found.color_share < 0.85:
+        elif alone and found.color_share < _MIN_SHARE:
             reasons.append(f"color: {thing.color} in only {found.color_share:.0%} of the frames")
             color = False
         if found.shape != thing.shape:
-            reasons.append(f"shape: {found.shape}, not {thing.shape}")
+            reasons.append(f"shape: {found.shape or 'unclear'}, not {thing.shape}")
             shape = False
         if not _does(found, thing):
-            reasons.append(f"motion: {found.motion}, not {thing.motion}")
+            reasons.append(f"motion: {found.motion or _unclear(found)}, not {thing.motion}")
             motion = False
     return Verdict(color, shape, motion, tuple(reasons))
 
 
-def _does(found: Found, thing: Thing) -> bool:
-    if thing.motion == "across":  # passes another object; not in `MOTIONS`
-        track = found.track
-        return spread(track.x[track.visible]) > 0.5 and spread(track.y[track.visible]) < 0.3
-    return found.motion == thing.motion
-
-
 def summary(verdicts: Sequence[Verdict]) -> dict[str, object]:
-    """Counts, percentages and Wilson 95% intervals (percent) of right verdicts, ready for JSON."""
+    """Counts, percentages and Wilson 95% intervals (in percent) of right verdicts, ready for JSON."""
     count = len(verdicts)
     right = {
         "color": sum(v.color for v in verdicts),
@@ -188,6 +181,23 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
+def _does(found: Found, thing: Thing) -> bool:
+    if thing.motion == "across":  # passes another object; no motion of its own
+        track = found.track
+        return spread(track.x[track.visible]) > 0.5 and spread(track.y[track.visible]) < 0.3
+    return found.motion == thing.motion
+
+
+def _unclear(found: Found) -> str:
+    unseen = 1 - float(found.track.visible.mean())
+    return f"unclear (out of sight in {unseen:.0%} of the frames)" if unseen > 0.05 else "unclear"
+
+
+def _margin(scores: Mapping[str, float]) -> float:
+    second, best = sorted(scores.values())[-2:]
+    return best - second
+
+
 # --- pixels ---------------------------------------------------------------------------------------------
 
 
@@ -214,33 +224,32 @@ def _label(pictures: Floats, bright: Bools, colors: Sequence[int]) -> NDArray[np
     length = np.hypot(*palette.T)[:, None]
     palette = np.where(length > 0.3, 0.8 * palette / np.maximum(length, 1e-6), 0)
     chroma = _chroma(pictures.transpose(0, 2, 3, 1)[bright])
+    distance = np.stack([((chroma - color) ** 2).sum(1) for color in palette])
     labels = np.full(bright.shape, -1, np.int8)
-    distance = ((chroma[:, None] - palette) ** 2).sum(2)
-    labels[bright] = np.asarray(colors, np.int8)[distance.argmin(1)]
+    labels[bright] = np.asarray(colors, np.int8)[distance.argmin(0)]
     return labels
+
+
+def _solid_colors(labels: NDArray[np.int8]) -> list[int]:
+    """Colors with a solid interior, not only a thin line where an edge mixes with the scenery."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(COLORS))
+    likely = np.flatnonzero(counts > 0.05 * counts.sum()).tolist()
+    core = {color: float((_box(labels == color, 3) > 0.85).mean()) for color in likely}
+    return [color for color, share in core.items() if share > max(0.1 * sum(core.values()), 5e-4)]
 
 
 def _box(mask: Bools, side: int) -> Floats:
     """Share of set pixels in the window around every pixel."""
-    pooled = F.avg_pool2d(torch.from_numpy(mask[:, None].astype(np.float32)), side, 1, side // 2)
-    share: Floats = pooled[:, 0].numpy()
+    pooled = F.avg_pool2d(torch.from_numpy(mask.astype(np.float32)), side, 1, side // 2)
+    share: Floats = pooled.numpy()
     return share
-
-
-def _colors_present(labels: NDArray[np.int8]) -> list[int]:
-    """Colors with a solid interior, not only an outline where an edge mixes with the scenery."""
-    counts = np.bincount(labels[labels >= 0], minlength=len(COLORS))
-    likely = np.flatnonzero(counts > 0.05 * counts.sum()).tolist()
-    core = {color: float((_box(labels == color, 3) > 0.85).mean()) for color in likely}
-    total = sum(core.values())
-    return [color for color, share in core.items() if share > max(0.1 * total, 5e-4)]
 
 
 def _largest_piece(mask: Bools) -> Bools:
     """The largest connected piece in every frame of `(T, G, G)`."""
     rest = mask.copy()
     best = np.zeros_like(mask)
-    for _ in range(3):  # pieces are tried from the most solid on
+    for _ in range(3):  # the most solid pieces first
         density = (_box(rest, 7) * rest).reshape(len(mask), -1)
         seed = np.zeros_like(density, dtype=bool)
         seed[np.arange(len(mask)), density.argmax(1)] = density.max(1) > 0
@@ -248,10 +257,13 @@ def _largest_piece(mask: Bools) -> Bools:
         larger = piece.sum((1, 2)) > best.sum((1, 2))
         best[larger] = piece[larger]
         rest &= ~piece
+        if not rest.any():
+            break
     return best
 
 
 def _flood(seed: Bools, mask: Bools) -> Bools:
+    """All set pixels that are connected to the seeds."""
     piece, size = seed & mask, -1
     while (grown := int(piece.sum())) != size:
         size = grown
@@ -266,121 +278,84 @@ def _flood(seed: Bools, mask: Bools) -> Bools:
 
 def _has_pillar(pictures: Floats) -> bool:
     """Whether a gray post stands in the middle, from top to bottom."""
-    still = np.median(pictures[:: max(1, len(pictures) // 16)], axis=0)
-    middle = slice(round(_GRID * 0.44), round(_GRID * 0.56))
-    post = still[:, :, middle].mean(2)
-    sides = [still[:, :, round(_GRID * a) : round(_GRID * b)].mean(2) for a, b in ((0.3, 0.38), (0.62, 0.7))]
+    still = np.median(pictures[:: max(1, len(pictures) // 16)], axis=0)  # (3, G, G)
+
+    def column(left: float, right: float) -> Floats:
+        mean: Floats = still[:, :, round(_GRID * left) : round(_GRID * right)].mean(2)
+        return mean
+
+    post, sides = column(0.44, 0.56), (column(0.30, 0.38), column(0.62, 0.70))
     gray = (post.max(0) - post.min(0) < 0.12) & (np.abs(post.mean(0) - 0.41) < 0.12)
-    brighter = np.minimum(*(np.abs(post - side).max(0) for side in sides)) > 0.06
-    return bool((gray & brighter).mean() > 0.6)
+    stands_out = np.minimum(*(np.abs(post - side).max(0) for side in sides)) > 0.06
+    return bool((gray & stands_out).mean() > 0.6)
 
 
 # --- one object -----------------------------------------------------------------------------------------
 
 
-def _outline(value: Floats, mask: Bools) -> tuple[Floats, Floats, Floats, Floats]:
-    """Centroid x, y and area `(T,)` of a mask, and its outline `(T, P*P)` free of position and size."""
-    ticks = ((np.arange(_GRID) + 0.5) * (2 / _GRID) - 1).astype(np.float32)
-    pixels = mask.sum((1, 2)).astype(np.float32)
-    x = (mask.sum(1) @ ticks / np.maximum(pixels, 1)).astype(np.float32)
-    y = (mask.sum(2) @ ticks / np.maximum(pixels, 1)).astype(np.float32)
-    area = pixels * (4 / _GRID**2)
-    radius = np.sqrt(area / math.pi)
-    steps = (np.arange(_PATCH) + 0.5) * (2 * _REACH / _PATCH) - _REACH
-    gx = x[:, None] + radius[:, None] * steps
-    gy = y[:, None] + radius[:, None] * steps
-    shape = (len(mask), _PATCH, _PATCH)
-    grid = np.stack([np.broadcast_to(gx[:, None], shape), np.broadcast_to(gy[:, :, None], shape)], -1)
-    near = (_box(mask, 3) > 0) * value  # one more pixel around, for an edge finer than the grid
-    patch = F.grid_sample(
-        torch.from_numpy(near.astype(np.float32))[:, None],
-        torch.from_numpy(grid.astype(np.float32)),
-        align_corners=False,
-    )
-    return x, y, area, (patch[:, 0].flatten(1).numpy() > _BRIGHT).astype(np.float32)
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels of one object `(T, G, G)` with their centroid, area and equivalent radius, each `(T,)`."""
+
+    mask: Bools
+    x: Floats
+    y: Floats
+    area: Floats
+    radius: Floats
+
+    @classmethod
+    def of(cls, mask: Bools) -> "_Piece":
+        ticks = ((np.arange(_GRID) + 0.5) * (2 / _GRID) - 1).astype(np.float32)
+        pixels = mask.sum((1, 2)).astype(np.float32)
+        x, y = (mask.sum(axis).astype(np.float32) @ ticks / np.maximum(pixels, 1) for axis in (1, 2))
+        area = pixels * np.float32(4 / _GRID**2)
+        return cls(mask, x, y, area, np.sqrt(area / np.float32(math.pi)))
 
 
-@functools.cache
-def _templates(turns: int = 24) -> tuple[Floats, tuple[str, ...]]:
-    """Outlines `(K, P*P)` of all shapes at all rotations, and the shape of each."""
-    fine = (torch.arange(400) + 0.5) * (3 / 400) - 1.5
-    fy, fx = torch.meshgrid(fine, fine, indexing="ij")
-    steps = (torch.arange(_PATCH) + 0.5) * (2 * _REACH / _PATCH) - _REACH
-    py, px = torch.meshgrid(steps, steps, indexing="ij")
-    rows, names = [], []
-    for index, shape in enumerate(SHAPES):
-        inside = shape_distance(torch.tensor(index), fx, fy) < 0
-        scale = math.sqrt(float(inside.sum()) * (3 / 400) ** 2 / math.pi)
-        middle = float(fy[inside].mean())
-        for turn in range(turns if shape in _FOLDS else 1):
-            a = 2 * math.pi * turn / (turns * _FOLDS.get(shape, 1))
-            u, v = px * math.cos(a) + py * math.sin(a), py * math.cos(a) - px * math.sin(a)
-            rows.append(shape_distance(torch.tensor(index), u * scale, v * scale + middle).flatten() < 0)
-            names.append(shape)
-    return torch.stack(rows).float().numpy(), tuple(names)
-
-
-def _shape_overlaps(patches: Floats) -> Floats:
-    """IoU of `(T, P*P)` outlines with each shape at its best rotation, `(T, S)`."""
-    templates, names = _templates()
-    common = patches @ templates.T
-    union = patches.sum(1)[:, None] + templates.sum(1) - common
-    overlap = common / np.maximum(union, 1)
-    return np.stack([overlap[:, np.array(names) == shape].max(1) for shape in SHAPES], 1)
-
-
-def _turning(patches: Floats, folds: int) -> Floats:
-    """Angle of outlines with that rotational symmetry, `(T,)`, unwrapped."""
-    steps = (np.arange(_PATCH) + 0.5) * (2 * _REACH / _PATCH) - _REACH
-    gx, gy = np.meshgrid(steps, steps)
-    wave = (np.hypot(gx, gy) ** 2 * np.exp(1j * folds * np.arctan2(gy, gx))).ravel()
-    angle: Floats = (np.unwrap(np.angle(patches @ wave)) / folds).astype(np.float32)
-    return angle
+def _whole(piece: _Piece, others: Sequence[_Piece], pillar: bool) -> Bools:
+    """In which frames nothing cuts the outline of a piece, `(T,)`."""
+    mask, visible = piece.mask, piece.area > _MIN_AREA
+    if not visible.any():
+        return visible
+    whole = visible & ~mask[:, [0, -1]].any((1, 2)) & ~mask[:, :, [0, -1]].any((1, 2))
+    if pillar:
+        at_pillar = mask[:, :, round(_GRID * 0.39) : round(_GRID * 0.61)].any((1, 2))
+        whole &= ~at_pillar | (piece.area > 0.9 * np.quantile(piece.area[visible], 0.75))
+    for other in others:
+        apart = np.hypot(piece.x - other.x, piece.y - other.y) > 1.3 * (piece.radius + other.radius)
+        whole &= apart | (other.area < _MIN_AREA)
+    if whole.sum() < 0.15 * visible.sum():  # never free: take the frames that show the most
+        return visible & (piece.area > 0.8 * np.quantile(piece.area[visible], 0.9))
+    return whole
 
 
 def _describe(
-    color: str, x: Floats, y: Floats, area: Floats, patch: Floats, mask: Bools,
-    others: list[tuple[Floats, Floats, Floats]], pillar: bool, share: float,
-) -> Found:  # fmt: skip
-    visible = area > _MIN_AREA
-    edge = mask[:, [0, -1]].any((1, 2)) | mask[:, :, [0, -1]].any((1, 2))
-    whole = visible & ~edge
-    reach = 1.3 * np.sqrt(area / math.pi)
-    if pillar:
-        middle = slice(round(_GRID * 0.39), round(_GRID * 0.61))
-        cut = area < 0.9 * np.quantile(area[visible], 0.75) if visible.any() else ~visible
-        whole &= ~(mask[:, :, middle].any((1, 2)) & cut)
-    for ox, oy, oarea in others:
-        apart = np.hypot(x - ox, y - oy) > reach + 1.3 * np.sqrt(oarea / math.pi)
-        whole &= apart | (oarea < _MIN_AREA)
-    if whole.sum() < 0.15 * visible.sum():  # never free: take the frames that show most of it
-        whole = visible & (area > 0.8 * np.quantile(area[visible], 0.9)) if visible.any() else visible
-    scores = dict.fromkeys(SHAPES, 0.0)
-    shape = None
+    color: str, piece: _Piece, whole: Bools, value: Floats, level: float, pillar: bool, share: float
+) -> Found:
+    visible = piece.area > _MIN_AREA
+    shape, scores = None, dict.fromkeys(SHAPES, 0.0)
+    angle = np.zeros(len(whole), np.float32)
     if whole.any():
-        overlap = _shape_overlaps(patch[whole])
+        near = (_box(piece.mask, 3) > 0) * value
+        outlines = normalise(near[whole], level, piece.x[whole], piece.y[whole], piece.radius[whole])
+        overlap = overlaps(outlines)
         scores = dict(zip(SHAPES, overlap.mean(0).tolist(), strict=True))
         best = max(scores, key=scores.__getitem__)
-        votes = (overlap.argmax(1) == SHAPES.index(best)).mean()
-        if scores[best] > 0.7 and votes > 0.6:
+        votes = float((overlap.argmax(1) == SHAPES.index(best)).mean())
+        if scores[best] > _MIN_OVERLAP[best] and votes > 0.6:
             shape = best
-    angle = np.zeros(len(x))
-    if shape in _FOLDS and whole.any():
-        angle = np.interp(np.arange(len(x)), np.flatnonzero(whole), _turning(patch[whole], _FOLDS[shape]))
-    track = Track(_hold(x, visible), _hold(y, visible), area, angle.astype(np.float32), visible, whole)
+        if shape in FOLDS:
+            turned = turning(outlines, FOLDS[shape])
+            angle = np.interp(np.arange(len(whole)), np.flatnonzero(whole), turned).astype(np.float32)
+    track = Track(_hold(piece.x, visible), _hold(piece.y, visible), piece.area, angle, visible, whole)
     motions = motion_scores(track, pillar)
     motion = max(motions, key=motions.__getitem__)
     return Found(color, shape, motion if motions[motion] >= 0.5 else None, track, share, scores, motions)
 
 
 def _hold(values: Floats, known: Bools) -> Floats:
-    """Carry the last known value on."""
+    """Carry the last known value on, and the first one back."""
     if not known.any():
         return values
     last = np.maximum.accumulate(np.where(known, np.arange(len(values)), -1))
-    return values[np.where(last < 0, int(known.argmax()), last)]
-
-
-def _margin(scores: Mapping[str, float]) -> float:
-    second, best = sorted(scores.values())[-2:]
-    return best - second
+    return values[np.where(last < 0, known.argmax(), last)]

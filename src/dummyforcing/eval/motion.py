@@ -77,7 +77,7 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
         _ramp(dy, 0.2, 0.4),
         _ramp(dx, 1.0 * dy, 0.6 * dy),
         _ramp(_swaps(y), *((1, 4) if long else (0.5, 2.5))),
-        _ramp(float((y < (y.min() + y.max()) / 2).mean()), 0.46, 0.56),  # slow at the top, quick at the floor
+        _ramp(float((y < (y.min() + y.max()) / 2).mean()), 0.48, 0.60),  # slow at the top, quick at the floor
     )
     scores["swing"] = min(
         steady,
