@@ -50,26 +50,9 @@ def random_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
     return [world.random_scene(rng) for _ in range(count)]
 
 
-class Renderer:
-    """Draws clips on a device, compiled where that pays."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.draw = torch.compile(world.draw, dynamic=True) if device.type == "cuda" else world.draw
-
-    def __call__(self, scenes: list[world.Scene], frames: int, start: int = 0) -> Tensor:
-        """Clips in [-1, 1] as the VAE wants them, `(B, 3, frames, 192, 192)`."""
-        numbers = world.prepare(scenes, frames, self.device, start)
-        if numbers["x"].shape[1] == 1:  # one shape for all batches
-            absent = torch.full_like(numbers["x"], 9.0)
-            for name in ("x", "y", "radius", "angle"):
-                numbers[name] = torch.cat(
-                    [numbers[name], absent if name != "radius" else absent * 0 + 0.2], 1
-                )
-            numbers["shape"] = numbers["shape"].expand(-1, 2)
-            numbers["color"] = numbers["color"].expand(-1, 2, -1)
-        pictures = self.draw(numbers).unflatten(0, (len(scenes), frames))
-        return pictures.transpose(1, 2) * 2 - 1
+def render(scenes: list[world.Scene], frames: int, size: int, device: torch.device, start: int = 0) -> Tensor:
+    """Clips in [-1, 1] as the VAE wants them, `(B, 3, frames, size, size)`."""
+    return world.render(scenes, frames, size, device, start).transpose(1, 2) * 2 - 1
 
 
 class Pool:

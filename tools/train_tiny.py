@@ -40,12 +40,16 @@ from dummyforcing.rope import rope_table
 from dummyforcing.sampling import make_schedule
 from dummyforcing.session import Session
 from dummyforcing.vae import VideoDecoder
-from tiny_data import TEXT_LEN, Pool, Renderer, build_tokenizer, random_scenes, tokenize
-from tiny_optim import Optimizer, timed_steps
+from tiny_data import TEXT_LEN, Pool, build_tokenizer, random_scenes, render, tokenize
+from tiny_optim import Optimizer, graphed, timed_steps
+from tiny_vae import WholeClipVAE
 
 CHUNK = 3
-TOKENS = 144  # per frame: 192 pixels / 8 (VAE) / 2 (patch), squared
+SIZE = 160  # pixels, height and width
+LATENT = SIZE // 8
+TOKENS = (LATENT // 2) ** 2  # per latent frame
 SHIFT = 3.0
+SIZES = ((21, 8_000, 8), (42, 2_000, 3))  # latent frames, clips per process, batch per process
 STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # steps 1000, 750, 500, 250 under SHIFT
 SHARD_BYTES = 15_500_000
 MODEL = ModelConfig(
@@ -83,6 +87,8 @@ class Run:
         torch.backends.cudnn.benchmark = True
         torch._dynamo.config.recompile_limit = 64  # one compiled block per shape
         self.started = time.monotonic()
+        self.pools: dict[int, Pool] = {}
+        folder.mkdir(parents=True, exist_ok=True)
 
     def rng(self, stage: str) -> np.random.Generator:
         """A generator of scenes that differs between stages and processes."""
@@ -100,7 +106,8 @@ class Run:
 
 def autocast(run: Run) -> torch.autocast:
     """bfloat16 matrix products on float32 weights."""
-    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda")
+    on_gpu = run.device.type == "cuda"
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False)
 
 
 def save_sharded(folder: Path, state: dict[str, Tensor], config: dict[str, object]) -> None:
@@ -155,45 +162,57 @@ def build_vae(run: Run) -> AutoencoderKLWan:
 
 def train_vae(run: Run, seconds: float) -> None:
     """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config."""
-    vae, render, rng = build_vae(run), Renderer(run.device), run.rng("vae")
+    vae, rng, device = build_vae(run), run.rng("vae"), run.device
+    if not (run.folder / "vae").exists():
+        with torch.no_grad():  # begin with clean latents: noise of the posterior would hide them for long
+            vae.quant_conv.bias[16:] = -5.0
     if dist.is_initialized():
         for p in vae.parameters():
             dist.broadcast(p.data, 0)
-    optimizer = Optimizer([vae], 1.5e-3, set())
-    batch = run.scaled(96)
+    optimizer = Optimizer([vae], 4e-3, {id(p) for p in vae.parameters() if p.ndim >= 4})
+    frames = 25 if not run.small else 9  # long enough for the steady state of the causal convolutions
     pool = torch.cat(
         [
-            (render(random_scenes(batch, rng), 9, int(rng.integers(0, 100))) * 127.5 + 127.5).round().byte()
-            for _ in range(0, run.scaled(int(12_000 * run.pool)), batch)
+            (
+                render(random_scenes(batch, rng), frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
+                + 127.5
+            )
+            .round()
+            .byte()
+            for batch in [run.scaled(40)] * run.scaled(int(60 * run.pool))
         ]
     )
-    run.log(f"{len(pool)} clips of 9 pixel frames")
-    for step, rate in timed_steps(seconds, device=run.device):
-        picks = torch.randint(len(pool), (run.scaled(24),), device=run.device)
-        clips = pool[picks].float() / 127.5 - 1
+    run.log(f"{len(pool)} clips of {frames} pixel frames")
+    clips = torch.zeros(2, *pool.shape[1:], device=device)
+    whole = WholeClipVAE(vae)
+
+    def work() -> tuple[Tensor, Tensor, Tensor]:
         with autocast(run):
-            posterior = vae.encode(clips).latent_dist
-            out = vae.decode(posterior.sample()).sample
-        error = out.float() - clips
-        loss = error.abs().mean() + 2 * error.square().mean()
-        loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
-        (loss + 2e-4 * kl).backward()
+            mean, logvar = whole.encode(clips)
+            out = whole.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+        error = out - clips
+        l1, mse = error.abs().mean(), error.square().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()
+        return l1.detach(), mse.detach(), kl.detach()
+
+    step_work = graphed(work) if device.type == "cuda" else work
+    optimizer.buffer.zero_()
+    run.log("recorded")
+    for step, rate in timed_steps(seconds, device=device):
+        picks = torch.randint(len(pool), (len(clips),), device=device)
+        clips.copy_(pool[picks]).div_(127.5).sub_(1)
+        l1, mse, kl = step_work()
         optimizer.step(rate)
-        if step % 200 == 0:
-            run.log(f"vae {step}: L1 {error.abs().mean():.4f} MSE {error.square().mean():.5f} KL {kl:.2f}")
+        if step % 500 == 0:
+            run.log(f"vae {step}: L1 {l1:.4f} PSNR {10 * (4 / mse).log10():.2f} KL {kl:.2f}")
     vae.eval()
     with torch.no_grad(), autocast(run):
-        parts = [
-            vae.encode(
-                render(random_scenes(run.scaled(32), rng), 81 if not run.small else 9)
-            ).latent_dist.mean
-            for _ in range(4)
-        ]
-        latents = torch.cat(parts).float()
-        clip = render(random_scenes(run.scaled(16), rng), 33 if not run.small else 9)
-        again = vae.decode(vae.encode(clip).latent_dist.mean).sample.float().clamp(-1, 1)
-        error = (again - clip) / 2
+        clip = render(random_scenes(run.scaled(32), rng), 81 if not run.small else 9, SIZE, device)
+        latents = whole.encode(clip)[0]
+        again = whole.decode(latents[:8]).clamp(-1, 1)
+        error = (again - clip[:8]) / 2
     run.log(f"vae: {step} steps, PSNR {-10 * error.square().mean().log10():.2f} dB")
     if run.rank == 0:
         both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
@@ -208,25 +227,29 @@ class Encoder:
     """Turns scenes into normalised latents."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.vae, self.render = run, build_vae(run).eval(), Renderer(run.device)
-        shape = (1, -1, 1, 1, 1)
+        self.run, self.vae = run, build_vae(run).eval()
+        self.whole, shape = WholeClipVAE(self.vae), (1, -1, 1, 1, 1)
         self.mean = torch.tensor(self.vae.config.latents_mean, device=run.device).view(shape)
         self.std = torch.tensor(self.vae.config.latents_std, device=run.device).view(shape)
 
     @torch.no_grad()
     def pool(self, tokenizer: PreTrainedTokenizerFast, count: int, frames: int, stage: str) -> Pool:
-        """Render and encode `count` clips of `frames` latent frames."""
-        rng, batch, began = self.run.rng(stage), self.run.scaled(1344 // frames // 4), time.monotonic()
+        """Render and encode `count` clips of `frames` latent frames; made once per process."""
+        if frames in self.run.pools:
+            return self.run.pools[frames]
+        rng, batch, began = self.run.rng(stage), self.run.scaled(1008 // frames), time.monotonic()
         latents, tokens = [], []
         for _ in range(0, self.run.scaled(int(count * self.run.pool)), batch):
             scenes = random_scenes(batch, rng)
             with autocast(self.run):
-                z = self.vae.encode(self.render(scenes, 1 + 4 * (frames - 1))).latent_dist.mean
-            latents.append(((z.float() - self.mean) / self.std).transpose(1, 2).bfloat16())
+                clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
+                z = self.whole.encode(clips)[0]
+            latents.append(((z - self.mean) / self.std).transpose(1, 2).bfloat16())
             tokens.append(tokenize(tokenizer, [scene.prompt for scene in scenes]))
         empty = tokenize(tokenizer, [""]).to(self.run.device)
         out = Pool(torch.cat(latents), torch.cat(tokens).to(self.run.device), empty)
         self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
+        self.run.pools[frames] = out
         return out
 
 
@@ -394,7 +417,7 @@ class TeacherForcing:
 def pretrain(run: Run, seconds: float) -> None:
     """Bidirectional flow matching on single frames (at first mostly) and first chunks."""
     networks = Networks(run)
-    pool = Encoder(run).pool(networks.tokenizer, 100_000, CHUNK, "pretrain")
+    pool = Encoder(run).pool(networks.tokenizer, 50_000, CHUNK, "pretrain")
     optimizer = Optimizer([networks.model, networks.text], 2e-3, networks.matrices())
     losses = {1: 0.0, CHUNK: 0.0}
     began = time.monotonic()
@@ -425,7 +448,7 @@ def preview(run: Run, networks: Networks) -> None:
         text = networks.embed(
             tokenize(networks.tokenizer, ["", *(scene.prompt for scene in scenes)]).to(run.device)
         )
-        noise = torch.randn(len(scenes), CHUNK, MODEL.in_dim, 24, 24, device=run.device)
+        noise = torch.randn(len(scenes), CHUNK, MODEL.in_dim, LATENT, LATENT, device=run.device)
         level = torch.ones(len(scenes), CHUNK, device=run.device)
         latents = guided_end(networks.model, noise, level, text[1:], text[:1], steps=24)
     if run.rank == 0:
@@ -460,8 +483,8 @@ def judge(run: Run, seconds: float) -> None:
                 text = model.embed_text(networks.embed(tokens))
             seeds = range(first, first + len(part))
             session = Session(
-                model, text, parse_policy(policy), schedule, (len(part), 16, 24, 24), seeds=list(seeds),
-                frames=chunks * CHUNK,
+                model, text, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
+                seeds=list(seeds), frames=chunks * CHUNK,
             )  # fmt: skip
             stream = decoder.stream()
             clips = torch.cat([stream.decode(latents) for latents in session], 1)
@@ -493,8 +516,8 @@ def causal(run: Run, seconds: float) -> None:
     """Teacher forcing on whole clips; in the second half also long clips and reconstructed pasts."""
     networks, encoder = Networks(run), Encoder(run)
     model = networks.model
-    sizes = ((21, 12_000, 8), (42, 3_000, 3)) if not run.small else ((6, 2, 2), (9, 2, 2))
-    pools = [encoder.pool(networks.tokenizer, count, frames, f"causal{frames}") for frames, count, _ in sizes]
+    sizes = SIZES if not run.small else ((6, 2, 2), (9, 2, 2))
+    pools = [encoder.pool(networks.tokenizer, count, frames, f"clips{frames}") for frames, count, _ in sizes]
     passes = [TeacherForcing(frames, run.device) for frames, _, _ in sizes]
     optimizer = Optimizer([networks.model, networks.text], 1.5e-3, networks.matrices())
     began, average = time.monotonic(), 0.0
@@ -548,16 +571,13 @@ def distill(run: Run, seconds: float) -> None:
     teacher.load_state_dict(model.state_dict())
     networks.compile(teacher)
     networks.text.requires_grad_(False)
-    first = encoder.pool(networks.tokenizer, 60_000, CHUNK, "distill")
-    sizes = ((21, 6_000, 6), (42, 1_500, 2)) if not run.small else ((6, 2, 2), (9, 2, 2))
-    pools = [
-        encoder.pool(networks.tokenizer, count, frames, f"distill{frames}") for frames, count, _ in sizes
-    ]
+    sizes = SIZES if not run.small else ((6, 2, 2), (9, 2, 2))
+    pools = [encoder.pool(networks.tokenizer, count, frames, f"clips{frames}") for frames, count, _ in sizes]
     passes = [TeacherForcing(frames, run.device) for frames, _, _ in sizes]
     optimizer = Optimizer([model], 6e-4, networks.matrices())
     levels = torch.tensor(STUDENT_SIGMAS, device=run.device)
     with torch.no_grad():
-        empty = networks.embed(first.empty)
+        empty = networks.embed(pools[0].empty)
 
     def student_sigma(batch: int, chunks: int) -> Tensor:
         picks = torch.randint(len(levels), (batch, chunks), device=run.device)
@@ -565,7 +585,8 @@ def distill(run: Run, seconds: float) -> None:
 
     averages = [0.0, 0.0]
     for step, rate in timed_steps(seconds, decay=0.6, device=run.device):
-        x0, tokens = first.sample(run.scaled(64), drop_text=0.0)
+        x0, tokens = pools[0].sample(run.scaled(64), drop_text=0.0)
+        x0 = x0[:, :CHUNK]
         sigma = student_sigma(len(x0), 1)
         x = noised(x0, sigma, torch.randn_like(x0))
         with autocast(run):
