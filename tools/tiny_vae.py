@@ -2,7 +2,7 @@
 
 diffusers runs the VAE group by group of frames with a feature cache, which costs thousands of small kernels.
 Over a whole clip the same function is a plain causal network: the first frame passes the temporal resampling
-unchanged, and the later ones go through causal convolutions. Both agree to rounding (run this file to see it).
+unchanged, the later ones go through causal convolutions. Both agree to rounding (run this file to see it).
 """
 
 from types import MethodType
