@@ -4,12 +4,11 @@ A model folder holds `*.safetensors` files, one or several with an index. Module
 and their parameters replaced by the files' tensors, so nothing is initialised in vain.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,22 +148,6 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
                     weights[name] = file.get_tensor(tensor.name).to(device, dtype)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def fingerprint(model: CausalWan) -> str:
-    """Tell models apart cheaply, so that a plan is not used with another model than its own.
-
-    One row of several weights of every block enters, rounded to bfloat16: the result is the same whether the
-    model was loaded in float32 or in bfloat16.
-
-    Returns:
-        A sha256 digest over the config and those rows, in hexadecimal.
-    """
-    digest = hashlib.sha256(json.dumps(asdict(model.config)).encode())
-    for name, weight in model.named_parameters():
-        if name.endswith(("self_attn.q.weight", "self_attn.o.weight", "ffn.2.weight")):
-            digest.update(weight[0].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

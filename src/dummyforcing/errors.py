@@ -1,5 +1,5 @@
-"""The one exception for input that the user can put right."""
+"""The one error that users cause and can mend."""
 
 
 class UserError(ValueError):
-    """Bad input: one sentence that says what is wrong and what would work."""
+    """Bad input; the message is one sentence that says what is wrong and what would work."""

@@ -8,6 +8,7 @@ test answers with an oracle.
 Parameter names are those of the original Wan 2.1 checkpoints.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,7 +49,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    """What the network knows about the noise level of each frame; it depends on the timesteps alone."""
+    """What the network knows about the noise level of each frame; it depends on the timesteps alone.
+
+    Both tensors broadcast: with `B` or `F` equal to 1 the same timestep serves every sample or frame.
+    """
 
     head: Tensor
     """Modulates the output head, `(B, F, dim)`."""
@@ -66,7 +70,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        return normed * self.weight
 
 
 class AttentionProjections(nn.Module):
@@ -84,16 +89,18 @@ class AttentionProjections(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """Normalised queries of `x`, `(B, L, dim)` -> `(B, L, H, D)`."""
-        return self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
+        return self._split(self.norm_q(self.q(x)))
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys, and values, of `x`, each `(B, L, H, D)`."""
-        split = (self.heads, -1)
-        return self.norm_k(self.k(x)).unflatten(-1, split), self.v(x).unflatten(-1, split)
+        return self._split(self.norm_k(self.k(x))), self._split(self.v(x))
 
     def output(self, attended: Tensor) -> Tensor:
         """Mix the heads, `(B, L, H, D)` -> `(B, L, dim)`."""
-        return self.o(attended.flatten(-2))
+        return self.o(attended.flatten(-2))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class Block(nn.Module):
@@ -284,12 +291,36 @@ class CausalWan(nn.Module):
         return self.unpatchify(tokens, time, height, width)
 
 
+def fingerprint(model: CausalWan) -> str:
+    """Name a model by its sizes and a few of its weights, so that a head plan is not used with another one.
+
+    Only the signs of the weights count: they are the same in float32, bfloat16 and float16.
+
+    Args:
+        model: Any device, any dtype.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in model.named_parameters():
+        if name.endswith(("self_attn.q.weight", "self_attn.k.weight")):
+            signs = torch.signbit(weight.detach()[:: max(1, len(weight) // 16)])
+            digest.update(signs.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LayerNorm, then per-frame scale and shift; `x (B, L, dim)`, the others `(B, F, 1, dim)`."""
-    y = F.layer_norm(x, x.shape[-1:], eps=eps).unflatten(1, (shift.shape[1], -1))
-    return (y * (1 + scale) + shift).flatten(1, 2)
+    y = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return (per_frame(y, shift.shape[1]) * (1 + scale) + shift).flatten(1, 2)
 
 
 def gated(x: Tensor, gate: Tensor, frames: int) -> Tensor:
     """Scale each frame's tokens; `x (B, L, dim)`, `gate (B, F, 1, dim)`."""
-    return (x.unflatten(1, (frames, -1)) * gate).flatten(1, 2)
+    return (per_frame(x, frames) * gate).flatten(1, 2)
+
+
+def per_frame(x: Tensor, frames: int) -> Tensor:
+    """View tokens `(B, L, dim)` as `(B, frames, L / frames, dim)`."""
+    return x.reshape(x.shape[0], frames, -1, x.shape[-1])
