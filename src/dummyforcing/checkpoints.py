@@ -85,7 +85,7 @@ class StoredTensor:
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a folder's `*.safetensors` files by native name, without reading them.
+    """List the tensors of a folder's `*.safetensors` files by name, without reading them.
 
     Raises:
         UserError: If the folder holds no weights, a shard is missing or a file is damaged.
@@ -94,10 +94,9 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     for path in _weight_files(folder):
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                native = native_name(name)
-                if native in tensors:
-                    raise UserError(f"Tensor {native} is in {folder} twice; keep one set of weights there.")
-                tensors[native] = StoredTensor(path, name, tuple(file.get_slice(name).get_shape()))
+                if name in tensors:
+                    raise UserError(f"Tensor {name} is in {folder} twice; keep one set of weights there.")
+                tensors[name] = StoredTensor(path, name, tuple(file.get_slice(name).get_shape()))
     return tensors
 
 
@@ -138,7 +137,7 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     """
     with torch.device("meta"):
         model = CausalWan(read_config(folder))
-    tensors = read_headers(folder)
+    tensors = {native_name(name): tensor for name, tensor in read_headers(folder).items()}
     check_names(tensors, model, folder)
     weights: dict[str, Tensor] = {}
     for path in {tensor.file for tensor in tensors.values()}:
