@@ -1,0 +1,54 @@
+"""Files appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dummyforcing.errors import UserError
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block (no permission, disk full) into a `UserError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place.") from error
+
+
+def temporary(path: Path) -> Path:
+    """Create an empty file beside `path`, to be renamed once it is complete.
+
+    Made before the work begins, it shows at once whether the target is hopeless.
+
+    Raises:
+        UserError: If `path` is a folder, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give a file name.")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with explaining(path):
+        part.touch()
+    return part
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the temporary path that this gives; it becomes `path` if the block succeeds, else it goes.
+
+    An older `path` stays as it is until then. The block should do nothing but write: its `OSError`s are taken
+    for trouble with the file.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    part = temporary(path)
+    try:
+        with explaining(path):
+            yield part
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""Small random VAEs of both layouts; the oracle is diffusers' own one-shot decode and encode."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from dummyforcing.errors import UserError
+from dummyforcing.vae import VideoDecoder, fast_convolutions, pixel_frames
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "wan": {"base_dim": 8, "z_dim": 16, "num_res_blocks": 1},
+    "bundled": {
+        "base_dim": 8,
+        "decoder_base_dim": 12,
+        "z_dim": 16,
+        "dim_mult": [1, 2, 4],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def decoder(request: pytest.FixtureRequest) -> VideoDecoder:
+    torch.manual_seed(0)
+    return VideoDecoder(AutoencoderKLWan(**LAYOUTS[request.param]).eval())
+
+
+def latents_of(frames: int, seed: int = 0, batch: int = 1) -> Tensor:
+    return torch.randn(batch, frames, 16, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def one_shot(decoder: VideoDecoder, latents: Tensor) -> Tensor:
+    """What diffusers decodes, as float32 `(B, n, H, W, 3)` in [0, 1]."""
+    config = decoder.vae.config
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    pixels = decoder.vae.decode(latents.transpose(1, 2) * std + mean).sample
+    return (pixels * 0.5 + 0.5).permute(0, 2, 3, 4, 1)
+
+
+@pytest.mark.parametrize("split", [[7], [3, 3, 1], [1, 1, 1, 1, 1, 1, 1]])
+def test_streaming_is_bit_equal_to_one_shot(decoder: VideoDecoder, split: list[int]) -> None:
+    latents = latents_of(7, batch=2)
+    stream = decoder.stream()
+    pieces = [stream.decode_float(chunk) for chunk in latents.split(split, dim=1)]
+    assert [piece.shape[1] for piece in pieces] == [4 * n - 3 * (i == 0) for i, n in enumerate(split)]
+    streamed = torch.cat(pieces, dim=1)
+    with fast_convolutions(decoder.vae):
+        assert torch.equal(streamed, one_shot(decoder, latents))
+    assert streamed.shape == (2, pixel_frames(7), 32, 48, 3)
+    assert streamed.std() > 0.01
+
+
+def test_fast_convolutions_change_rounding_only(decoder: VideoDecoder) -> None:
+    latents = latents_of(3)
+    torch.testing.assert_close(
+        decoder.stream().decode_float(latents), one_shot(decoder, latents), atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_slow_convolutions_are_avoided(decoder: VideoDecoder) -> None:
+    with torch.profiler.profile() as profile:
+        decoder.decode(latents_of(2))
+    operators = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in operators
+    assert not any("slow_conv3d" in name for name in operators)
+
+
+def test_interleaved_streams_do_not_meet(decoder: VideoDecoder) -> None:
+    one, two = latents_of(6, seed=1), latents_of(6, seed=2)
+    first, second = decoder.stream(), decoder.stream()
+    pieces: list[tuple[Tensor, Tensor]] = []
+    for a, b in zip(one.split(2, dim=1), two.split(2, dim=1), strict=True):
+        pieces.append((first.decode(a), second.decode(b)))
+        decoder.encode(torch.zeros(1, 1, 32, 48, 3, dtype=torch.uint8))  # nor does the encoder
+    assert torch.equal(torch.cat([a for a, _ in pieces], dim=1), decoder.decode(one))
+    assert torch.equal(torch.cat([b for _, b in pieces], dim=1), decoder.decode(two))
+    assert (first.frames, second.frames) == (6, 6)
+
+
+def test_a_batch_gives_what_its_videos_give_alone(decoder: VideoDecoder) -> None:
+    latents = latents_of(3, batch=2)
+    together = decoder.stream().decode_float(latents)
+    for index in range(2):
+        alone = decoder.stream().decode_float(latents[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], alone, atol=2e-5, rtol=0)
+
+
+def test_uint8_is_the_rounded_float(decoder: VideoDecoder) -> None:
+    latents = latents_of(2)
+    pixels, exact = decoder.decode(latents), decoder.stream().decode_float(latents)
+    assert pixels.dtype == torch.uint8
+    assert (pixels.float() - exact * 255).abs().max() <= 0.5
+
+
+def test_low_precision_latents_are_denormalised_in_float32(decoder: VideoDecoder) -> None:
+    latents = latents_of(2).to(torch.bfloat16)
+    assert torch.equal(decoder.decode(latents), decoder.decode(latents.float()))
+
+
+def test_bfloat16(decoder: VideoDecoder, tmp_path: Path) -> None:
+    decoder.vae.save_pretrained(tmp_path)
+    half = VideoDecoder.from_folder(tmp_path, dtype=torch.bfloat16)
+    difference = half.decode(latents_of(2)).float() - decoder.decode(latents_of(2)).float()
+    assert difference.abs().mean() < 2
+
+
+@torch.inference_mode()
+def test_encode(decoder: VideoDecoder) -> None:
+    pixels = torch.randint(0, 256, (2, 9, 32, 48, 3), dtype=torch.uint8)
+    config = decoder.vae.config
+    video = (pixels.float() / 255 * 2 - 1).permute(0, 4, 1, 2, 3)
+    mean = decoder.vae.encode(video).latent_dist.mean.transpose(1, 2)
+    expected = (mean - torch.tensor(config.latents_mean).view(-1, 1, 1)) / torch.tensor(
+        config.latents_std
+    ).view(-1, 1, 1)
+    latents = decoder.encode(pixels)
+    assert latents.shape == (2, 3, 16, 4, 6)
+    torch.testing.assert_close(latents, expected, atol=2e-5, rtol=0)
+    assert decoder.decode(latents).shape == pixels.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32, 32, 3), (1, 5, 36, 32, 3), (1, 5, 32, 36, 3)])
+def test_what_cannot_be_encoded(decoder: VideoDecoder, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"multiples of 8"):
+        decoder.encode(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    decoder.vae.save_pretrained(tmp_path)
+    capfd.readouterr()
+    loaded = VideoDecoder.from_folder(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(loaded.decode(latents_of(2)), decoder.decode(latents_of(2)))
+    assert not any(parameter.requires_grad for parameter in loaded.vae.parameters())
+
+
+def test_bad_folders(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        VideoDecoder.from_folder(tmp_path)
+    decoder.vae.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    capfd.readouterr()
+    with pytest.raises(UserError, match="missing or damaged"):
+        VideoDecoder.from_folder(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        VideoDecoder.from_folder(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_frame_counts() -> None:
+    assert [pixel_frames(n) for n in (1, 2, 3, 21)] == [1, 5, 9, 81]
