@@ -9,8 +9,9 @@ Parameter names are those of the original Wan 2.1 checkpoints.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -302,7 +303,7 @@ def fingerprint(model: CausalWan) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    digest = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(json.dumps(asdict(model.config)).encode())
     for name, weight in model.named_parameters():
         if name.endswith(("self_attn.q.weight", "self_attn.k.weight")):
             signs = torch.signbit(weight.detach()[:: max(1, len(weight) // 16)])

@@ -1,0 +1,318 @@
+"""The method: measure where heads look, give each one a role, and each role the past frames that it uses.
+
+    policy = parse_policy("dummy")                  # how roles are found, and what past each role sees
+    scorer.observe(layer, q, segments)              # while one chunk is denoised
+    plan = make_plan(policy, scorer.scores()[0], chunk=1)
+    cache.apply([plan])                             # from here on the cache is small
+
+Source: Dummy Forcing (arXiv:2601.20499), online head classification, dynamic head programming and packing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from inspect import signature
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dummyforcing.cache import Segment
+from dummyforcing.errors import UserError
+from dummyforcing.plan import HeadContext, Plan
+
+__all__ = [
+    "POLICIES",
+    "HeadContext",
+    "HeadScorer",
+    "Plan",
+    "Policy",
+    "Role",
+    "assign_roles",
+    "attention_mass",
+    "make_plan",
+    "parse_policy",
+]
+
+RowSampler = Callable[[int, int], Tensor]
+"""`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
+
+
+class Role(StrEnum):
+    """What a head is."""
+
+    DUMMY = "dummy"
+    SINK = "sink"
+    NEIGHBOR = "neighbor"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the roles of heads are found, and which past each role gets."""
+
+    name: str
+    initial: HeadContext
+    """What every head sees while there is no plan."""
+    roles: Mapping[Role, HeadContext] | None = None
+    """What each role sees; None: heads have no roles and keep `initial`."""
+    dummy_fraction: float = 0.5
+    """Share of all heads that become dummy."""
+    num_dummy: int | None = None
+    """Number of dummy heads; wins over `dummy_fraction`."""
+    classify_at_chunk: int = 1
+    """The chunk whose attention is scored; the plan holds from the next one on."""
+    score_pass: Literal["denoise", "commit"] = "denoise"
+    """Score all denoising steps of that chunk, or its commit pass."""
+    first_frames: int = 1
+    """How many of the oldest visible past frames count as the first ones."""
+    rows: int | Fraction | None = 256
+    """Query rows per scoring call, drawn with replacement: a number, a share, or None for every row once."""
+    seed: int = 0
+    """Seeds the draw of rows."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dummy_fraction <= 1:
+            raise UserError(f"The dummy fraction must lie between 0 and 1, not {self.dummy_fraction}.")
+        if self.num_dummy is not None and self.num_dummy < 0:
+            raise UserError(f"The number of dummy heads must not be negative, but is {self.num_dummy}.")
+        if self.roles is not None and self.classify_at_chunk < 1:
+            raise UserError(
+                "Heads can be classified at chunk 1 at the earliest: chunk 0 has no past to look at."
+            )
+
+    def dummy_heads(self, total: int) -> int:
+        """How many of `total` heads become dummy.
+
+        Raises:
+            UserError: If more dummy heads were asked for than there are heads.
+        """
+        if self.num_dummy is None:
+            return round(self.dummy_fraction * total)
+        if self.num_dummy > total:
+            raise UserError(f"{self.num_dummy} dummy heads were asked for, but the model has {total} heads.")
+        return self.num_dummy
+
+
+def dense() -> Policy:
+    """Every head sees the whole past."""
+    return Policy("dense", HeadContext(0, None))
+
+
+def window(sink: int, recent: int) -> Policy:
+    """Every head sees the first `sink` and the last `recent` frames: the native window of LongLive."""
+    return Policy("window", HeadContext(sink, recent))
+
+
+def dummy(neighbor: int = 3) -> Policy:
+    """Dummy Forcing, scored while denoising over the whole past; neighbor heads see `neighbor` frames."""
+    roles = _roles(neighbor)
+    return Policy("dummy", HeadContext(0, None), roles)
+
+
+def official(ar_start: int = 1, m: int = 1, chunk: int = 3) -> Policy:
+    """Dummy Forcing as the public code has it, to the letter, quirks included.
+
+    Args:
+        ar_start: The chunk whose commit pass is scored.
+        m: `local_context_length`, in chunks.
+        chunk: Frames per chunk.
+
+    Returns:
+        The policy. The context is short from the start; the first chunk counts as first unless `ar_start` is
+        1, even where it makes frames count as first that are not; a third of the first frames' number of rows
+        is scored.
+    """
+    first = 1 if ar_start == 1 else chunk
+    return Policy(
+        "official",
+        HeadContext(1, m * chunk),
+        _roles(m * chunk),
+        classify_at_chunk=ar_start,
+        score_pass="commit",
+        first_frames=first,
+        rows=Fraction(first, 3 * chunk),
+    )
+
+
+def _roles(neighbor: int) -> Mapping[Role, HeadContext]:
+    return {
+        Role.DUMMY: HeadContext(0, 1),
+        Role.SINK: HeadContext(1, 0),
+        Role.NEIGHBOR: HeadContext(0, neighbor),
+    }
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "dense": dense,
+    "window": window,
+    "dummy": dummy,
+    "official": official,
+}
+
+
+def parse_policy(text: str) -> Policy:
+    """Read a policy such as `dummy`, `window:3,6` or `official:2,1`.
+
+    Args:
+        text: A name of `POLICIES`, then optionally a colon and whole numbers, the arguments of that entry.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UserError: If the name is unknown or the numbers do not fit it.
+    """
+    name, _, numbers = text.partition(":")
+    if name not in POLICIES:
+        raise UserError(f"There is no policy {name!r}; the policies are {', '.join(POLICIES)}.")
+    build = POLICIES[name]
+    try:
+        call = signature(build).bind(*(int(n) for n in numbers.split(",") if numbers))
+    except (TypeError, ValueError):
+        usage = ",".join(p.upper() for p in signature(build).parameters)
+        raise UserError(
+            f"Policy {text!r} cannot be read; write {name}{':' if usage else ''}{usage}"
+            f"{' with whole numbers' if usage else ' without numbers'}."
+        ) from None
+    return build(*call.args)
+
+
+def row_sampler(policy: Policy) -> RowSampler:
+    """Draw rows as `policy` says, from a generator of its own."""
+    generator = torch.Generator().manual_seed(policy.seed)
+
+    def sample(layer: int, length: int) -> Tensor:
+        if policy.rows is None:
+            return torch.arange(length)
+        count = policy.rows if isinstance(policy.rows, int) else int(policy.rows * length)
+        return torch.randint(length, (count,), generator=generator)
+
+    return sample
+
+
+def attention_mass(q: Tensor, k: Tensor, regions: Tensor) -> Tensor:
+    """Measure the attention that each head spends on the first frames, the middle and the current chunk.
+
+    Keys are visited in blocks with a running maximum, as in flash attention, so memory stays bounded.
+
+    Args:
+        q: Query rows, RoPE applied, `(B, R, H, D)`.
+        k: Visible keys, RoPE applied, `(B, S, H, D)`.
+        regions: Region of each key for each head, `(H, S)` int64: 0 first, 1 middle, 2 current.
+
+    Returns:
+        Mean over the rows, `(B, H, 3)` float32; the three sum to 1.
+    """
+    q = q.transpose(1, 2).float() * q.shape[-1] ** -0.5
+    member = F.one_hot(regions, 3).float()
+    top = torch.full(q.shape[:3], -torch.inf, device=q.device)
+    mass = torch.zeros(*q.shape[:3], 3, device=q.device)
+    step = max(64, 2**24 // top.numel())
+    for s in range(0, k.shape[1], step):
+        logits = q @ k[:, s : s + step].permute(0, 2, 3, 1).float()
+        peak = torch.maximum(top, logits.amax(-1))
+        mass = (
+            mass * (top - peak).exp()[..., None] + (logits - peak[..., None]).exp() @ member[:, s : s + step]
+        )
+        top = peak
+    return (mass / mass.sum(-1, keepdim=True)).mean(2)
+
+
+class HeadScorer:
+    """Accumulates where heads look, over the scored calls of one chunk."""
+
+    def __init__(self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler) -> None:
+        self._first, self._rows = first_frames, rows
+        self._sum = torch.zeros(batch, layers, heads, 3)
+        self._calls = [0] * layers
+
+    def observe(self, layer: int, q: Tensor, segments: Sequence[Segment]) -> None:
+        """Score one attention call.
+
+        Args:
+            layer: Its layer.
+            q: Queries of the current chunk, RoPE applied, `(B, L, H, D)`.
+            segments: What the queries attend to.
+        """
+        self._sum = self._sum.to(q.device)
+        rows = q.index_select(1, self._rows(layer, q.shape[1]).to(q.device))
+        score = torch.empty(q.shape[0], 1, q.shape[2], 3, device=q.device)
+        for segment in segments:
+            tokens = segment.k.shape[1] // len(segment.frames[0])
+            regions = frame_regions(torch.tensor(segment.frames), q.shape[1] // tokens, self._first)
+            regions = regions.to(q.device).repeat_interleave(tokens, dim=1)
+            segment.scatter(score, attention_mass(segment.select(rows), segment.k, regions)[:, None])
+        self._sum[:, layer] += score[:, 0]
+        self._calls[layer] += 1
+
+    def scores(self) -> Tensor:
+        """Attention mass on first, middle and current frames, `(B, layers, heads, 3)` float32, on the CPU."""
+        return self._sum.cpu() / torch.tensor(self._calls)[:, None, None]
+
+
+def frame_regions(frames: Tensor, current: int, first: int) -> Tensor:
+    """Tell for each frame slot whether it holds a first frame (0), a middle one (1) or a current one (2).
+
+    Args:
+        frames: Absolute frame number in each slot, `(H, slots)` int64, in any order.
+        current: How many frames, the newest ones, are the current chunk.
+        first: How many of the oldest past frames count as first.
+
+    Returns:
+        `(H, slots)` int64.
+    """
+    age_rank = frames.argsort(1).argsort(1)
+    regions = torch.where(age_rank < first, 0, 1)
+    return regions.masked_fill(age_rank >= frames.shape[1] - current, 2)
+
+
+def assign_roles(scores: Tensor, num_dummy: int) -> tuple[tuple[Role, ...], ...]:
+    """Dynamic head programming: choose the dummy heads whose past costs least to lose, then sort the rest.
+
+    With p0 and p1 the masses on first and middle frames, each normalised over all heads, a dummy head costs
+    max(p0, p1). Taking the cheapest heads is the exact optimum of the summed cost.
+
+    Args:
+        scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
+        num_dummy: How many heads become dummy.
+
+    Returns:
+        The role of each head, layer by layer; ties go by layer, then head.
+    """
+    layers, heads, _ = scores.shape
+    mass = scores.double().cpu().reshape(-1, 3)
+    first, middle = (mass / mass.sum(0).clamp_min(torch.finfo(torch.float64).tiny)).T[:2].tolist()
+    cost = [max(p) for p in zip(first, middle, strict=True)]
+    roles = [Role.NEIGHBOR if p0 < p1 else Role.SINK for p0, p1 in zip(first, middle, strict=True)]
+    for head in sorted(range(len(cost)), key=cost.__getitem__)[:num_dummy]:
+        roles[head] = Role.DUMMY
+    return tuple(tuple(roles[layer * heads : (layer + 1) * heads]) for layer in range(layers))
+
+
+def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | None = None) -> Plan:
+    """Turn scores into a plan.
+
+    Args:
+        policy: With roles.
+        scores: Of one sample, `(layers, heads, 3)`.
+        chunk: The chunk that was scored.
+        fingerprint: Of the model.
+
+    Returns:
+        The context of every head, and how it was found.
+    """
+    assert policy.roles is not None
+    num_dummy = policy.dummy_heads(scores.shape[0] * scores.shape[1])
+    return Plan(
+        roles=assign_roles(scores, num_dummy),
+        table={str(role): context for role, context in policy.roles.items()},
+        policy=policy.name,
+        chunk=chunk,
+        score_pass=policy.score_pass,
+        seed=policy.seed,
+        num_dummy=num_dummy,
+        scores=tuple(tuple(tuple(round(x, 7) for x in head) for head in row) for row in scores.tolist()),
+        fingerprint=fingerprint,
+    )
