@@ -36,6 +36,9 @@ __all__ = [
     "parse_policy",
 ]
 
+BLOCK_ELEMENTS = 2**24
+"""Most logits that scoring holds at a time (64 MiB), beyond 64 keys."""
+
 RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
 
@@ -209,13 +212,12 @@ def attention_mass(q: Tensor, k: Tensor, regions: Tensor) -> Tensor:
     member = F.one_hot(regions, 3).float()
     top = torch.full(q.shape[:3], -torch.inf, device=q.device)
     mass = torch.zeros(*q.shape[:3], 3, device=q.device)
-    step = max(64, 2**24 // top.numel())
+    step = max(64, BLOCK_ELEMENTS // top.numel())
     for s in range(0, k.shape[1], step):
         logits = q @ k[:, s : s + step].permute(0, 2, 3, 1).float()
         peak = torch.maximum(top, logits.amax(-1))
-        mass = (
-            mass * (top - peak).exp()[..., None] + (logits - peak[..., None]).exp() @ member[:, s : s + step]
-        )
+        weights = logits.sub_(peak[..., None]).exp_()
+        mass = mass * (top - peak).exp()[..., None] + weights @ member[:, s : s + step]
         top = peak
     return (mass / mass.sum(-1, keepdim=True)).mean(2)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,17 +130,14 @@ class Plan:
             + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in fields.items())
             + "\n}\n"
         )
-        temporary = None
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-                temporary = Path(file.name)
-                file.write(text)
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
         except OSError as error:
             raise UserError(f"The head plan cannot be written to {path}: {error.strerror}.") from error
         finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> "Plan":
