@@ -90,7 +90,8 @@ class Session:
             chunk_frames=chunk_frames,
             dtype=self._dtype,
             device=self._device,
-            frames=frames,
+            # What heads see before they are classified is all that there is, but few chunks.
+            frames=frames if self._classify_at is None else (self._classify_at + 1) * chunk_frames,
         )
         # All frames of a chunk have the same timestep, and so have all chunks: one embedding per step serves.
         with torch.inference_mode():
