@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av import VideoFrame
+from av.video.stream import VideoStream
 from PIL import Image
 
 from dummyforcing.errors import UserError
@@ -122,10 +124,10 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
 def test_ctrl_c_inside_of_a_frame_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mux = VideoWriter._mux
 
-    def interrupted(writer: VideoWriter, *args: object) -> None:
-        if writer.frames == 7:
+    def interrupted(writer: VideoWriter, stream: VideoStream, frame: VideoFrame | None) -> None:
+        if frame and writer.frames == 7:
             raise KeyboardInterrupt
-        mux(writer, *args)
+        mux(writer, stream, frame)
 
     monkeypatch.setattr(VideoWriter, "_mux", interrupted)
     with pytest.raises(KeyboardInterrupt):
