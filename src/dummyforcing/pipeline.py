@@ -30,8 +30,6 @@ from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 from dummyforcing.video import write_mp4
 
-VAE_STRIDE = 8
-
 
 @dataclass(frozen=True)
 class Timings:
@@ -188,7 +186,7 @@ class Pipeline:
             text,
             request.policy,
             self.schedule,
-            (batch, self.model.config.in_dim, height // VAE_STRIDE, width // VAE_STRIDE),
+            (batch, self.model.config.in_dim, height // self.vae.stride, width // self.vae.stride),
             chunk_frames=self.folder.preset.chunk_frames,
             seeds=range(request.seed, request.seed + batch),
             plan=request.plan,
