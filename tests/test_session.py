@@ -112,8 +112,18 @@ def test_iteration_ends_with_the_video():
     session = start(small_model(), "dense", frames=6)
     assert [chunk.shape for chunk in session] == [(1, 3, *SHAPE)] * 2
     assert list(session) == []
+
+
+def test_arguments_that_do_not_fit():
+    model = small_model()
     with pytest.raises(UserError, match="chunks of 3"):
-        start(small_model(), frames=7)
+        start(model, frames=7)
+    with pytest.raises(ValueError, match="text for 2 samples"):
+        start(model, text=small_text(model, 2))
+    with pytest.raises(ValueError, match="5 calls"):
+        start(model, skips=[False] * 4)
+    with pytest.raises(ValueError, match="2 seeds for 1 samples"):
+        start(model, seeds=[1, 2], batch=1).next_chunk()
 
 
 def test_heads_are_classified_once_and_the_cache_shrinks():
@@ -124,8 +134,8 @@ def test_heads_are_classified_once_and_the_cache_shrinks():
     for _ in range(4):
         session.next_chunk()
         sizes.append((session.plan, session.cache.nbytes))
-    assert sizes[0] == (sizes[0][0], sizes[0][1])
     assert sizes[0][0].scores is None
+    assert sizes[0][1] == start(model, "dense", frames=6).cache.nbytes, "room for what comes before the plan"
     plan = sizes[1][0]
     assert plan.counts["dummy"] == 4
     assert plan.chunk == 1

@@ -115,7 +115,7 @@ class _Buffer:
         self.slots = [slots[head] for head in self.heads]
         total = self.slots[0].context.total
         self.bounded = total is not None
-        count = cache.frames_hint if total is None else total + cache.chunk_frames
+        count = cache.frames_reserved if total is None else total + cache.chunk_frames
         shape = (len(samples), count * cache.tokens_per_frame, len(self.heads), cache.head_dim)
         self.k, self.v = (torch.empty(shape, dtype=cache.dtype, device=cache.device) for _ in "kv")
         everyone, every_head = len(samples) == cache.batch, self.heads == list(range(len(slots)))
@@ -227,13 +227,13 @@ class KVCache:
             chunk_frames: Latent frames per chunk.
             dtype: Of keys and values.
             device: Where they live.
-            frames: Length of the whole rollout where known: heads that see the whole past then get their
-                memory at once, otherwise they grow by one chunk at a time.
+            frames: How many frames to make room for in heads that see the whole past; beyond that they grow
+                by one chunk at a time.
         """
         self.head_dim, self.tokens_per_frame, self.chunk_frames = head_dim, tokens_per_frame, chunk_frames
         self.dtype, self.device = dtype, device
         self.batch = len(plans)
-        self.frames_hint = frames or 0
+        self.frames_reserved = frames or 0
         self.frames = 0
         """Committed latent frames."""
         self._layers = [

@@ -226,7 +226,8 @@ class HeadScorer:
     """Accumulates where heads look, over the scored calls of one chunk."""
 
     def __init__(self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler) -> None:
-        self._first, self._rows = first_frames, rows
+        self.rows = rows
+        self._first = first_frames
         self._sum = torch.zeros(batch, layers, heads, 3)
         self._calls = [0] * layers
 
@@ -239,7 +240,7 @@ class HeadScorer:
             segments: What the queries attend to.
         """
         self._sum = self._sum.to(q.device)
-        rows = q.index_select(1, self._rows(layer, q.shape[1]).to(q.device))
+        rows = q.index_select(1, self.rows(layer, q.shape[1]).to(q.device))
         score = torch.empty(q.shape[0], 1, q.shape[2], 3, device=q.device)
         for segment in segments:
             tokens = segment.k.shape[1] // len(segment.frames[0])

@@ -82,6 +82,8 @@ def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw(shape: tuple[int, ...]) -> Tensor:
+        if shape[0] != len(generators):
+            raise ValueError(f"{len(generators)} seeds for {shape[0]} samples")
         return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
 
     return draw

@@ -63,10 +63,13 @@ class Session:
 
         Raises:
             UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
+            ValueError: If `text` is not for this batch, or `skips` has the wrong length.
         """
         if frames is not None and frames % chunk_frames:
             raise UserError(f"{frames} latent frames cannot be made in chunks of {chunk_frames}.")
         batch, _, self.height, self.width = latent_shape
+        if len(text[0][0]) != batch:
+            raise ValueError(f"text for {len(text[0][0])} samples, latents for {batch}")
         layers, heads = model.config.num_layers, model.config.num_heads
         self._fingerprint = fingerprint(model)
         if plan is None:
@@ -75,6 +78,8 @@ class Session:
             plan.require(layers, heads, self._fingerprint)
             self.plans = [plan] * batch
         self._classify_at = None if plan or not policy.roles else policy.classify_at_chunk
+        # The whole past is kept to the end, or until the plan shrinks the cache.
+        kept = frames if self._classify_at is None else (self._classify_at + 1) * chunk_frames
 
         self.model, self.policy, self.schedule = model, policy, schedule
         self.latent_shape, self.chunk_frames, self.total_frames = latent_shape, chunk_frames, frames
@@ -90,14 +95,15 @@ class Session:
             chunk_frames=chunk_frames,
             dtype=self._dtype,
             device=self._device,
-            # What heads see before they are classified is all that there is, but few chunks.
-            frames=frames if self._classify_at is None else (self._classify_at + 1) * chunk_frames,
+            frames=kept,
         )
         # All frames of a chunk have the same timestep, and so have all chunks: one embedding per step serves.
         with torch.inference_mode():
             calls = torch.tensor([*schedule.timesteps, COMMIT_TIMESTEP], device=self._device)
             self._times = [model.embed_time(timestep.reshape(1, 1)) for timestep in calls]
-        self._skips = tuple(skips) if skips else (False,) * len(calls)
+        self._skips = tuple(skips or [False] * len(calls))
+        if len(self._skips) != len(calls):
+            raise ValueError(f"skips must cover {len(calls)} calls: the denoising steps and the commit pass")
         self._residual: Tensor | None = None
 
     @property
@@ -128,22 +134,23 @@ class Session:
         numbers = torch.arange(self.frames, self.frames + self.chunk_frames)
         self._rope = self.model.rope(numbers, self.height, self.width)
 
-        sigmas = self.schedule.sigmas
-        x = self._draw()
-        for step, sigma in enumerate(sigmas):
-            velocity = self._denoise(x, step, scorer if scored == "denoise" else None)
-            x = x0_from_velocity(x, velocity, sigma)
-            if step + 1 < len(sigmas):
-                x = renoise(x, self._draw(), sigmas[step + 1])
-        self._commit(x, scorer if scored == "commit" else None)
+        x0 = self._denoise(self._draw(), 0, scorer if scored == "denoise" else None)
+        for step, sigma in enumerate(self.schedule.sigmas[1:], start=1):
+            x = renoise(x0, self._draw(), sigma)
+            x0 = self._denoise(x, step, scorer if scored == "denoise" else None)
+        self._commit(x0, scorer if scored == "commit" else None)
 
         if scorer is not None:
             self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scorer.scores()]
             self.cache.apply(self.plans)
-        return x
+        return x0
 
     def _denoise(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
-        """The velocity at a denoising step, `(B, F, C, h, w)`; x in float32."""
+        """Estimate the clean latents in one denoising step, `(B, F, C, h, w)` float32, as `x`."""
+        return x0_from_velocity(x, self._velocity(x, step, scorer), self.schedule.sigmas[step])
+
+    def _velocity(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
+        """What the network predicts in a denoising step, or what TeaCache puts in its place."""
         time = self._times[step]
         tokens = self.model.patchify(x.to(self._dtype))
         if self._skips[step] and self._residual is not None:
