@@ -5,7 +5,7 @@ import pytest
 
 from dummyforcing.checkpoints import WAN_SIZES
 from dummyforcing.errors import UserError
-from dummyforcing.presets import PUBLIC, Preset, ScheduleArgs, find_folder, read_preset
+from dummyforcing.presets import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_folder, read_preset
 
 CHUNKS_OF_3 = Preset("m", "", "apache-2.0", 3, ScheduleArgs((1000,), 5.0))
 FRAME_WISE = Preset("m", "", "apache-2.0", 1, ScheduleArgs((1000,), 5.0))
@@ -54,6 +54,15 @@ def test_bad_preset_names_the_field(tmp_path: Path) -> None:
     (tmp_path / "preset.json").write_text("{")
     with pytest.raises(UserError, match="not a preset"):
         read_preset(tmp_path)
+
+
+def test_bundled_presets() -> None:
+    for name, folder in bundled_folders().items():
+        preset = read_preset(folder)
+        assert find_folder(name) == folder
+        assert preset.name == name
+        assert name not in PUBLIC
+        assert preset.latent_frames(81) == 21
 
 
 def test_public_presets() -> None:
