@@ -230,7 +230,7 @@ def test_heads_needs_one_source(refused, tmp_path: Path) -> None:
 
 def test_plan_of_a_video_without_one(refused, model: str, tmp_path: Path) -> None:
     args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--frames", "9")
-    assert "too short to find a head plan" in refused(*args, "--save-plan", tmp_path / "p.json")
+    assert "finds none in 9 pixel frames" in refused(*args, "--save-plan", tmp_path / "p.json")
 
 
 def test_disk_full(model: str, tmp_path: Path) -> None:

@@ -220,3 +220,15 @@ def test_incomplete_folder(model_folder: Path, tmp_path: Path, part: str) -> Non
     shutil.rmtree(folder / part)
     with pytest.raises(UserError, match=part):
         load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_bad_config_of_a_component(model_folder: Path, tmp_path: Path, part: str, text: str | None) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config = folder / part / "config.json"
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(UserError, match=part):
+        load(folder, device="cpu")

@@ -142,7 +142,10 @@ def generate(
     )
     dense = folder.request(prompt, frames=frames, size=request.size, seed=seed, policy="dense")
     if save_plan and not request.has_plan:
-        raise UserError("The video is too short to find a head plan in it; take more frames.")
+        raise UserError(
+            f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
+            "pixel frames; take policy 'dummy' and more frames."
+        )
     pipeline = _load(folder, dense if compare else request, device, dtype)
 
     from dummyforcing.video import VideoWriter, side_by_side

@@ -16,7 +16,7 @@ import torch
 
 from dummyforcing.checkpoints import read_config, read_headers
 from dummyforcing.errors import UserError
-from dummyforcing.heads import Policy, Role, parse_policy
+from dummyforcing.heads import Policy, parse_policy
 from dummyforcing.memory import MemoryEstimate
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import HeadContext, Plan
@@ -66,7 +66,7 @@ class Request:
         )
 
     def cache_frames(self) -> float:
-        """Latent frames that the cache holds when it is largest, as a mean over heads."""
+        """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified."""
         chunk = self.frames // self.chunks
 
         def held(context: HeadContext, frames: int = self.frames) -> int:
@@ -79,10 +79,7 @@ class Request:
         if self.policy.roles is None:
             return held(self.policy.initial)
         before = held(self.policy.initial, min(self.frames, (self.policy.classify_at_chunk + 1) * chunk))
-        contexts = {role: held(context) for role, context in self.policy.roles.items()}
-        fraction = self.policy.dummy_fraction
-        after = fraction * contexts.pop(Role.DUMMY) + (1 - fraction) * max(contexts.values())
-        return max(before, after)
+        return max(before, *(held(context) for context in self.policy.roles.values()))
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,13 @@ class ModelFolder:
         preset, config = read_preset(path), read_config(path / "transformer")
         parts = [read_headers(path / part) for part in ("transformer", "text_encoder", "vae")]
         parameters = sum(math.prod(tensor.shape) for part in parts for tensor in part.values())
-        vae = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
-        return cls(path, preset, config, parameters, vae["base_dim"] / (vae.get("patch_size") or 1) ** 2)
+        vae = path / "vae" / "config.json"
+        try:
+            sizes = json.loads(vae.read_text(encoding="utf-8"))
+            width = sizes["base_dim"] / (sizes.get("patch_size") or 1) ** 2
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{vae} does not describe a Wan VAE: {error}.") from error
+        return cls(path, preset, config, parameters, width)
 
     def request(
         self,
