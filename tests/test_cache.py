@@ -212,11 +212,11 @@ def test_the_whole_past_grows_by_one_chunk_or_not_at_all():
     frame = 2 * HEAD_DIM * 2 * 4
     growing, known = make_cache([plan]), make_cache([plan], frames=12)
     for chunk in range(4):
-        assert growing.nbytes == (chunk + 1) * 3 * frame
-        assert known.nbytes == 12 * frame
         for cache in (growing, known):
             cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
             cache.commit()
+        assert growing.nbytes == (chunk + 1) * 3 * frame
+        assert known.nbytes == 12 * frame
 
 
 def test_frames_that_are_gone_cannot_be_pinned():

@@ -125,6 +125,7 @@ class _Buffer:
 
     def turn(self, past: int) -> None:
         """Get ready for the chunk that starts at frame `past`."""
+        self.past = past
         chunk, tokens = self.cache.chunk_frames, self.cache.tokens_per_frame
         visible = len(self.slots[0].visible(past)) + chunk
         if not self.bounded and visible * tokens > self.k.shape[1]:
@@ -144,6 +145,9 @@ class _Buffer:
         self.segment = Segment(self._samples, self._heads, k, v, tuple(frames[s] for s in self.slots))
 
     def write(self, k: Tensor, v: Tensor) -> Segment:
+        # Not at once in `commit`: after the last chunk, or before a plan is applied, it would grow in vain.
+        if self.past != self.cache.frames:
+            self.turn(self.cache.frames)
         for buffer, new in ((self.k, self.segment.select(k)), (self.v, self.segment.select(v))):
             for lo, hi, source, target in self._runs:
                 buffer[:, target, lo:hi] = new[:, source, lo:hi]
@@ -243,9 +247,6 @@ class KVCache:
     def commit(self) -> None:
         """Make the current chunk part of the past."""
         self.frames += self.chunk_frames
-        for layer in self._layers:
-            for buffer in layer.buffers:
-                buffer.turn(self.frames)
 
     def apply(self, plans: Sequence[Plan]) -> None:
         """Change what the heads see from now on, keeping of the past what they still need.

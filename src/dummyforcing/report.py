@@ -1,0 +1,72 @@
+"""The tables that the command line prints."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dummyforcing.presets import PUBLIC, bundled_folders, read_preset
+
+if TYPE_CHECKING:
+    from dummyforcing.pipeline import Chunk
+
+
+def print_results(last_chunks: "Mapping[str, Chunk]") -> None:
+    """Print what a video took, one line for each policy that it was made with.
+
+    Args:
+        last_chunks: Name of the policy -> the last chunk of its video.
+    """
+    table = Table("policy")
+    for title in ("pixel frames", "first frame", "FPS without VAE", "FPS with VAE", "cache"):
+        table.add_column(title, justify="right")
+    for name, chunk in last_chunks.items():
+        timings = chunk.timings
+        table.add_row(
+            name,
+            str(timings.pixel_frames),
+            f"{timings.first_frame:.2f} s",
+            f"{timings.fps_without_vae:.1f}",
+            f"{timings.fps:.1f}",
+            f"{chunk.cache_bytes / 1e6:.1f} MB",
+        )
+    Console().print(table)
+
+
+def print_comparison(chunks: "Sequence[Chunk]", dense: "Sequence[Chunk]") -> None:
+    """Print what a video saved against the dense cache from the same noise, and how far the two differ."""
+    mine, theirs = chunks[-1], dense[-1]
+    faster = mine.timings.fps_without_vae / theirs.timings.fps_without_vae
+    faster_with_vae = mine.timings.fps / theirs.timings.fps
+    print(
+        f"Against the dense cache: speed-up {faster:.2f}x without VAE, {faster_with_vae:.2f}x with VAE; "
+        f"cache {theirs.cache_bytes / mine.cache_bytes:.2f}x smaller; PSNR {psnr(chunks, dense):.1f} dB."
+    )
+
+
+def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
+    """Peak signal-to-noise ratio between two videos of equal length, in dB; infinite if they are equal."""
+    errors = [
+        np.square(a.frames.astype(np.float32) - b.frames).mean(dtype=np.float64) * a.frames.size
+        for a, b in zip(chunks, reference, strict=True)
+    ]
+    mean = sum(errors) / sum(chunk.frames.size for chunk in chunks)
+    return float(10 * np.log10(255**2 / mean)) if mean else float("inf")
+
+
+def print_models() -> None:
+    """Print the bundled models and the public ones."""
+    table = Table.grid(padding=(0, 2, 1, 0))
+    bundled = [read_preset(folder) for folder in bundled_folders().values()]
+    for preset in [*bundled, *PUBLIC.values()]:
+        table.add_row(
+            f"[bold]{preset.name}",
+            f"{preset.description}\n"
+            f"steps: {len(preset.schedule.steps)}, latent frames a chunk: {preset.chunk_frames}, "
+            f"licence: {preset.licence}\n"
+            + (f"{source.repo}: {source.file}" if (source := preset.source) else "bundled"),
+        )
+    Console(highlight=False).print(table)
+    print("The models that are not bundled are only listed: this version does not load them.")

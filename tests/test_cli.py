@@ -1,0 +1,265 @@
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import write_model
+from dummyforcing.cli import main
+from dummyforcing.pipeline import load
+from dummyforcing.plan import Plan
+
+PROMPT = "a red ball bounces on a green floor"
+
+
+def frame_count(path: Path) -> int:
+    """Decode a whole video."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "dummyforcing", *map(str, args)]
+
+
+@pytest.fixture
+def model(model_folder: Path) -> str:
+    return str(model_folder)
+
+
+def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "ball.mp4"
+    assert main(["generate", PROMPT, "-o", str(output), "--model", model, "--frames", "21"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["ball.mp4"]
+    assert frame_count(output) == 21
+    printed = capsys.readouterr()
+    for title in ("pixel frames", "first frame", "FPS without", "FPS with VAE", "cache", "dummy", "21", "MB"):
+        assert title in printed.out
+    assert "Against" not in printed.out
+    assert "2/2" in printed.err
+    assert "FPS" in printed.err
+
+
+def test_compare_and_plans(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, plan = tmp_path / "a.mp4", tmp_path / "plan.json"
+    options = ["--model", model, "--seconds", "2", "--size", "48x32", "--save-plan", str(plan), "--compare"]
+    assert main(["generate", PROMPT, "-o", str(output), *options]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-compare.mp4", "plan.json"}
+    assert frame_count(output) == frame_count(tmp_path / "a-compare.mp4") == 33
+    with av.open(str(tmp_path / "a-compare.mp4")) as container:
+        assert container.streams.video[0].width > 2 * 48
+    printed = capsys.readouterr().out
+    for fact in ("dummy", "dense", "speed-up", "smaller; PSNR"):
+        assert fact in printed
+    assert Plan.load(plan).counts["dummy"] == 6
+
+    again = ["--model", model, "--frames", "9", "--plan", str(plan), "--policy", "dense"]
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "b.mp4"), *again]) == 0
+    assert "dummy" in capsys.readouterr().out
+
+
+def test_dense_against_itself(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", model, "--frames", "9", "--policy", "dense", "--compare"]
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "a.mp4"), *options]) == 0
+    assert "cache 1.00x smaller; PSNR inf dB" in capsys.readouterr().out
+
+
+def test_unknown_words_are_a_warning(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", "9", "--compare"]
+    assert main(["generate", "a purple ball", *options]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "purple" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Warning: Model 'random' does not know the word purple; it knows a, ball,")
+
+
+def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture, plan = tmp_path / "heads.png", tmp_path / "plan.json"
+    options = ["-o", str(picture), "--model", model, "--dummy-fraction", "0.25", "--save-plan", str(plan)]
+    assert main(["heads", PROMPT, *options]) == 0
+    found = capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "dummy: 3 heads, see the last frame" in found
+    assert len([line for line in found.splitlines() if line.startswith("layer")]) == 3
+
+    picture.unlink()
+    assert main(["heads", "--plan", str(plan), "-o", str(picture)]) == 0
+    assert capsys.readouterr().out == found
+    assert picture.exists()
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    for fact in ("self-forcing", "krea-realtime", "cc-by-nc-sa-4.0", "apache-2.0", "gdhe17/Self-Forcing"):
+        assert fact in printed
+
+
+@pytest.mark.parametrize("args", [[], ["generate"], ["heads"], ["models"]])
+def test_help_is_fast_and_teaches(args: list[str]) -> None:
+    code = "import sys\nfrom dummyforcing.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+    code += "    print([n for n in ('torch', 'rich', 'numpy', 'diffusers') if n in sys.modules])"
+    run = [sys.executable, "-c", code, *args, "--help"]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("[]\n")
+    if args != ["models"]:
+        assert f"dummyforcing {(args or ['generate'])[0]} " in result.stdout
+    if args == ["generate"]:
+        for flag in ("model", "frames", "seconds", "size", "seed", "policy", "dummy-fraction", "plan"):
+            assert f"--{flag} " in result.stdout
+        for flag in ("save-plan", "compare", "device", "dtype", "output"):
+            assert f"--{flag} " in result.stdout
+
+
+# Bad input: one sentence, exit code 2, and nothing is left behind.
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Run a command that must be refused and give its message."""
+
+    def run(*args: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(arg) for arg in args]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert sorted(tmp_path.rglob("*")) == before
+        message = printed.err.strip().splitlines()[-1]
+        assert message.startswith("Error: ")
+        assert message.endswith(".")
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([""], "prompt is empty"),
+        ([" \n"], "prompt is empty"),
+        ([PROMPT, "--size", "100x64"], "nearest is 96x64"),
+        ([PROMPT, "--size", "big"], "write width x height in pixels"),
+        ([PROMPT, "--size", "999984x999984"], "GB of memory"),
+        ([PROMPT, "--frames", "80"], "take 69 or 81"),
+        ([PROMPT, "--frames", "81", "--seconds", "5"], "give one of them"),
+        ([PROMPT, "--seconds", "-1"], "take more than 0"),
+        ([PROMPT, "--policy", "sparse"], "the policies are dense, window, dummy, official"),
+        ([PROMPT, "--policy", "window:1"], "window:"),
+        ([PROMPT, "--policy", "dense", "--dummy-fraction", "0.5"], "has no dummy heads"),
+        ([PROMPT, "--dummy-fraction", "2"], "between 0 and 1"),
+        ([PROMPT, "--plan", "nowhere.json"], "nowhere.json cannot be read"),
+        ([PROMPT, "--seed", "-3"], "out of range"),
+    ],
+)
+def test_bad_options(refused, model: str, tmp_path: Path, args: list[str], message: str) -> None:
+    assert message in refused("generate", *args, "-o", tmp_path / "a.mp4", "--model", model)
+
+
+def test_unknown_and_public_models(refused, tmp_path: Path) -> None:
+    message = refused("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "sora")
+    assert "no model or folder 'sora'; the models are" in message
+    assert "self-forcing" in message
+    message = refused("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "causvid")
+    assert "tianweiy/CausVid" in message
+    assert "cc-by-nc-sa-4.0" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(refused, model: str, tmp_path: Path) -> None:
+    args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--device", "cuda")
+    assert "no GPU 'cuda' that torch can use" in refused(*args)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_damaged_weights(refused, model: str, tmp_path: Path, part: str) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", folder)
+    weights = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, weights)
+    message = refused(*args)
+    assert "missing" in message
+    assert name in message
+
+    save_file(tensors | {name: torch.zeros(2, 3, 5)}, weights)
+    assert name in refused(*args)
+
+    save_file(tensors, weights)
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert weights.name in refused(*args)
+    weights.unlink()
+    assert part in refused(*args)
+
+
+def test_plan_of_another_model(refused, model: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "other", seed=1)
+    plan = tmp_path / "plan.json"
+    load(tmp_path / "other", device="cpu").generate(PROMPT, frames=21).plan.save(plan)
+    refused_args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--plan", plan)
+    assert "made with model" in refused(*refused_args)
+    plan.write_text("{}")
+    assert "is not a head plan" in refused(*refused_args)
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-plan"])
+def test_output_that_cannot_be_written(refused, tmp_path: Path, option: str) -> None:
+    """Found out before the model, which does not exist here, is looked for."""
+    suffix = ".mp4" if option == "--output" else ".json"
+    args = ["generate", PROMPT, "--model", "nothing", "--output", tmp_path / "ok.mp4", option]
+    assert "does not exist" in refused(*args, tmp_path / "no" / f"a{suffix}")
+    assert f"ends in {suffix}" in refused(*args, tmp_path / "a.gif")
+    (tmp_path / f"folder{suffix}").mkdir()
+    assert "is a folder" in refused(*args, tmp_path / f"folder{suffix}")
+    if Path("/proc").is_dir():
+        assert "annot write /proc/a" in refused(*args, f"/proc/a{suffix}")
+
+
+def test_heads_needs_one_source(refused, tmp_path: Path) -> None:
+    assert "either a prompt" in refused("heads", "-o", tmp_path / "h.png")
+    assert "either a prompt" in refused("heads", PROMPT, "--plan", "p.json", "-o", tmp_path / "h.png")
+    assert "ends in .png" in refused("heads", PROMPT, "-o", tmp_path / "h.pdf")
+
+
+def test_plan_of_a_video_without_one(refused, model: str, tmp_path: Path) -> None:
+    args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--frames", "9")
+    assert "finds none in 9 pixel frames" in refused(*args, "--save-plan", tmp_path / "p.json")
+
+
+def test_disk_full(model: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        command("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--size", "96x96"),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert result.returncode == 2
+    assert "annot write" in result.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_a_playable_file_or_none(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "a.mp4"
+    args = command("generate", PROMPT, "-o", output, "--model", model, "--frames", 9 + 12 * 500)
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while b" FPS" not in seen:  # the first chunk is finished
+        seen += os.read(process.stderr.fileno(), 4096)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.rstrip().endswith(b"Interrupted.")
+    assert b"Traceback" not in errors
+    left = list(tmp_path.iterdir())
+    assert left in ([], [output])
+    if left:
+        assert frame_count(output) >= 9

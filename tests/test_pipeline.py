@@ -1,0 +1,234 @@
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import write_model
+from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.memory import MemoryEstimate, available_memory, require_memory
+from dummyforcing.pipeline import Pipeline, load
+from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.request import ModelFolder, choose_device, choose_dtype
+
+CPU = torch.device("cpu")
+PROMPT = "a red ball bounces on a green floor"
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder: Path) -> Pipeline:
+    return load(model_folder, device="cpu")
+
+
+def test_generate(pipeline: Pipeline) -> None:
+    video = pipeline.generate(PROMPT)
+    assert video.frames.shape == (81, 32, 48, 3)
+    assert video.frames.dtype == np.uint8
+    assert video.frames.std() > 1
+    assert video.fps == 16
+    assert video.plan.counts["dummy"] == 6
+    assert video.timings.pixel_frames == 81
+    assert 0 < video.timings.fps < video.timings.fps_without_vae
+    parts = video.timings.diffusion + video.timings.decode
+    assert 0 < video.timings.first_frame < parts
+
+
+def test_stream_is_generate(pipeline: Pipeline) -> None:
+    video = pipeline.generate(PROMPT, frames=33)
+    chunks = list(pipeline.stream(PROMPT, frames=33))
+    assert [chunk.frames.shape for chunk in chunks] == [(1, n, 32, 48, 3) for n in (9, 12, 12)]
+    assert np.array_equal(np.concatenate([chunk.frames[0] for chunk in chunks]), video.frames)
+    assert chunks[-1].plans == (video.plan,)
+    assert [chunk.timings.pixel_frames for chunk in chunks] == [9, 21, 33]
+
+
+def test_seed_and_interleaved_streams(pipeline: Pipeline) -> None:
+    first, second = (pipeline.stream(PROMPT, frames=21, seed=seed) for seed in (0, 1))
+    frames = [(a.frames[0], b.frames[0]) for a, b in zip(first, second, strict=True)]
+    for seed, stream in enumerate(zip(*frames, strict=True)):
+        assert np.array_equal(np.concatenate(stream), pipeline.generate(PROMPT, frames=21, seed=seed).frames)
+    assert not np.array_equal(frames[0][0], frames[0][1])
+
+
+@pytest.mark.parametrize("policy", ["dummy", "window:1,2"])
+def test_batch_is_its_singles(pipeline: Pipeline, policy: str) -> None:
+    prompts = [PROMPT, "a blue cube spins", PROMPT]
+    videos = pipeline.generate(prompts, frames=45, seed=5, policy=policy)
+    assert len(videos) == 3
+    for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+        single = pipeline.generate(prompt, frames=45, seed=5 + i, policy=policy)
+        assert single.plan.roles == video.plan.roles
+        # Matrix products of other shapes round differently.
+        assert np.abs(single.frames.astype(int) - video.frames).max() <= 1
+        assert video.timings.pixel_frames == 3 * 45
+
+
+def test_given_plan_is_small_from_the_first_chunk(pipeline: Pipeline) -> None:
+    plan = pipeline.find_plan(pipeline.folder.request(PROMPT))
+    assert plan == pipeline.generate(PROMPT, frames=33).plan
+    found = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45)]
+    given = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, plan=plan)]
+    dense = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, policy="dense")]
+    assert given == [given[0]] * 4
+    assert found[1:] == given[1:]
+    assert found[0] <= 2 * dense[-1] / 4
+    assert given[0] < dense[-1]
+
+
+def test_plan_of_another_model(pipeline: Pipeline, tmp_path: Path) -> None:
+    write_model(tmp_path / "other", seed=1)
+    plan = load(tmp_path / "other", device="cpu").generate(PROMPT, frames=21).plan
+    with pytest.raises(UserError, match="made with model"):
+        pipeline.generate(PROMPT, plan=plan)
+    with pytest.raises(UserError, match="2 layers with 4 heads"):
+        pipeline.stream(PROMPT, plan=Plan.uniform(2, 4, HeadContext(0, 1)))
+
+
+def test_find_plan_needs_roles(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="does not classify"):
+        pipeline.find_plan(pipeline.folder.request(PROMPT, policy="dense"))
+
+
+def test_policy_defaults_are_the_presets(model_folder: Path) -> None:
+    folder = ModelFolder.open(model_folder)
+    defaults = replace(folder.preset.dummy, classify_at_chunk=2, neighbor_frames=6, dummy_fraction=0.25)
+    folder = replace(folder, preset=replace(folder.preset, dummy=defaults))
+    policy = folder.request(PROMPT).policy
+    assert policy.roles is not None
+    assert (policy.classify_at_chunk, policy.dummy_fraction) == (2, 0.25)
+    assert HeadContext(0, 6) in policy.roles.values()
+    assert folder.request(PROMPT, dummy_fraction=0.75).policy.dummy_fraction == 0.75
+    assert folder.request(PROMPT, policy="official").policy.classify_at_chunk == 2
+    assert not folder.request(PROMPT, frames=21).has_plan
+    assert folder.request(PROMPT, frames=33).has_plan
+
+
+def test_frame_wise_model(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "frame-wise"))
+    preset = json.loads((folder / "preset.json").read_text())
+    preset |= {"chunk_frames": 1, "dummy": {"classify_at_chunk": 3}}
+    (folder / "preset.json").write_text(json.dumps(preset))
+    chunks = list(load(folder, device="cpu").stream(PROMPT, frames=25))
+    assert [chunk.frames.shape[1] for chunk in chunks] == [1, 4, 4, 4, 4, 4, 4]
+    assert "dummy" not in chunks[2].plans[0].counts
+    assert chunks[3].plans[0].counts["dummy"] == 6
+
+
+def test_bfloat16(model_folder: Path) -> None:
+    pipeline = load(model_folder, device="cpu", dtype="bfloat16")
+    assert pipeline.dtype == torch.bfloat16
+    assert pipeline.generate(PROMPT, frames=9).frames.shape == (9, 32, 48, 3)
+
+
+def test_save(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.generate(PROMPT, frames=9).save(tmp_path / "ball.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["ball.mp4"]
+
+
+def test_unknown_words(pipeline: Pipeline) -> None:
+    with pytest.warns(UnknownWordsWarning, match=r"does not know the words purple, cat; it knows a, ball, "):
+        pipeline.stream(["a purple ball", "a purple cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.stream(PROMPT)
+
+
+def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(model_folder, device="cpu").generate(PROMPT, frames=9)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 80}, r"80 pixel frames .* take 69 or 81\."),
+        ({"size": (100, 50)}, r"Size 50x100 .* nearest is 48x96\."),
+        ({"size": (0, 16)}, r"nearest is 16x16\."),
+        ({"seed": -1}, "out of range"),
+        ({"policy": "sparse"}, "no policy 'sparse'; the policies are dense, window, dummy, official"),
+        ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
+        ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
+        ({"dummy_fraction": 1.5}, "between 0 and 1"),
+        ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \(0\.0 GB weights, [\d.]+ GB KV cache"),
+    ],
+)
+def test_bad_requests(pipeline: Pipeline, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline.stream(PROMPT, **options)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", [], ["a red ball", ""]])
+def test_empty_prompt(pipeline: Pipeline, prompt: str | list[str]) -> None:
+    with pytest.raises(UserError, match="prompt is empty"):
+        pipeline.stream(prompt)
+
+
+@pytest.mark.parametrize("policy", ["dense", "window:1,2", "plan"])
+def test_estimate_of_the_cache_is_exact(pipeline: Pipeline, policy: str) -> None:
+    plan = pipeline.generate(PROMPT, frames=21).plan if policy == "plan" else None
+    request = pipeline.folder.request(PROMPT, frames=57, policy="dummy" if plan else policy, plan=plan)
+    chunks = list(pipeline.run(request))
+    assert pipeline.folder.estimate(request, torch.float32).cache == chunks[-1].cache_bytes
+    assert pipeline.folder.estimate(request, torch.bfloat16).cache == chunks[-1].cache_bytes / 2
+
+
+def test_estimate_bounds_the_cache_of_a_classified_video(pipeline: Pipeline) -> None:
+    request = pipeline.folder.request(PROMPT, frames=57)
+    largest = max(chunk.cache_bytes for chunk in pipeline.run(request))
+    estimate = pipeline.folder.estimate(request, torch.float32)
+    dense = pipeline.folder.request(PROMPT, frames=57, policy="dense")
+    assert largest <= estimate.cache < pipeline.folder.estimate(dense, torch.float32).cache
+
+
+def test_estimate_of_weights(pipeline: Pipeline, model_folder: Path) -> None:
+    on_disk = sum(path.stat().st_size for path in model_folder.rglob("*.safetensors"))
+    request = pipeline.folder.request(PROMPT)
+    weights = pipeline.folder.estimate(request, torch.float32).weights
+    assert 0.8 * on_disk < weights <= on_disk
+
+
+def test_require_memory() -> None:
+    assert 1e6 < available_memory(CPU) < 1e14
+    require_memory(MemoryEstimate(1e3, 1e3, 1e3, 1e3), CPU)
+    with pytest.raises(UserError, match=r"about 10000\.0 GB .*4000\.0 GB decoded frames"):
+        require_memory(MemoryEstimate(1e12, 2e12, 3e12, 4e12), CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(model_folder: Path) -> None:
+    with pytest.raises(UserError, match="no GPU 'cuda'"):
+        load(model_folder, device="cuda")
+    assert choose_device("auto") == CPU
+    with pytest.raises(UserError, match="no device 'abacus'"):
+        choose_device("abacus")
+
+
+def test_dtype() -> None:
+    assert choose_dtype(None, CPU) == torch.float32
+    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(UserError, match="no dtype 'int4'; take float32 or bfloat16"):
+        choose_dtype("int4", CPU)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae", "tokenizer"])
+def test_incomplete_folder(model_folder: Path, tmp_path: Path, part: str) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    shutil.rmtree(folder / part)
+    with pytest.raises(UserError, match=part):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_bad_config_of_a_component(model_folder: Path, tmp_path: Path, part: str, text: str | None) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config = folder / part / "config.json"
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(UserError, match=part):
+        load(folder, device="cpu")
