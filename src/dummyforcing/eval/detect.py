@@ -185,7 +185,9 @@ def _does(found: Found, thing: Thing) -> bool:
     if thing.motion == "across":  # passes another object; no motion of its own
         track = found.track
         return spread(track.x[track.visible]) > 0.5 and spread(track.y[track.visible]) < 0.3
-    return found.motion == thing.motion
+    # Short clips may show two motions equally well: leaving the picture is a slide or half of a return.
+    score = found.motion_scores[thing.motion]
+    return score >= 0.5 and score == max(found.motion_scores.values())
 
 
 def _unclear(found: Found) -> str:
