@@ -23,7 +23,7 @@ _BRIGHT = 0.62  # between the brightest scenery (0.5, rarely 0.6) and the darkes
 _BRIGHT_SHARE = 0.68  # ... and in a darker video no more than this share of its brightest pixels
 _MIN_AREA = 0.004  # in units in which the picture has 4; the world's smallest object has 0.03 ...
 _MAX_AREA = 1.2  # ... and its largest 0.7
-_MIN_APART = 0.1  # share of the frames in which two objects are seen apart
+_MIN_APART = 0.04  # share of the frames in which two objects are seen apart
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def _label(pictures: Floats, bright: Bools, colors: Sequence[int]) -> Labels:
 def _solid_colors(labels: Labels) -> list[int]:
     """Colors with a solid interior, not only a thin line where an edge mixes with the scenery."""
     counts = np.bincount(labels[labels >= 0], minlength=len(COLORS))
-    likely = np.flatnonzero(counts > 0.05 * counts.sum()).tolist()
+    likely = np.flatnonzero(counts > 0.03 * counts.sum()).tolist()
     core = {color: float((_box(labels == color, 3) > 0.85).mean()) for color in likely}
-    return [color for color, share in core.items() if share > max(0.1 * sum(core.values()), 5e-4)]
+    return [color for color, share in core.items() if share > max(0.04 * sum(core.values()), 5e-4)]
 
 
 def _box(mask: Bools, side: int) -> Floats:
@@ -168,9 +168,9 @@ def _has_pillar(pictures: Floats) -> bool:
         return mean
 
     post, sides = column(0.44, 0.56), (column(0.30, 0.38), column(0.62, 0.70))
-    gray = (post.max(0) - post.min(0) < 0.12) & (np.abs(post.mean(0) - 0.41) < 0.12)
-    stands_out = np.minimum(*(np.abs(post - side).max(0) for side in sides)) > 0.06
-    return bool((gray & stands_out).mean() > 0.6)
+    gray = (post.max(0) - post.min(0) < 0.15) & (np.abs(post.mean(0) - 0.41) < 0.14)
+    stands_out = np.minimum(*(np.abs(post - side).max(0) for side in sides)) > 0.05
+    return bool((gray & stands_out).mean() > 0.5)
 
 
 # --- objects --------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _separate(labels: Labels, colors: Sequence[int]) -> list[_Blob]:
     for color in sorted(colors, key=lambda c: -int((labels == c).sum())):
         blob = _Blob.of(labels == color)
         for i, known in enumerate(blobs):
-            touching = ((_box(known.mask, 5) > 0) & blob.mask).any((1, 2))
+            touching = ((_box(known.mask, 3) > 0) & blob.mask).any((1, 2))
             if (known.visible & blob.visible & ~touching).mean() < _MIN_APART:
                 blobs[i] = _Blob.of(known.mask | (labels == color))
                 break
