@@ -110,7 +110,13 @@ def _absences(track: Track) -> list[str]:
         For each time of three pixel frames or more: "hidden" (in the middle, between two sights), "out"
         (beyond a border, back at the same side), "left" (beyond a border at the start or end) or "lost".
     """
-    lost = track.area < 0.4 * np.quantile(track.area[track.whole], 0.25)
+    free = np.flatnonzero(track.whole)
+    half = min(FPS, len(free) - 1)  # compare with the second before and after: it may grow or shrink
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(track.area[free], half, "reflect"), 2 * half + 1
+    )
+    usual = np.interp(np.arange(len(track.area)), free, np.median(windows, 1))
+    lost = track.area < 0.4 * usual
     ends = np.flatnonzero(np.diff(np.concatenate(([False], lost, [False]))))
     kinds = []
     for first, last in zip(ends[::2], ends[1::2] - 1, strict=True):

@@ -19,24 +19,24 @@ _REACH = 1.75  # half a patch, in equivalent radii; a star's tips are at 1.58
 _POINTS = ((np.arange(40) + 0.5) * (2 * _REACH / 40) - _REACH).astype(np.float32)
 
 
-def normalise(value: Floats, level: float, x: Floats, y: Floats, radius: Floats) -> Floats:
+def normalise(light: Floats, x: Floats, y: Floats, area: Floats) -> Floats:
     """Sample outlines free of position and size.
 
     Args:
-        value: Brightness, `(T, G, G)`, zero away from the object.
-        level: Brightness that counts as inside, also between the pixels.
+        light: `(T, G, G)` brightness; above 1 is inside. Sampled between its pixels, for a finer edge.
         x: Centroid, `(T,)`, in [-1, 1].
         y: Likewise.
-        radius: Equivalent radius, `(T,)`.
+        area: Area, `(T,)`, in units in which the picture has 4.
 
     Returns:
         `(T, P * P)`, 1 inside and 0 outside.
     """
+    radius = np.sqrt(area / np.float32(math.pi))
     gx = (x[:, None] + radius[:, None] * _POINTS)[:, None, :]
     gy = (y[:, None] + radius[:, None] * _POINTS)[:, :, None]
     grid = torch.from_numpy(np.stack(np.broadcast_arrays(gx, gy), -1))
-    patch = F.grid_sample(torch.from_numpy(value)[:, None], grid, align_corners=False)
-    return (patch[:, 0].flatten(1).numpy() > level).astype(np.float32)
+    patch = F.grid_sample(torch.from_numpy(light)[:, None], grid, align_corners=False)
+    return (patch[:, 0].flatten(1).numpy() > 1).astype(np.float32)
 
 
 def overlaps(patches: Floats) -> Floats:

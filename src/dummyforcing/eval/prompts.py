@@ -32,7 +32,7 @@ def benchmark_scenes() -> list[Scene]:
 
 
 def two_object_scenes(count: int = 16) -> list[Scene]:
-    """Scenes of two objects side by side, of different colors and never-trained or trained kinds alike."""
+    """Scenes of two objects of different colors side by side, each with its prompt."""
     rng = np.random.default_rng(_SEED + 1)
     scenes = []
     for _ in range(count):
