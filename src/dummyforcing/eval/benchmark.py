@@ -1,0 +1,112 @@
+"""Judge a model of the rendered world on the held-out prompts: colour, shape and motion, by exact detectors.
+
+    python -m dummyforcing.eval.benchmark --output benchmarks/results/tiny-quality.json
+
+Every prompt is generated once with each policy, from the same noise. Ground-truth renders of the same scenes
+are judged too, plain and after the model's VAE: the ceiling of what any model could reach.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch, see cli.py
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dummyforcing.eval.detect import Verdict, judge, summary
+from dummyforcing.eval.prompts import benchmark_scenes, two_object_scenes
+from dummyforcing.eval.results import write_results
+from dummyforcing.eval.world import Scene, render
+from dummyforcing.pipeline import Pipeline, load
+from dummyforcing.video import save_contact_sheet
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to judge."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """JSON file to write; contact sheets go beside it."""
+    model: str = "tiny"
+    """Name or folder of a model of the rendered world."""
+    policies: tuple[str, ...] = ("dense", "dummy")
+    """Cache policies to compare."""
+    frames: int = 81
+    """Pixel frames per video."""
+    limit: int = 64
+    """How many of the 64 prompts to use."""
+    pairs: bool = True
+    """Also the 16 two-object prompts, reported apart."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def judged(scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str) -> dict[str, object]:
+    """Make and judge one video per scene; the counts, and each failure with its reasons."""
+    verdicts: list[Verdict] = []
+    for index, scene in enumerate(tqdm(scenes, desc=title)):
+        verdicts.append(judge(make(index, scene), scene))
+    failures = {s.prompt: v.reasons for s, v in zip(scenes, verdicts, strict=True) if v.reasons}
+    return {**summary(verdicts), "failures": failures}
+
+
+def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
+    """The detector's verdicts on ground truth, and on ground truth after the VAE."""
+    size = pipeline.folder.preset.size[0]
+
+    def truth(index: int, scene: Scene) -> Frames:
+        pixels: Frames = (render([scene], settings.frames, size)[0] * 255).byte().permute(0, 2, 3, 1).numpy()
+        return pixels
+
+    def decoded(index: int, scene: Scene) -> Frames:
+        latents = pipeline.vae.encode(torch.from_numpy(truth(index, scene))[None])
+        pixels: Frames = pipeline.vae.decode(latents)[0].cpu().numpy()
+        return pixels
+
+    return {
+        "renders": judged(scenes, truth, "renders"),
+        "renders_after_vae": judged(scenes, decoded, "after VAE"),
+    }
+
+
+def run(settings: Settings) -> None:
+    """Generate, judge, write."""
+    pipeline = load(settings.model, device=settings.device)
+    single = benchmark_scenes()[: settings.limit]
+    results: dict[str, object] = {"model": settings.model, "pixel_frames": settings.frames}
+    results["ceiling"] = ceiling(pipeline, single, settings)
+    for policy in settings.policies:
+        rows: list[Frames] = []
+        speeds: list[float] = []
+        cache: set[int] = set()
+
+        def make(index: int, scene: Scene, policy: str = policy) -> Frames:
+            video = pipeline.generate(scene.prompt, frames=settings.frames, seed=index, policy=policy)
+            rows.append(video.frames)  # noqa: B023
+            speeds.append(video.timings.fps)  # noqa: B023
+            cache.add(video.cache_bytes)  # noqa: B023
+            return video.frames
+
+        part = {"one_object": judged(single, make, policy)}
+        sheet, labels = rows[:32], [scene.prompt for scene in single[:32]]
+        save_contact_sheet(
+            settings.output.with_name(f"{settings.output.stem}-{policy}.png"), sheet, labels=labels
+        )
+        if settings.pairs:
+            part["two_objects"] = judged(two_object_scenes(), make, f"{policy}, pairs")
+        results[policy] = {**part, "cache_bytes": max(cache), "median_fps": round(median(speeds), 2)}
+    write_results(settings.output, results, pipeline.device)
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,56 @@
+"""Result files: measured figures with what made them, so that every number in the docs can be traced."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from dummyforcing.files import replacing
+
+
+def provenance(device: torch.device) -> dict[str, object]:
+    """The command, commit, device and versions behind a result."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "versions": {p: version(p) for p in ("dummyforcing", "torch", "diffusers", "transformers")}
+        | {"python": platform.python_version()},
+    }
+
+
+def write_results(path: Path, results: dict[str, object], device: torch.device) -> None:
+    """Write results and their provenance as readable JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**provenance(device), **results}, indent=1) + "\n")
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return f"{', '.join(sorted(models))}, {len([x for x in lines if x.startswith('processor')])} cores"
