@@ -3,6 +3,7 @@
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
 
+import os
 import sys
 import warnings
 from collections import deque
@@ -48,6 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C.
     """
+    # GNU OpenMP's idle threads spin. If another process keeps a core of a small machine busy, they take the time
+    # slices of the threads that they wait for. The policy is read when torch loads, which is later than this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     args = sys.argv[1:] if args is None else args
     app = tyro.extras.SubcommandApp()
     for command in (generate, heads, models):
