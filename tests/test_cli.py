@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -12,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import write_model
+from dummyforcing import cli
 from dummyforcing.cli import main
 from dummyforcing.pipeline import load
 from dummyforcing.plan import Plan
+from dummyforcing.presets import bundled_folders
 
 PROMPT = "a red ball bounces on a green floor"
 
@@ -115,6 +119,15 @@ def test_help_is_fast_and_teaches(args: list[str]) -> None:
             assert f"--{flag} " in result.stdout
         for flag in ("save-plan", "compare", "device", "dtype", "output"):
             assert f"--{flag} " in result.stdout
+
+
+def test_examples_of_the_help_use_known_words() -> None:
+    """The bundled model understands every prompt that the help shows."""
+    text = cli.DESCRIPTION + str(cli.generate.__doc__) + str(cli.heads.__doc__)
+    prompts = re.findall(r"dummyforcing (?:generate|heads) \"(.*?)\"", text)
+    assert len(prompts) >= 5
+    vocabulary = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer.json").read_text())
+    assert {word for prompt in prompts for word in prompt.split()} <= set(vocabulary["model"]["vocab"])
 
 
 # Bad input: one sentence, exit code 2, and nothing is left behind.

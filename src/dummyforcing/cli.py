@@ -97,12 +97,12 @@ def generate(
     See what Dummy Forcing saves; ball-compare.mp4 shows both videos side by side:
       dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4 --compare
 
-    Ten seconds, larger, with other noise:
-      dummyforcing generate "a blue cube spins" -o cube.mp4 --seconds 10 --size 192x192 --seed 7
+    Ten seconds, with other noise:
+      dummyforcing generate "a yellow star spins on a purple floor" -o star.mp4 --seconds 10 --seed 7
 
     Classify the heads once, then start with the small cache:
-      dummyforcing generate "a red ball bounces" -o a.mp4 --save-plan plan.json
-      dummyforcing generate "a blue cube spins" -o b.mp4 --plan plan.json
+      dummyforcing generate "a red ball bounces on a blue floor" -o a.mp4 --save-plan plan.json
+      dummyforcing generate "a blue star spins" -o b.mp4 --plan plan.json
 
     Args:
         prompt: What the video shows.
@@ -110,7 +110,7 @@ def generate(
         model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
         frames: Pixel frames; must fill whole chunks: 9, 21, 33, ... 81, ... with 3 latent frames a chunk.
         seconds: Length of the video instead of --frames; the nearest length that fills whole chunks is taken.
-        size: Width and height in pixels, multiples of 16.
+        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise; the same seed gives the same video.
         policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles) or dense (all).
             Also window:SINK,RECENT (so many first and last ones) and official (as the public code).
@@ -206,7 +206,7 @@ def heads(
         prompt: What the video shows in which the heads are watched.
         output: The PNG to write; an older one is replaced.
         model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
-        size: Width and height in pixels, multiples of 16.
+        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise.
         policy: A policy that classifies heads: dummy or official.
         dummy_fraction: Share of all heads that become dummy.
@@ -274,7 +274,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
-        raise UserError(f"Size '{text}' cannot be read; write width x height in pixels, such as 192x192.")
+        raise UserError(f"Size '{text}' cannot be read; write width x height in pixels, such as 160x160.")
     return int(height), int(width)
 
 
