@@ -121,6 +121,17 @@ def test_help_is_fast_and_teaches(args: list[str]) -> None:
             assert f"--{flag} " in result.stdout
 
 
+@pytest.mark.parametrize("args", [["models"], ["generate", "--help"], ["--help"]])
+def test_a_reader_that_has_enough(args: list[str]) -> None:
+    """As with `| head -0`: no traceback."""
+    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() in (1, 141)  # 1: rich was printing
+
+
 def test_examples_of_the_help_use_known_words() -> None:
     """The bundled model understands every prompt that the help shows."""
     text = cli.DESCRIPTION + str(cli.generate.__doc__) + str(cli.heads.__doc__)

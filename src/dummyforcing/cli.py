@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows the program's name; None: as the program was called.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
     # GNU OpenMP's idle threads spin. If another process keeps a core of a small machine busy, they take the time
     # slices of the threads that they wait for. The policy is read when torch loads, which is later than this.
@@ -63,7 +63,10 @@ def main(args: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UnknownWordsWarning)
             warnings.showwarning = _print_warning
-            app.cli(prog="dummyforcing", description=DESCRIPTION, args=args)
+            try:
+                app.cli(prog="dummyforcing", description=DESCRIPTION, args=args)
+            finally:
+                sys.stdout.flush()
     except UserError as error:
         text = str(error)
         print(f"Error: {text[0].upper()}{text[1:]}", file=sys.stderr)
@@ -71,6 +74,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has enough, such as `| head`; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
@@ -98,7 +104,7 @@ def generate(
       dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4 --compare
 
     Ten seconds, with other noise:
-      dummyforcing generate "a yellow star spins on a purple floor" -o star.mp4 --seconds 10 --seed 7
+      dummyforcing generate "a yellow star spins" -o star.mp4 --seconds 10 --seed 7
 
     Classify the heads once, then start with the small cache:
       dummyforcing generate "a red ball bounces on a blue floor" -o a.mp4 --save-plan plan.json
