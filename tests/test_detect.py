@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from dummyforcing.eval.detect import Verdict, detect, judge, summary, wilson
 from dummyforcing.eval.motion import Track, motion_scores
 from dummyforcing.eval.prompts import benchmark_scenes, two_object_scenes
-from dummyforcing.eval.world import COLORS, FPS, MOTIONS, draw, held_out_kinds, prepare, prompt_scene
+from dummyforcing.eval.render import draw, prepare
+from dummyforcing.eval.world import COLORS, FPS, MOTIONS, held_out_kinds, prompt_scene
 
 SIZE = 96
 RIGHT = Verdict(True, True, True)

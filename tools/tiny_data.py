@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dummyforcing.eval import world
+from dummyforcing.eval.render import render as render_world
 
 TEXT_LEN = 32
 
@@ -52,7 +53,7 @@ def random_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
 
 def render(scenes: list[world.Scene], frames: int, size: int, device: torch.device, start: int = 0) -> Tensor:
     """Clips in [-1, 1] as the VAE wants them, `(B, 3, frames, size, size)`."""
-    return world.render(scenes, frames, size, device, start).transpose(1, 2) * 2 - 1
+    return render_world(scenes, frames, size, device, start).transpose(1, 2) * 2 - 1
 
 
 class Pool:

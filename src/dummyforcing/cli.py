@@ -49,8 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
-    # GNU OpenMP's idle threads spin. If another process keeps a core of a small machine busy, they take the time
-    # slices of the threads that they wait for. The policy is read when torch loads, which is later than this.
+    # GNU OpenMP's idle threads spin. If another process keeps a core of a small machine busy, they take the
+    # time slices of the threads that they wait for. torch, which is loaded later, reads the policy.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     args = sys.argv[1:] if args is None else args
     app = tyro.extras.SubcommandApp()

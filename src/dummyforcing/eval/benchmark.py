@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from dummyforcing.eval.detect import Verdict, judge, summary
 from dummyforcing.eval.prompts import benchmark_scenes, two_object_scenes
+from dummyforcing.eval.render import render
 from dummyforcing.eval.results import write_results
-from dummyforcing.eval.world import Scene, render
+from dummyforcing.eval.world import Scene
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.video import save_contact_sheet
 

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from dummyforcing.eval.motion import Floats
-from dummyforcing.eval.world import SHAPES, shape_distance
+from dummyforcing.eval.render import shape_distance
+from dummyforcing.eval.world import SHAPES
 
 FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of a ball or a ring cannot be seen
 _REACH = 1.75  # half a patch, in equivalent radii; a star's tips are at 1.58
