@@ -89,6 +89,24 @@ def test_chunks_give_the_same_file_as_the_whole(tmp_path: Path) -> None:
     assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "pieces.mp4").read_bytes()
 
 
+@pytest.mark.parametrize("side", [64, 160])
+def test_the_file_depends_on_the_frames_alone(tmp_path: Path, side: int) -> None:
+    """Not on what the memory held before: glibc fills it with another byte in each run."""
+    np.save(tmp_path / "frames.npy", frames_of(21, side, side))
+    script = (
+        "import sys, numpy as np\n"
+        "from dummyforcing.video import write_mp4\n"
+        "write_mp4(sys.argv[2], np.load(sys.argv[1]))\n"
+    )
+    files = []
+    for byte in ("0", "1", "128"):
+        path = tmp_path / f"{byte}.mp4"
+        run = [sys.executable, "-c", script, tmp_path / "frames.npy", path]
+        subprocess.run(run, check=True, env={**os.environ, "MALLOC_PERTURB_": byte})
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
 def test_it_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"older")
