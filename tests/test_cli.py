@@ -103,6 +103,9 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for fact in ("self-forcing", "krea-realtime", "cc-by-nc-sa-4.0", "apache-2.0", "gdhe17/Self-Forcing"):
         assert fact in printed
+    for fact in ("160x160, 4 steps", "native policy window:3,6", "Wan 14B", "LoRA models/lora.pt"):
+        assert fact in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("args", [[], ["generate"], ["heads"], ["models"]])

@@ -16,6 +16,7 @@ def test_valid_frame_counts() -> None:
     assert [CHUNKS_OF_3.pixel_frames(n) for n in range(3, 22, 3)] == valid
     assert [CHUNKS_OF_3.latent_frames(n) for n in valid] == list(range(3, 22, 3))
     assert CHUNKS_OF_3.pixel_frames(60) == 237
+    assert [FRAME_WISE.pixel_frames(n) for n in (1, 2, 3)] == [1, 5, 9]
     assert [FRAME_WISE.latent_frames(n) for n in (1, 5, 9)] == [1, 2, 3]
 
 

@@ -1,13 +1,13 @@
 """The tables that the command line prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.presets import PUBLIC, bundled_folders, read_preset
+from dummyforcing.presets import PUBLIC, Preset, bundled_folders, read_preset
 
 if TYPE_CHECKING:
     from dummyforcing.pipeline import Chunk
@@ -58,15 +58,25 @@ def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
 
 def print_models() -> None:
     """Print the bundled models and the public ones."""
-    table = Table.grid(padding=(0, 2, 1, 0))
+    table = Table.grid(padding=(0, 2, 0, 0))
     bundled = [read_preset(folder) for folder in bundled_folders().values()]
     for preset in [*bundled, *PUBLIC.values()]:
-        table.add_row(
-            f"[bold]{preset.name}",
-            f"{preset.description}\n"
-            f"steps: {len(preset.schedule.steps)}, latent frames a chunk: {preset.chunk_frames}, "
-            f"licence: {preset.licence}\n"
-            + (f"{source.repo}: {source.file}" if (source := preset.source) else "bundled"),
-        )
+        table.add_row(f"[bold]{preset.name}", "\n".join([*_facts(preset), ""]))
     Console(highlight=False).print(table)
-    print("The models that are not bundled are only listed: this version does not load them.")
+    print("This version loads the bundled models; the others are only listed.")
+
+
+def _facts(preset: Preset) -> Iterator[str]:
+    """What there is to know about a model, line by line."""
+    (height, width), steps, chunk = preset.size, len(preset.schedule.steps), preset.chunk_frames
+    yield preset.description
+    yield (
+        f"{width}x{height}, {steps} step{'s' * (steps > 1)}, {chunk} latent frame{'s' * (chunk > 1)} a chunk"
+    )
+    yield f"native policy {preset.native}, licence {preset.licence}"
+    if (source := preset.source) is None:
+        yield "bundled"
+        return
+    yield f"{source.repo}: {source.file}"
+    parts = [("entry", source.key), ("LoRA", source.lora)]
+    yield ", ".join([f"Wan {source.size}", *(f"{name} {value}" for name, value in parts if value)])

@@ -24,11 +24,6 @@ from dummyforcing.errors import UserError
 from dummyforcing.pretrained import load_pretrained
 
 
-def pixel_frames(frames: int) -> int:
-    """Pixel frames that `frames` latent frames decode to."""
-    return 1 + 4 * (frames - 1)
-
-
 class OneDNNConv3d(TorchFunctionMode):
     """Inside this context, 3D convolutions (float32, CPU) run in oneDNN whatever their size.
 
