@@ -93,8 +93,8 @@ class VideoWriter:
     def _open(self, width: int, height: int) -> VideoStream:
         if width % 2 or height % 2:
             raise ValueError(f"H.264 needs even sides, not {width}x{height}")
-        # x264's macroblock tree reads memory that nobody set when frames are as small as ours: now and then the
-        # same frames gave another file, sometimes a third larger.
+        # x264's macroblock tree reads memory that nobody set when frames are as small as ours: now and then
+        # the same frames gave another file, sometimes a third larger.
         options = {"crf": "18", "mbtree": "0"}
         stream = self._container.add_stream("libx264", rate=self.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,6 +1,7 @@
 """Result files: measured figures with what made them, so that every number in the docs can be traced."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -25,7 +26,7 @@ def provenance(device: torch.device) -> dict[str, object]:
     )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "commit": commit.stdout.strip() or "unknown",
         "date": datetime.now(UTC).date().isoformat(),
         "device": name,
@@ -42,9 +43,10 @@ def write_results(path: Path, results: dict[str, object], device: torch.device) 
         temporary.write_text(json.dumps({**provenance(device), **results}, indent=1) + "\n")
 
 
-def _module() -> str:
+def _program() -> list[str]:
+    """How this program was called: as a module, or as a script named relative to the folder."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.relpath(sys.argv[0])]
 
 
 def _processor() -> str:

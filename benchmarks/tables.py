@@ -1,0 +1,99 @@
+"""Write the measured tables of the README from the committed results.
+
+python benchmarks/tables.py           # rewrite them
+python benchmarks/tables.py --check   # fail if they are out of date
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file."""
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return data
+
+
+def source(name: str) -> str:
+    """One line that says where a table comes from."""
+    r = load(name)
+    return (
+        f"`{r['command']}` at {r['commit']}, {r['date']}, {r['device']}, torch {r['versions']['torch']}; "
+        f"raw: `benchmarks/results/{name}.json`"
+    )
+
+
+def percent(part: dict[str, Any]) -> str:
+    """A rate with its 95% interval."""
+    low, high = part["interval"]
+    return f"{part['percent']:.0f}% ({low:.0f}-{high:.0f})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def speed() -> str:
+    """What the default command takes as a whole, and the pipeline alone."""
+    process, quality = load("tiny-process"), load("tiny-quality")
+    rows = [
+        [
+            policy,
+            f"{process[policy]['wall_s']:.1f} s",
+            f"{process[policy]['peak_memory_mb']:.0f} MB",
+            f"{quality[policy]['median_first_frame_s']:.2f} s",
+            f"{quality[policy]['median_fps_without_vae']:.1f}",
+            f"{quality[policy]['median_fps']:.1f}",
+            f"{quality[policy]['cache_bytes'] / 1e6:.1f} MB",
+        ]
+        for policy in ("dense", "dummy")
+    ]
+    header = ["cache", "whole command", "peak memory", "first frame", "FPS without VAE", "FPS", "KV cache"]
+    return f"{table(header, rows)}\n\nWhole command: {source('tiny-process')}."
+
+
+def quality() -> str:
+    """What the exact detectors say of the held-out prompts."""
+    short, long = load("tiny-quality"), load("tiny-quality-10s")
+    rows = []
+    for title, part in [
+        ("rendered truth", short["ceiling"]["renders"]),
+        ("rendered truth after the VAE", short["ceiling"]["renders_after_vae"]),
+        *((f"{p}, 5 s", short[p]["one_object"]) for p in ("dense", "dummy")),
+        *((f"{p}, 10 s", long[p]["one_object"]) for p in ("dense", "dummy")),
+        *((f"{p}, 5 s, two objects", short[p]["two_objects"]) for p in ("dense", "dummy")),
+    ]:
+        rates = [percent(part[key]) for key in ("color", "shape", "color_and_shape", "motion")]
+        rows.append([title, str(part["count"]), *rates])
+    header = ["videos", "prompts", "color", "shape", "color and shape", "motion"]
+    return f"{table(header, rows)}\n\n5 s: {source('tiny-quality')}. 10 s: {source('tiny-quality-10s')}."
+
+
+def main() -> None:
+    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if anything would change")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = new = readme.read_text()
+    for name, make in {"speed": speed, "quality": quality}.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        head, rest = new.split(begin)
+        new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    if args.check and new != old:
+        raise SystemExit("README.md is out of date: run python benchmarks/tables.py")
+    if not args.check:
+        readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
