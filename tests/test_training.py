@@ -1,0 +1,101 @@
+"""The shortcuts of `tools/`, which trained the bundled model, against what is run when it generates."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from dummyforcing.heads import parse_policy
+from dummyforcing.sampling import make_schedule
+from dummyforcing.session import Session
+from dummyforcing.vae import VideoDecoder
+from oracles import SHAPE, small_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from tiny_networks import TeacherForcing
+from tiny_optim import orthogonalize
+from tiny_run import CHUNK
+from tiny_vae import VAE, WholeClipVAE
+
+TOKENS = SHAPE[1] * SHAPE[2] // 4  # per latent frame
+
+
+@torch.inference_mode()
+def test_whole_clips_are_what_the_stream_gives() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {**VAE, "base_dim": 8, "decoder_base_dim": 8}
+    streamed, whole = (AutoencoderKLWan(**sizes).eval() for _ in range(2))
+    whole.load_state_dict(streamed.state_dict())
+    clip = WholeClipVAE(whole)
+    decoder = VideoDecoder(streamed)
+
+    pixels = torch.randint(0, 256, (2, 17, 32, 48, 3), dtype=torch.uint8)
+    latents = decoder.encode(pixels)
+    mean, _ = clip.encode(pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+    normalised = (mean - decoder._mean) / decoder._std
+    torch.testing.assert_close(normalised.transpose(1, 2), latents, atol=1e-5, rtol=0)
+
+    stream = decoder.stream()
+    frames = torch.cat([stream.decode_float(chunk) for chunk in latents.split(2, dim=1)], dim=1)
+    decoded = clip.decode(mean).clamp(-1, 1).permute(0, 2, 3, 4, 1) * 0.5 + 0.5
+    torch.testing.assert_close(decoded, frames, atol=1e-5, rtol=0)
+    assert frames.std() > 0.001
+
+
+class RecordingSession(Session):
+    """Keeps what goes into the network and what comes out, for every denoising step."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def _velocity(self, x: Tensor, step: int, *args: Any) -> Tensor:
+        velocity = super()._velocity(x, step, *args)
+        self.seen.append((x, velocity))
+        return velocity
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_teacher_forcing_trains_what_a_session_runs(chunks: int) -> None:
+    """The one pass over [clean | noisy] frames == the steps of a session with its cache and commit passes."""
+    batch, frames = 2, CHUNK * chunks
+    model, schedule = small_model(), make_schedule([1000, 500, 250], shift=3.0)
+    embeds = torch.randn(batch, model.config.text_len, model.config.text_dim)
+    session = RecordingSession(
+        model, model.embed_text(embeds), parse_policy("dense"), schedule, (batch, *SHAPE),
+        chunk_frames=CHUNK, seeds=[0, 1], frames=frames,
+    )  # fmt: skip
+    latents = torch.cat(list(session), dim=1)
+
+    one_pass = TeacherForcing(frames, torch.device("cpu"), TOKENS)
+    steps = len(schedule.sigmas)
+    for step, sigma in enumerate(schedule.sigmas):
+        x, expected = (torch.cat(parts, dim=1) for parts in zip(*session.seen[step::steps], strict=True))
+        sigmas = torch.full((batch, frames), sigma)
+        velocity = one_pass(model, latents, x, sigmas, embeds)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(velocity, expected, atol=2e-5, rtol=0)
+
+    if chunks > 1:  # and the past matters
+        other = one_pass(model, latents.flip(1), x, sigmas, embeds)
+        torch.testing.assert_close(other[:, :CHUNK], expected[:, :CHUNK], atol=2e-5, rtol=0)
+        assert (other - expected)[:, CHUNK:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (4, 16, 48), (4, 48, 16)])
+def test_orthogonalize(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = orthogonalize(matrices).float()
+    assert out.shape == shape
+    values = torch.linalg.svdvals(out)
+    # The iteration's coefficients trade exactness for speed: 0.68 to 1.14 in exact arithmetic.
+    assert values.max() < 1.3
+    assert (values > 0.5).float().mean() > 0.95  # the smallest of a square random matrix needs more steps
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.cosine_similarity(out.flatten(1), (u @ vh).flatten(1)).min() > 0.95
