@@ -1,0 +1,42 @@
+"""The same videos on a GPU."""
+
+import pytest
+import torch
+
+from dummyforcing.heads import parse_policy
+from dummyforcing.pipeline import load
+from dummyforcing.session import Session
+from oracles import SCHEDULE, SHAPE, small_model, small_text
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+
+@pytest.mark.parametrize("policy", ["dense", "dummy"])
+def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    latents, plans = [], []
+    for device in ("cpu", "cuda"):
+        model = small_model()
+        text = [(k.to(device), v.to(device)) for k, v in small_text(model, batch=2)]
+        session = Session(
+            model.to(device), text, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
+        )
+        latents.append(torch.cat(list(session), dim=1).cpu())
+        plans.append([plan.roles for plan in session.plans])
+    assert plans[0] == plans[1]
+    assert latents[0].std() > 0.1
+    torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
+
+
+def test_the_bundled_model_in_bfloat16() -> None:
+    pipeline = load("tiny", device="cuda")
+    assert pipeline.dtype == torch.bfloat16
+    video = pipeline.generate("a red ball bounces", frames=33, seed=3)
+    assert video.frames.shape == (33, 160, 160, 3)
+    red, green, blue = video.frames[-1].astype(int).transpose(2, 0, 1)
+    assert 0.01 < ((red > 160) & (green < 90) & (blue < 90)).mean() < 0.25
+    assert video.plan.counts["dummy"] == 48
