@@ -62,19 +62,24 @@ def speed() -> str:
 
 def quality() -> str:
     """What the exact detectors say of the held-out prompts."""
-    short, long = load("tiny-quality"), load("tiny-quality-10s")
-    rows = []
-    for title, part in [
-        ("rendered truth", short["ceiling"]["renders"]),
-        ("rendered truth after the VAE", short["ceiling"]["renders_after_vae"]),
-        *((f"{p}, 5 s", short[p]["one_object"]) for p in ("dense", "dummy")),
-        *((f"{p}, 10 s", long[p]["one_object"]) for p in ("dense", "dummy")),
-        *((f"{p}, 5 s, two objects", short[p]["two_objects"]) for p in ("dense", "dummy")),
-    ]:
-        rates = [percent(part[key]) for key in ("color", "shape", "color_and_shape", "motion")]
-        rows.append([title, str(part["count"]), *rates])
+    names = {(policy, s): f"tiny-quality-{policy}{s}" for s in ("", "-10s") for policy in ("dense", "dummy")}
+    results = {key: load(name) for key, name in names.items()}
+    ceiling = results["dense", ""]["ceiling"]
+    parts = {
+        "rendered truth": ceiling["renders"],
+        "rendered truth after the VAE": ceiling["renders_after_vae"],
+    }
+    for (policy, suffix), result in results.items():
+        parts[f"{policy}, {suffix.removeprefix('-') or '5s'}"] = result[policy]["one_object"]
+    for policy in ("dense", "dummy"):
+        parts[f"{policy}, 5s, two objects"] = results[policy, ""][policy]["two_objects"]
+    keys = ("color", "shape", "color_and_shape", "motion")
+    rows = [
+        [title, str(part["count"]), *(percent(part[key]) for key in keys)] for title, part in parts.items()
+    ]
     header = ["videos", "prompts", "color", "shape", "color and shape", "motion"]
-    return f"{table(header, rows)}\n\n5 s: {source('tiny-quality')}. 10 s: {source('tiny-quality-10s')}."
+    sources = "\n".join(f"- {source(name)}" for name in names.values())
+    return f"{table(header, rows)}\n\n{sources}"
 
 
 def main() -> None:
