@@ -56,6 +56,7 @@ def main() -> None:
         "--runs", type=int, default=5, help="runs of each policy, after one that does not count"
     )
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = load("tiny", device="cpu")
     runs: dict[str, list[dict[str, float]]] = {"dense": [], "dummy": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -68,8 +68,8 @@ class Preset:
     """Pixel frames per second of video."""
     size: tuple[int, int] = (480, 832)
     """Default height and width in pixels."""
-    native: str = "dense"
-    """The policy that the model was trained for; what Dummy Forcing is compared with."""
+    native: str | None = "dense"
+    """The policy that the model was trained for; None: its sampler has rules of its own."""
     dummy: DummyDefaults = DummyDefaults()
     source: HubFile | None = None
     """None: the model is a folder."""
@@ -136,11 +136,11 @@ PUBLIC: dict[str, Preset] = {preset.name: preset for preset in [
            source=HubFile("tianweiy/CausVid", "autoregressive_checkpoint_warp_4step_cfg2/model.pt",
                           "generator")),
     Preset("rolling-forcing", "Rolling Forcing 1.3B, five chunks at once, one noise level each",
-           "academic use only (Tencent)", 3, ScheduleArgs((1000, 800, 600, 400, 200), shift=5),
+           "academic use only (Tencent)", 3, ScheduleArgs((1000, 800, 600, 400, 200), shift=5), native=None,
            source=HubFile("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt",
                           "generator_ema")),
     Preset("krea-realtime", "Krea Realtime 14B, recomputes its context before every chunk", NON_COMMERCIAL, 3,
-           ScheduleArgs((1000, 750, 500, 250, 0), shift=5),
+           ScheduleArgs((1000, 750, 500, 250, 0), shift=5), native=None,
            source=HubFile("krea/krea-realtime-video", "krea-realtime-video-14b.safetensors", "", size="14B")),
     Preset("causal-forcing", "Causal-Forcing 1.3B, chunk-wise", "apache-2.0", 3, FOUR_STEPS,
            source=HubFile("zhuhz22/Causal-Forcing", "chunkwise/causal_forcing.pt", "generator")),

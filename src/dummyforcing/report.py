@@ -73,7 +73,8 @@ def _facts(preset: Preset) -> Iterator[str]:
     yield (
         f"{width}x{height}, {steps} step{'s' * (steps > 1)}, {chunk} latent frame{'s' * (chunk > 1)} a chunk"
     )
-    yield f"native policy {preset.native}, licence {preset.licence}"
+    native = f"native policy {preset.native}" if preset.native else "a sampler of its own"
+    yield f"{native}, licence {preset.licence}"
     if (source := preset.source) is None:
         yield "bundled"
         return

@@ -92,6 +92,7 @@ def _generate(
 
 def run(settings: Settings) -> None:
     """Generate, judge, write."""
+    settings.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
     pipeline = load(settings.model, device=settings.device)
     single = benchmark_scenes()[: settings.limit]
     results: dict[str, object] = {"model": settings.model, "pixel_frames": settings.frames}

@@ -38,7 +38,6 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 def write_results(path: Path, results: dict[str, object], device: torch.device) -> None:
     """Write results and their provenance as readable JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**provenance(device), **results}, indent=1) + "\n")
 

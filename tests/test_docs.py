@@ -1,0 +1,23 @@
+"""The README tells the truth: its tables come from the results, and its code runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_tables_are_those_of_the_results():
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True)
+
+
+def test_the_python_example_makes_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    with av.open("ball.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 81
