@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dummyforcing import __version__
 from dummyforcing.files import replacing
 
 
@@ -31,8 +32,11 @@ def provenance(device: torch.device) -> dict[str, object]:
         "date": datetime.now(UTC).date().isoformat(),
         "device": name,
         "threads": torch.get_num_threads(),
-        "versions": {p: version(p) for p in ("dummyforcing", "torch", "diffusers", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": {
+            "dummyforcing": __version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in ("torch", "diffusers", "transformers")},
+        },
     }
 
 
