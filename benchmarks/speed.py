@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch, as the command line does
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch, as the command line does
 
 from dummyforcing.eval.results import write_results
 from dummyforcing.pipeline import Pipeline, load

@@ -49,9 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
-    # GNU OpenMP's idle threads spin. If another process keeps a core of a small machine busy, they take the
-    # time slices of the threads that they wait for. torch, which is loaded later, reads the policy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # libgomp's threads spin for milliseconds before they sleep: beside one other busy process on two cores that
+    # made a chunk take 35 s in place of 2 s. Not to spin at all costs 40% on an idle machine. Set before torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     args = sys.argv[1:] if args is None else args
     app = tyro.extras.SubcommandApp()
     for command in (generate, heads, models):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch, see cli.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch, see cli.py
 
 import numpy as np
 import torch
