@@ -49,8 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
-    # libgomp's threads spin for milliseconds before they sleep: beside one other busy process on two cores that
-    # made a chunk take 35 s in place of 2 s. Not to spin at all costs 40% on an idle machine. Set before torch loads.
+    # libgomp's threads spin for milliseconds before they sleep: beside one other busy process on two cores
+    # that made a chunk take 35 s in place of 2 s. Not to spin at all costs 40% on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     args = sys.argv[1:] if args is None else args
     app = tyro.extras.SubcommandApp()
