@@ -1,6 +1,6 @@
 """Time the default command as a user runs it: start-up, loading, generating, writing; and its peak memory.
 
-python benchmarks/whole_process.py --output benchmarks/results/tiny-process.json
+python benchmarks/speed.py --output benchmarks/results/tiny-speed.json
 """
 
 import argparse
@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch, as the command line does
+from dummyforcing.threads import spin_briefly
+
+spin_briefly()  # before torch is imported
 
 from dummyforcing.eval.results import write_results
 from dummyforcing.pipeline import Pipeline, load

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import write_model
-from dummyforcing import cli
-from dummyforcing.cli import main
+from dummyforcing.cli import DESCRIPTION, main
+from dummyforcing.cli.generate import generate
+from dummyforcing.cli.heads import heads
 from dummyforcing.pipeline import load
 from dummyforcing.plan import Plan
 from dummyforcing.presets import bundled_folders
@@ -137,7 +138,7 @@ def test_a_reader_that_has_enough(args: list[str]) -> None:
 
 def test_examples_of_the_help_use_known_words() -> None:
     """The bundled model understands every prompt that the help shows."""
-    text = cli.DESCRIPTION + str(cli.generate.__doc__) + str(cli.heads.__doc__)
+    text = DESCRIPTION + str(generate.__doc__) + str(heads.__doc__)
     prompts = re.findall(r"dummyforcing (?:generate|heads) \"(.*?)\"", text)
     assert len(prompts) >= 5
     vocabulary = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer.json").read_text())

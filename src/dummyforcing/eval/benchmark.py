@@ -6,14 +6,15 @@ Every prompt is generated once with each policy, from the same noise. Ground-tru
 are judged too, plain and after the model's VAE: the ceiling of what any model could reach.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch, see cli.py
+from dummyforcing.threads import spin_briefly
+
+spin_briefly()  # before torch is imported
 
 import numpy as np
 import torch

@@ -1,0 +1,69 @@
+"""What several commands share: the types of their arguments, and small helpers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dummyforcing.errors import UserError
+from dummyforcing.files import temporary
+
+if TYPE_CHECKING:
+    from dummyforcing.pipeline import Chunk, Pipeline
+    from dummyforcing.request import ModelFolder, Request
+
+Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
+Model = Annotated[str, arg(metavar="NAME|FOLDER")]
+Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
+Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
+PolicyName = Annotated[str, arg(metavar="NAME")]
+PlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: find one)")]
+NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
+Device = Literal["auto", "cpu", "cuda"]
+DType = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    arg(metavar="{float32,bfloat16}", help_behavior_hint="(default: bfloat16 on a GPU, float32 elsewhere)"),
+]
+
+
+def load_for(folder: "ModelFolder", request: "Request", device: str, dtype: str | None) -> "Pipeline":
+    """Load a model for a request that fits into the memory."""
+    from dummyforcing.memory import require_memory
+    from dummyforcing.request import choose_device, choose_dtype
+
+    where = choose_device(device)
+    require_memory(folder.estimate(request, choose_dtype(dtype, where)), where)
+
+    from dummyforcing.pipeline import load
+
+    return load(folder.path, device=where, dtype=dtype)
+
+
+def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":
+    """Pass chunks on, with a bar that counts them and tells the pixel frames per second so far."""
+    from tqdm import tqdm
+
+    with tqdm(chunks, desc=label, total=total, unit="chunk") as bar:
+        for chunk in bar:
+            bar.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
+            yield chunk
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Turn `WxH` into height and width."""
+    if text is None:
+        return None
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise UserError(f"Size '{text}' cannot be read; write width x height in pixels, such as 160x160.")
+    return int(height), int(width)
+
+
+def check_output(path: Path | None, suffix: str) -> None:
+    """Refuse a file that could not be written, before any work is done for it."""
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
+        raise UserError(f"Cannot write {path}: give a file name that ends in {suffix}.")
+    temporary(path).unlink()
