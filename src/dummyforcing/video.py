@@ -1,4 +1,4 @@
-"""Pixel frames to files: H.264 mp4 that browsers play, and contact sheets.
+"""Pixel frames to files and back: H.264 mp4 that browsers play, contact sheets, images and clips as input.
 
 with VideoWriter("ball.mp4", fps=16) as writer:
     for frames in chunks:  # uint8 (n, H, W, 3)
@@ -16,7 +16,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from dummyforcing.errors import UserError
 from dummyforcing.files import explaining, replacing, temporary
@@ -137,6 +137,64 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None
     with VideoWriter(path, fps) as writer:
         for piece in frames:
             writer.write(piece)
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> Frames:
+    """Read an image, scaled to cover a size and cut to it in the middle.
+
+    Args:
+        path: Any format that Pillow reads; turned as its EXIF data says.
+        size: Height and width in pixels.
+
+    Returns:
+        One frame, `(1, H, W, 3)`.
+
+    Raises:
+        UserError: If there is no image that can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return _fitted(ImageOps.exif_transpose(image), size)[None]
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} cannot be read as an image; give a PNG, JPEG or WebP file.") from error
+
+
+def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Frames:
+    """Read the first frames of a video at another frame rate, each scaled and cut like an image.
+
+    Args:
+        path: Any format that FFmpeg reads.
+        count: How many frames.
+        size: Height and width in pixels.
+        fps: Frames per second to read; the frame shown at each instant is taken.
+
+    Returns:
+        `(count, H, W, 3)`.
+
+    Raises:
+        UserError: If there is no video that can be read, or it is too short.
+    """
+    picked: list[Frames] = []
+    end = 0.0
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                begin = frame.time or 0.0
+                end = begin + float(1 / (container.streams.video[0].average_rate or fps))
+                # A frame is shown until the next one begins; a 16th forgives rounded time stamps.
+                while len(picked) < count and len(picked) / fps + 1 / (16 * fps) < end:
+                    picked.append(_fitted(Image.fromarray(frame.to_ndarray(format="rgb24")), size))
+                if len(picked) == count:
+                    return np.stack(picked)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as a video; give an mp4, WebM or MOV file.") from error
+    raise UserError(f"{path} is too short: {count / fps:.2f} s of it are needed, but it lasts {end:.2f} s.")
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Frames:
+    """Scale to cover `size` (height, width), cut in the middle."""
+    fitted = ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
 
 
 def side_by_side(videos: Sequence[Frames], labels: Sequence[str] | None = None, gap: int = 4) -> Frames:
