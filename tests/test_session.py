@@ -150,20 +150,16 @@ def test_scores_are_those_of_the_pass_that_the_policy_names():
     model = small_model(heads=4)
     recorded = []
 
-    class Recorder(Session):
-        def _attention(self, scorer, commit=False):
-            inner = super()._attention(scorer, commit)
-
-            def attention(layer, q, k, v):
-                recorded.append((self.frames // 3, commit, layer, q, k))
-                return inner(layer, q, k, v)
-
-            return attention
+    def record(call, layer, q, segments):
+        (segment,) = segments
+        at = [segment.frames[0].index(frame) for frame in range(3 * call.chunk, 3 * call.chunk + 3)]
+        tokens = segment.k.unflatten(1, (len(segment.frames[0]), -1))
+        recorded.append((call.chunk, call.step is None, layer, q, tokens[:, at].flatten(1, 2)))
 
     for score_pass in ("denoise", "commit"):
         recorded.clear()
         policy = dataclasses.replace(dummy(), score_pass=score_pass, rows=None)
-        session = Recorder(model, small_text(model), policy, SCHEDULE, (1, *SHAPE), frames=6)
+        session = start(model, policy, frames=6, observer=record)
         list(session)
         expected = torch.zeros(2, 4, 3)
         for layer in range(2):
@@ -268,7 +264,7 @@ def test_skipped_calls_reuse_the_last_residual():
         for step, skip in enumerate([False, True, False, True]):
             tokens, time = model.patchify(x), session._times[step]
             if not skip:
-                attention = session._attention(None)
+                attention = session._attention(step)
                 residual = model.transform(tokens, time, session._text, session._rope, attention) - tokens
             velocity = model.unpatchify(tokens + residual, time, *SHAPE[1:])
             x = sampling.x0_from_velocity(x, velocity, SCHEDULE.sigmas[step])

@@ -6,13 +6,14 @@
 The whole method is in `next_chunk`: score -> plan -> cache -> attend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import KVCache
+from dummyforcing.cache import KVCache, Segment
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
 from dummyforcing.model import Attention, CausalWan, TextKV, fingerprint
@@ -25,6 +26,21 @@ from dummyforcing.sampling import (
     seeded_noise,
     x0_from_velocity,
 )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One pass of the network."""
+
+    chunk: int
+    """The chunk that it works on."""
+    step: int | None
+    """Its denoising step; None: a commit pass."""
+
+
+Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
+"""`observer(call, layer, q, segments)`: sees every self-attention, after the current chunk's keys and values
+are in the cache; `q (B, L, H, D)` are the queries with RoPE applied."""
 
 
 class Session:
@@ -44,6 +60,7 @@ class Session:
         skips: Sequence[bool] | None = None,
         frames: int | None = None,
         backend: str = "sdpa",
+        observer: Observer | None = None,
     ) -> None:
         """Start a rollout.
 
@@ -60,6 +77,7 @@ class Session:
             skips: From `teacache.skip_table`.
             frames: Length of the video in latent frames; None: no end.
             backend: A name of `attention.BACKENDS`.
+            observer: Is shown every self-attention.
 
         Raises:
             UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
@@ -83,7 +101,8 @@ class Session:
 
         self.model, self.policy, self.schedule = model, policy, schedule
         self.latent_shape, self.chunk_frames, self.total_frames = latent_shape, chunk_frames, frames
-        self._text, self._backend = text, backend
+        self._text, self._backend, self._observer = text, backend, observer
+        self._scorer: HeadScorer | None = None
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
         weight = model.patch_embedding.weight
         self._dtype, self._device = weight.dtype, weight.device
@@ -129,54 +148,59 @@ class Session:
             Its latents, `(B, chunk_frames, C, h, w)` float32.
         """
         chunk = self.frames // self.chunk_frames
-        scorer = self._new_scorer() if chunk == self._classify_at else None
-        scored = self.policy.score_pass
+        self._scorer = self._new_scorer() if chunk == self._classify_at else None
         numbers = torch.arange(self.frames, self.frames + self.chunk_frames)
         self._rope = self.model.rope(numbers, self.height, self.width)
 
-        x0 = self._denoise(self._draw(), 0, scorer if scored == "denoise" else None)
+        x0 = self._denoise(self._draw(), 0)
         for step, sigma in enumerate(self.schedule.sigmas[1:], start=1):
             x = renoise(x0, self._draw(), sigma)
-            x0 = self._denoise(x, step, scorer if scored == "denoise" else None)
-        self._commit(x0, scorer if scored == "commit" else None)
+            x0 = self._denoise(x, step)
+        self._commit(x0)
 
-        if scorer is not None:
-            self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scorer.scores()]
+        if self._scorer is not None:
+            scores = self._scorer.scores()
+            self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scores]
             self.cache.apply(self.plans)
         return x0
 
-    def _denoise(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
+    def _denoise(self, x: Tensor, step: int) -> Tensor:
         """Estimate the clean latents in one denoising step, `(B, F, C, h, w)` float32, as `x`."""
-        return x0_from_velocity(x, self._velocity(x, step, scorer), self.schedule.sigmas[step])
+        return x0_from_velocity(x, self._velocity(x, step), self.schedule.sigmas[step])
 
-    def _velocity(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
+    def _velocity(self, x: Tensor, step: int) -> Tensor:
         """What the network predicts in a denoising step, or what TeaCache puts in its place."""
         time = self._times[step]
         tokens = self.model.patchify(x.to(self._dtype))
         if self._skips[step] and self._residual is not None:
             hidden = tokens + self._residual
         else:
-            attention = self._attention(scorer)
+            attention = self._attention(step)
             hidden = self.model.transform(tokens, time, self._text, self._rope, attention)
             self._residual = hidden - tokens if any(self._skips) else None
         return self.model.unpatchify(hidden, time, self.height, self.width)
 
-    def _commit(self, x0: Tensor, scorer: HeadScorer | None) -> None:
+    def _commit(self, x0: Tensor) -> None:
         """Write a finished chunk's clean keys and values into the cache: it is past from now on."""
         tokens = self.model.patchify(x0.to(self._dtype))
-        attention = self._attention(scorer, commit=True)
+        attention = self._attention(None, kv_only=True)
         self.model.transform(tokens, self._times[-1], self._text, self._rope, attention, kv_only=True)
         self.cache.commit()
 
-    def _attention(self, scorer: HeadScorer | None, commit: bool = False) -> Attention:
-        """Self-attention of the current chunk through the cache."""
+    def _attention(self, step: int | None, kv_only: bool = False) -> Attention:
+        """Self-attention of the current chunk through the cache, in a denoising step or a commit pass."""
+        call = Call(self.frames // self.chunk_frames, step)
         last = self.model.config.num_layers - 1
+        scored = (step is None) == (self.policy.score_pass == "commit")
+        scorer = self._scorer if scored else None
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             segments = self.cache[layer].write(k, v)
             if scorer is not None:
                 scorer.observe(layer, q, segments)
-            if commit and layer == last:
+            if self._observer is not None:
+                self._observer(call, layer, q, segments)
+            if kv_only and layer == last:
                 return q  # nobody reads what the last block of a commit pass attends to
             return attend(q, segments, self._backend)
 

@@ -37,23 +37,26 @@ class NotingSession(Session):
             **options,
         )
 
-    def _denoise(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
-        x0 = super()._denoise(x, step, scorer)
+    def _denoise(self, x: Tensor, step: int) -> Tensor:
+        x0 = super()._denoise(x, step)
         self.noted[f"chunk{self._chunk}/step{step}/x0"] = x0
         return x0
 
-    def _velocity(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
-        velocity = super()._velocity(x, step, scorer)
+    def _velocity(self, x: Tensor, step: int) -> Tensor:
+        velocity = super()._velocity(x, step)
         self.noted[f"chunk{self._chunk}/step{step}/flow"] = velocity
         self._note_times(step)
         return velocity
 
-    def _commit(self, x0: Tensor, scorer: HeadScorer | None) -> None:
+    def _commit(self, x0: Tensor) -> None:
         frames = torch.arange(self.frames, self.frames + self.chunk_frames)
-        time, attention = self._times[-1], self._attention(None)
+        time, scorer = self._times[-1], self._scorer
+        self._scorer = None  # this pass is not the session's own
+        attention = self._attention(None)
         self.noted[f"chunk{self._chunk}/clean/flow"] = self.model(x0, time, self._text, frames, attention)
         self._note_times(-1)
-        super()._commit(x0, scorer)
+        self._scorer = scorer
+        super()._commit(x0)
 
     @property
     def _chunk(self) -> int:
