@@ -39,11 +39,14 @@ def small_model(layers: int = 2, heads: int = 3, head_dim: int = 8, seed: int = 
     return model
 
 
-def small_text(model: CausalWan, batch: int = 1, seed: int = 1) -> TextKV:
+def small_prompt(model: CausalWan, batch: int = 1, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     config = model.config
-    prompt = torch.randn(batch, config.text_len, config.text_dim, generator=generator)
-    return model.embed_text(prompt.to(model.patch_embedding.weight.dtype))
+    return torch.randn(batch, config.text_len, config.text_dim, generator=generator)
+
+
+def small_text(model: CausalWan, batch: int = 1, seed: int = 1) -> TextKV:
+    return model.embed_text(small_prompt(model, batch, seed).to(model.patch_embedding.weight.dtype))
 
 
 def random_plan(layers: int, heads: int, seed: int, contexts: Sequence[HeadContext] | None = None) -> Plan:
