@@ -10,10 +10,10 @@ import torch
 
 from conftest import write_model
 from dummyforcing.errors import UnknownWordsWarning, UserError
-from dummyforcing.memory import MemoryEstimate, available_memory, require_memory
+from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.plan import HeadContext, Plan
-from dummyforcing.request import ModelFolder, choose_device, choose_dtype
+from dummyforcing.request import choose_device, choose_dtype
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball bounces on a green floor"
@@ -68,7 +68,7 @@ def test_batch_is_its_singles(pipeline: Pipeline, policy: str) -> None:
 
 
 def test_given_plan_is_small_from_the_first_chunk(pipeline: Pipeline) -> None:
-    plan = pipeline.find_plan(pipeline.folder.request(PROMPT))
+    plan = pipeline.find_plan(pipeline.files.request(PROMPT))
     assert plan == pipeline.generate(PROMPT, frames=33).plan
     found = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45)]
     given = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, plan=plan)]
@@ -90,11 +90,11 @@ def test_plan_of_another_model(pipeline: Pipeline, tmp_path: Path) -> None:
 
 def test_find_plan_needs_roles(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match="does not classify"):
-        pipeline.find_plan(pipeline.folder.request(PROMPT, policy="dense"))
+        pipeline.find_plan(pipeline.files.request(PROMPT, policy="dense"))
 
 
 def test_policy_defaults_are_the_presets(model_folder: Path) -> None:
-    folder = ModelFolder.open(model_folder)
+    folder = ModelFiles.open(model_folder)
     defaults = replace(folder.preset.dummy, classify_at_chunk=2, neighbor_frames=6, dummy_fraction=0.25)
     folder = replace(folder, preset=replace(folder.preset, dummy=defaults))
     policy = folder.request(PROMPT).policy
@@ -153,7 +153,7 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
         ({"dummy_fraction": 1.5}, "between 0 and 1"),
-        ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \(0\.0 GB weights, [\d.]+ GB KV cache"),
+        ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \([\d.]+ GB KV cache, [\d.]+ GB act"),
     ],
 )
 def test_bad_requests(pipeline: Pipeline, options: dict[str, object], message: str) -> None:
@@ -170,32 +170,25 @@ def test_empty_prompt(pipeline: Pipeline, prompt: str | list[str]) -> None:
 @pytest.mark.parametrize("policy", ["dense", "window:1,2", "plan"])
 def test_estimate_of_the_cache_is_exact(pipeline: Pipeline, policy: str) -> None:
     plan = pipeline.generate(PROMPT, frames=21).plan if policy == "plan" else None
-    request = pipeline.folder.request(PROMPT, frames=57, policy="dummy" if plan else policy, plan=plan)
+    request = pipeline.files.request(PROMPT, frames=57, policy="dummy" if plan else policy, plan=plan)
     chunks = list(pipeline.run(request))
-    assert pipeline.folder.estimate(request, torch.float32).cache == chunks[-1].cache_bytes
-    assert pipeline.folder.estimate(request, torch.bfloat16).cache == chunks[-1].cache_bytes / 2
+    assert pipeline.files.estimate(request, torch.float32).cache == chunks[-1].cache_bytes
+    assert pipeline.files.estimate(request, torch.bfloat16).cache == chunks[-1].cache_bytes / 2
 
 
 def test_estimate_bounds_the_cache_of_a_classified_video(pipeline: Pipeline) -> None:
-    request = pipeline.folder.request(PROMPT, frames=57)
+    request = pipeline.files.request(PROMPT, frames=57)
     largest = max(chunk.cache_bytes for chunk in pipeline.run(request))
-    estimate = pipeline.folder.estimate(request, torch.float32)
-    dense = pipeline.folder.request(PROMPT, frames=57, policy="dense")
-    assert largest <= estimate.cache < pipeline.folder.estimate(dense, torch.float32).cache
+    estimate = pipeline.files.estimate(request, torch.float32)
+    dense = pipeline.files.request(PROMPT, frames=57, policy="dense")
+    assert largest <= estimate.cache < pipeline.files.estimate(dense, torch.float32).cache
 
 
 def test_estimate_of_weights(pipeline: Pipeline, model_folder: Path) -> None:
     on_disk = sum(path.stat().st_size for path in model_folder.rglob("*.safetensors"))
-    request = pipeline.folder.request(PROMPT)
-    weights = pipeline.folder.estimate(request, torch.float32).weights
+    request = pipeline.files.request(PROMPT)
+    weights = pipeline.files.estimate(request, torch.float32).weights
     assert 0.8 * on_disk < weights <= on_disk
-
-
-def test_require_memory() -> None:
-    assert 1e6 < available_memory(CPU) < 1e14
-    require_memory(MemoryEstimate(1e3, 1e3, 1e3, 1e3), CPU)
-    with pytest.raises(UserError, match=r"about 10000\.0 GB .*4000\.0 GB decoded frames"):
-        require_memory(MemoryEstimate(1e12, 2e12, 3e12, 4e12), CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

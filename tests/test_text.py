@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from dummyforcing.errors import UserError
-from dummyforcing.text import TextEncoder, clean_prompt
+from dummyforcing.text import UMT5_XXL, TextEncoder, clean_prompt, open_text_encoder
+from layouts import wan_umt5
 
 WORDS = ["a", "red", "blue", "ball", "cube", "bounces", "spins", "on", "the", "green", "floor"]
 TEXT_LEN = 16
@@ -42,9 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    return TextEncoder.load(folder / "text_encoder", folder / "tokenizer", TEXT_LEN, dtype=dtype)
+
+
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> TextEncoder:
-    return TextEncoder.from_folder(folder, TEXT_LEN)
+    return load(folder)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_a_long_prompt_is_cut_but_keeps_its_end_token(encoder: TextEncoder) -> N
 
 
 def test_dtype(folder: Path) -> None:
-    encoder = TextEncoder.from_folder(folder, TEXT_LEN, dtype=torch.bfloat16)
+    encoder = load(folder, torch.bfloat16)
     assert encoder.encode("a ball").dtype == torch.bfloat16
 
 
@@ -109,7 +114,7 @@ def test_unknown_words(encoder: TextEncoder) -> None:
 
 
 def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    encoder = TextEncoder.from_folder(folder, TEXT_LEN)
+    encoder = load(folder)
     encoder.encode("a red ball " * 10)
     encoder.token_count("a red ball " * 10)
     assert capfd.readouterr() == ("", "")
@@ -119,7 +124,7 @@ def test_the_host_keeps_its_log_settings(folder: Path) -> None:
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    TextEncoder.from_folder(folder, TEXT_LEN)
+    load(folder)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
@@ -157,9 +162,9 @@ def broken_copy(folder: Path, target: Path, change: str) -> Path:
     [
         ("missing", r"1 missing \(encoder\.final_layer_norm\.weight\)"),
         ("unexpected", r"1 unexpected \(stray\.weight\)"),
-        ("mismatched", r"1 mismatched \(.*encoder\.final_layer_norm\.weight"),
-        ("truncated", "missing or damaged"),
-        ("no file", "missing or damaged"),
+        ("mismatched", r"1 wrong in shape \(encoder\.final_layer_norm\.weight \[7\] instead of \[32\]"),
+        ("truncated", "damaged, incomplete"),
+        ("no file", "holds no weights"),
         ("no config", r"no config\.json"),
         ("no tokenizer", "no tokenizer that can be read"),
     ],
@@ -168,5 +173,43 @@ def test_bad_weights(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        TextEncoder.from_folder(broken_copy(folder, tmp_path, change), TEXT_LEN)
+        load(broken_copy(folder, tmp_path, change))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_wans_own_file(
+    folder: Path, encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Under Wan's names and without a config, the encoder answers as the one that transformers saved."""
+    sizes = {name: encoder.model.config.to_dict()[name] for name in UMT5_XXL}
+    monkeypatch.setattr("dummyforcing.text.UMT5_XXL", sizes)
+    path = tmp_path / f"models_t5{suffix}"
+    tensors = wan_umt5({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()})
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    loaded = TextEncoder.load(path, folder / "tokenizer", TEXT_LEN)
+    assert torch.equal(loaded.encode("a red ball"), encoder.encode("a red ball"))
+    del tensors["blocks.1.norm1.weight"]
+    torch.save(tensors, tmp_path / "t.pth")
+    with pytest.raises(UserError, match=r"1 missing \(encoder\.block\.1\.layer\.0\.layer_norm\.weight\)"):
+        open_text_encoder(tmp_path / "t.pth")
+
+
+def test_embedding_saved_under_both_names(folder: Path, encoder: TextEncoder, tmp_path: Path) -> None:
+    copy = broken_copy(folder, tmp_path, "")
+    tensors = load_file(copy / "text_encoder" / "model.safetensors")
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    save_file(tensors, copy / "text_encoder" / "model.safetensors")
+    assert torch.equal(load(copy).encode("a red ball"), encoder.encode("a red ball"))
+
+
+def test_xxl_is_wans() -> None:
+    with torch.device("meta"):
+        model = UMT5EncoderModel(UMT5Config.from_dict(UMT5_XXL))
+    config = model.config
+    assert (config.relative_attention_num_buckets, config.relative_attention_max_distance) == (32, 128)
+    assert (config.feed_forward_proj, config.layer_norm_epsilon) == ("gated-gelu", 1e-6)
+    assert config.pad_token_id == 0
+    assert len(list(model.parameters())) == 242
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_680_910_336
+    assert len(wan_umt5(model.state_dict())) == 242

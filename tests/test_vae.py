@@ -9,7 +9,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from dummyforcing.errors import UserError
-from dummyforcing.vae import VideoDecoder, fast_convolutions
+from dummyforcing.vae import VideoDecoder, fast_convolutions, open_vae
+from layouts import wan_vae
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "wan": {"base_dim": 8, "z_dim": 16, "num_res_blocks": 1},
@@ -118,7 +119,7 @@ def test_low_precision_latents_are_denormalised_in_float32(decoder: VideoDecoder
 
 def test_bfloat16(decoder: VideoDecoder, tmp_path: Path) -> None:
     decoder.vae.save_pretrained(tmp_path)
-    half = VideoDecoder.from_folder(tmp_path, dtype=torch.bfloat16)
+    half = VideoDecoder.load(tmp_path, dtype=torch.bfloat16)
     difference = half.decode(latents_of(2)).float() - decoder.decode(latents_of(2)).float()
     assert difference.abs().mean() < 2
 
@@ -147,7 +148,7 @@ def test_what_cannot_be_encoded(decoder: VideoDecoder, shape: tuple[int, ...]) -
 def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     decoder.vae.save_pretrained(tmp_path)
     capfd.readouterr()
-    loaded = VideoDecoder.from_folder(tmp_path)
+    loaded = VideoDecoder.load(tmp_path)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(loaded.decode(latents_of(2)), decoder.decode(latents_of(2)))
     assert not any(parameter.requires_grad for parameter in loaded.vae.parameters())
@@ -155,14 +156,39 @@ def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.C
 
 def test_bad_folders(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
-        VideoDecoder.from_folder(tmp_path)
+        VideoDecoder.load(tmp_path)
     decoder.vae.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     capfd.readouterr()
-    with pytest.raises(UserError, match="missing or damaged"):
-        VideoDecoder.from_folder(tmp_path)
+    with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
+        VideoDecoder.load(tmp_path)
     weights.unlink()
-    with pytest.raises(UserError, match="missing or damaged"):
-        VideoDecoder.from_folder(tmp_path)
+    with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
+        VideoDecoder.load(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_wans_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Wan's names and without a config, it decodes and encodes as the VAE that diffusers made."""
+    torch.manual_seed(0)
+    sizes = {"base_dim": 4}
+    ours = VideoDecoder(AutoencoderKLWan(**sizes).eval())
+    tensors = wan_vae(ours.vae.state_dict())
+    assert len(tensors) == 194
+    torch.save(tensors, tmp_path / "Wan2.1_VAE.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"wrong in shape"):
+        open_vae(tmp_path / "Wan2.1_VAE.pth")
+    monkeypatch.setattr("dummyforcing.vae.WAN_VAE", sizes)
+    loaded = VideoDecoder.load(tmp_path / "Wan2.1_VAE.pth")
+    assert torch.equal(loaded.decode(latents_of(2)), ours.decode(latents_of(2)))
+    pixels = torch.randint(0, 256, (1, 5, 32, 48, 3), dtype=torch.uint8)
+    assert torch.equal(loaded.encode(pixels), ours.encode(pixels))
+
+
+def test_the_public_vae_is_diffusers_default() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKLWan()
+    assert len(list(vae.parameters())) == 194
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 126_892_531
+    assert vae.config.base_dim == 96

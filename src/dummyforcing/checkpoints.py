@@ -1,54 +1,67 @@
-"""Reading weights: exact names, exact shapes, or an error that says which tensors differ.
+"""Weights of the transformer: exact names, exact shapes, or an error that says which tensors differ.
 
-A model folder holds `*.safetensors` files, one or several with an index. Modules are built on the meta device
-and their parameters replaced by the files' tensors, so nothing is initialised in vain.
+Whoever published a checkpoint, its names become Wan's own. The module is built on the meta device and each
+parameter replaced by a tensor of the file, cast on the way, so nothing is initialised in vain and the memory
+never holds more than the model itself.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from dummyforcing.errors import UserError
+from dummyforcing.lora import LoRA, merge_loras
 from dummyforcing.model import CausalWan, ModelConfig
+from dummyforcing.names import bare_names, kind_of, native_name
+from dummyforcing.tensorfiles import StoredTensor, open_tensors
+
+Module = TypeVar("Module", bound=nn.Module)
 
 WAN_SIZES = {
     "1.3B": ModelConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     "14B": ModelConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
 }
 
-DIFFUSERS_NAMES = {
-    r"^condition_embedder\.text_embedder\.linear_1\.": "text_embedding.0.",
-    r"^condition_embedder\.text_embedder\.linear_2\.": "text_embedding.2.",
-    r"^condition_embedder\.time_embedder\.linear_1\.": "time_embedding.0.",
-    r"^condition_embedder\.time_embedder\.linear_2\.": "time_embedding.2.",
-    r"^condition_embedder\.time_proj\.": "time_projection.1.",
-    r"^scale_shift_table$": "head.modulation",
-    r"^proj_out\.": "head.head.",
-    r"\.scale_shift_table$": ".modulation",
-    r"\.attn1\.": ".self_attn.",
-    r"\.attn2\.": ".cross_attn.",
-    r"\.to_([qkv])\.": r".\1.",
-    r"\.to_out\.0\.": ".o.",
-    r"\.norm2\.": ".norm3.",
-    r"\.ffn\.net\.0\.proj\.": ".ffn.0.",
-    r"\.ffn\.net\.2\.": ".ffn.2.",
-}
-"""Patterns in diffusers' parameter names and what Wan calls the same thing."""
+
+def count_parameters(config: ModelConfig) -> int:
+    """How many parameters a transformer of these sizes has."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CausalWan(config).parameters())
 
 
-def native_name(name: str) -> str:
-    """Wan's own name of a parameter that may be called as in diffusers; Wan's names stay as they are."""
-    for pattern, replacement in DIFFUSERS_NAMES.items():
-        name = re.sub(pattern, replacement, name)
-    return name
+def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Give a transformer's tensors Wan's own names, whoever saved them, and split a fused q, k and v.
+
+    Raises:
+        UserError: If two tensors get the same name.
+    """
+    named: dict[str, StoredTensor] = {}
+    for stored_name, bare_name in bare_names(tensors).items():
+        name, tensor = native_name(bare_name), tensors[stored_name]
+        head, fused, end = name.partition(".self_attn.to_qkv.")
+        parts = {f"{head}.self_attn.{p}.{end}": t for p, t in zip("qkv", _thirds(tensor), strict=True)}
+        for own_name, part in (parts if fused else {name: tensor}).items():
+            if own_name in named:
+                raise UserError(f"Two of the tensors are {own_name}; keep one set of weights in the file.")
+            named[own_name] = part
+    return named
+
+
+def _thirds(tensor: StoredTensor) -> list[StoredTensor]:
+    """The rows of q, of k and of v."""
+    rows, *rest = tensor.shape
+    count = rows // 3
+
+    def third(i: int) -> StoredTensor:
+        return replace(tensor, shape=(count, *rest), read=lambda: tensor.read()[i * count : (i + 1) * count])
+
+    return [third(i) for i in range(3)]
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -75,107 +88,79 @@ def read_config(folder: Path) -> ModelConfig:
         raise UserError(f"{path} does not describe a Wan transformer: {error}.") from error
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file, known from the file's header."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-
-
-def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a folder's `*.safetensors` files by name, without reading them.
-
-    Raises:
-        UserError: If the folder holds no weights, a shard is missing or a file is damaged.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name in tensors:
-                    raise UserError(f"Tensor {name} is in {folder} twice; keep one set of weights there.")
-                tensors[name] = StoredTensor(path, name, tuple(file.get_slice(name).get_shape()))
-    return tensors
-
-
-def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, folder: Path) -> None:
+def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Path) -> None:
     """Require exactly the parameters of `module`, each in its shape.
 
     Raises:
-        UserError: If there is a difference; names the first few tensors and counts all.
+        UserError: If there is a difference; counts all, names the first few and the nearest missing.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+
+    def with_nearest(name: str) -> str:
+        close = get_close_matches(name, missing, 1)
+        return f"{name}, near {close[0]}" if close else name
+
     differences = {
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name for name in tensors if name not in expected],
+        "missing": missing,
+        "unexpected": [*map(with_nearest, unexpected[:3]), *unexpected[3:]],
         "wrong in shape": [
             f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
             for name, shape in expected.items()
             if name in tensors and tensors[name].shape != shape
         ],
     }
-    found = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in differences.items()
+        if names
+    ]
     if found:
-        raise UserError(f"The weights in {folder} do not fit its config.json: {'; '.join(found)}.")
+        is_kind, is_expected = kind_of(list(tensors)), kind_of(list(expected))
+        what = f"they are of {is_kind} instead of {is_expected}, " if is_kind != is_expected else ""
+        raise UserError(f"The weights in {path} do not fit the model: {what}{'; '.join(found)}.")
 
 
-def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> CausalWan:
-    """Load a causal Wan transformer from `config.json` and `*.safetensors`.
+def open_transformer(
+    path: Path, config: ModelConfig, key: str = "", loras: Sequence[LoRA] = ()
+) -> tuple[CausalWan, dict[str, StoredTensor]]:
+    """Build a transformer without weights, and find them.
 
     Args:
-        folder: Holds the files, under Wan's own or diffusers' names.
-        device: Where the weights go, tensor by tensor.
-        dtype: What they are converted to.
+        path: File or folder, in any of the layouts that `normalise` knows.
+        config: The sizes.
+        key: Entry of the file, as for `open_tensors`.
+        loras: Merged into the weights when they are read.
 
     Returns:
-        The model, frozen and in evaluation mode.
+        The module on the meta device, and exactly its tensors by name.
 
     Raises:
         UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
     """
     with torch.device("meta"):
-        model = CausalWan(read_config(folder))
-    tensors = {native_name(name): tensor for name, tensor in read_headers(folder).items()}
-    check_names(tensors, model, folder)
-    weights: dict[str, Tensor] = {}
-    for path in {tensor.file for tensor in tensors.values()}:
-        with _open(path) as file:
-            for name, tensor in tensors.items():
-                if tensor.file == path:
-                    weights[name] = file.get_tensor(tensor.name).to(device, dtype)
-    model.load_state_dict(weights, assign=True)
-    return model.eval().requires_grad_(False)
+        model = CausalWan(config)
+    tensors = normalise(open_tensors(path, key))
+    check_names(tensors, model, path)
+    return model, merge_loras(tensors, loras)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold its weights; those of the index when there is one."""
-    index = next(folder.glob("*.safetensors.index.json"), None)
-    if index is None:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"Folder {folder} holds no weights: there is no *.safetensors file in it.")
-        return files
-    try:
-        shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{index} is not an index of weights: {error}.") from error
-    for shard in shards.values():
-        if not (folder / shard).is_file():
-            names = [name for name, file in shards.items() if file == shard]
-            raise UserError(f"{folder / shard} is missing; it holds {len(names)} tensors ({_first(names)}).")
-    return [folder / shard for shard in sorted(set(shards.values()))]
+def fill(
+    module: Module, tensors: Mapping[str, StoredTensor], device: torch.device | str, dtype: torch.dtype
+) -> Module:
+    """Put the weights into a module that is on the meta device, one after the other.
 
+    Args:
+        module: From `open_transformer` and its like.
+        tensors: Exactly its parameters.
+        device: Where they go.
+        dtype: What they are converted to.
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or incomplete; copy or download it again ({error}).") from error
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    Returns:
+        The module, frozen and in evaluation mode.
+    """
+    weights = {name: tensor.read().to(device, dtype) for name, tensor in tensors.items()}
+    # Not strict: a parameter with two names needs one tensor. The names were checked at opening.
+    module.load_state_dict(weights, assign=True, strict=False)
+    return module.eval().requires_grad_(False)

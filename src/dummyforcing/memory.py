@@ -1,7 +1,8 @@
 """How much memory there is, and saying no before it runs out."""
 
 import os
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,18 +14,41 @@ from dummyforcing.errors import UserError
 class MemoryEstimate:
     """Bytes that a generation needs at its peak, by what they are for."""
 
-    weights: float
+    text_encoder: float
+    """Weights, as those of the next two."""
+    transformer: float
+    vae: float
     cache: float
     """Keys and values under the policy, when they are largest."""
-    activations: float
-    """Intermediate values of the transformer or of the VAE's decoder, whichever takes more."""
+    denoising: float
+    """Intermediate values of the transformer."""
+    decoding: float
+    """Intermediate values of the VAE's decoder."""
     frames: float
-    """The decoded video."""
+    """The decoded video, which is always kept in the main memory."""
+
+    @property
+    def weights(self) -> float:
+        """All weights."""
+        return self.text_encoder + self.transformer + self.vae
+
+    @property
+    def activations(self) -> float:
+        """Intermediate values: the transformer and the decoder run in turns."""
+        return max(self.denoising, self.decoding)
 
     @property
     def total(self) -> float:
         """All of it together."""
-        return float(sum(astuple(self)))
+        return self.weights + self.cache + self.activations + self.frames
+
+    def on_gpu(self) -> "MemoryEstimate":
+        """What of it is in the memory of a GPU."""
+        return replace(self, frames=0)
+
+    def offloaded(self) -> "MemoryEstimate":
+        """What remains if the text encoder stays in the main memory, and the VAE comes only to decode."""
+        return replace(self, text_encoder=0, vae=0, decoding=self.decoding + self.vae)
 
 
 def available_memory(device: torch.device) -> float:
@@ -43,28 +67,41 @@ def available_memory(device: torch.device) -> float:
     return min(free, default=float("inf"))
 
 
-def require_memory(estimate: MemoryEstimate, device: torch.device) -> None:
+def require_memory(
+    estimate: MemoryEstimate, device: torch.device, remedies: Iterable[tuple[str, MemoryEstimate]] = ()
+) -> None:
     """Refuse what cannot fit.
 
     Args:
         estimate: What is needed besides what is in memory already.
         device: Where it is needed.
+        remedies: What could be asked for instead, and what it would need.
 
     Raises:
-        UserError: If the estimate exceeds the free memory; breaks it down.
+        UserError: If the estimate exceeds the free memory; breaks it down, names the first remedy that fits.
     """
     free = available_memory(device)
-    if estimate.total > free:
-        parts = ", ".join(
-            f"{size / 1e9:.1f} GB {what}"
-            for what, size in (
-                ("weights", estimate.weights),
-                ("KV cache", estimate.cache),
-                ("activations", estimate.activations),
-                ("decoded frames", estimate.frames),
-            )
+
+    def need(estimate: MemoryEstimate) -> MemoryEstimate:
+        return estimate if device.type == "cpu" else estimate.on_gpu()
+
+    needed = need(estimate)
+    if needed.total <= free:
+        return
+    parts = ", ".join(
+        f"{size / 1e9:.1f} GB {what}"
+        for what, size in (
+            ("weights", needed.weights),
+            ("KV cache", needed.cache),
+            ("activations", needed.activations),
+            ("decoded frames", needed.frames),
         )
-        raise UserError(
-            f"This video needs about {estimate.total / 1e9:.1f} GB of memory ({parts}), but only "
-            f"{free / 1e9:.1f} GB are free; take a smaller size or fewer frames."
-        )
+        if size
+    )
+    fitting = (
+        f"{name} ({need(other).total / 1e9:.1f} GB)" for name, other in remedies if need(other).total <= free
+    )
+    raise UserError(
+        f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
+        f"{free / 1e9:.1f} GB are free; take {next(fitting, 'a smaller size or fewer frames')}."
+    )

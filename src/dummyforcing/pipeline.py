@@ -9,8 +9,8 @@
 
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack, overload
 
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dummyforcing.checkpoints import load_transformer
+from dummyforcing.checkpoints import fill, open_transformer
 from dummyforcing.errors import UnknownWordsWarning, UserError
-from dummyforcing.memory import require_memory
+from dummyforcing.hub import fetch, find_part
+from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
+from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import Plan
-from dummyforcing.request import ModelFolder, Options, Request, choose_device, choose_dtype
+from dummyforcing.request import Options, Request, choose_device, choose_dtype
 from dummyforcing.sampling import make_schedule
 from dummyforcing.session import Session
 from dummyforcing.text import TextEncoder
@@ -96,12 +98,27 @@ class Video:
 class Pipeline:
     """A loaded model; it holds no state of any video, so several streams may run side by side."""
 
-    def __init__(self, folder: ModelFolder, model: CausalWan, text: TextEncoder, vae: VideoDecoder) -> None:
-        self.folder, self.model, self.text, self.vae = folder, model, text, vae
+    def __init__(self, files: ModelFiles, model: CausalWan, text: TextEncoder, vae: VideoDecoder) -> None:
+        self.files, self.model, self.text, self.vae = files, model, text, vae
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
-        schedule = folder.preset.schedule
+        schedule = files.preset.schedule
         self.schedule = make_schedule(schedule.steps, schedule.shift, schedule.warp)
+
+    @classmethod
+    def load(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> "Pipeline":
+        """Download what is not here yet, and load the weights.
+
+        Raises:
+            UserError: If files are missing or damaged.
+        """
+        loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
+        parts = open_transformer(fetch(files.transformer), files.config, files.key, loras)
+        base = fetch(files.base)
+        encoder, tokenizer, vae = (find_part(base, part) for part in ("text_encoder", "tokenizer", "vae"))
+        model = fill(*parts, device, dtype)
+        text = TextEncoder.load(encoder, tokenizer, model.config.text_len, device, dtype)
+        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype)))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
@@ -123,7 +140,7 @@ class Pipeline:
             UserError: If anything that was asked for cannot be done.
         """
         chunks = list(self.stream(prompt, **options))
-        last, fps = chunks[-1], self.folder.preset.fps
+        last, fps = chunks[-1], self.files.preset.fps
         videos = [
             Video(frames, fps, last.timings, plan, last.cache_bytes)
             for frames, plan in zip(
@@ -140,10 +157,10 @@ class Pipeline:
         Raises:
             UserError: If anything that was asked for cannot be done.
         """
-        return self.run(self.folder.request(prompt, **options))
+        return self.run(self.files.request(prompt, **options))
 
     def run(self, request: Request) -> Iterator[Chunk]:
-        """Make what a request of this pipeline's `folder` describes, chunk by chunk.
+        """Make what a request of this pipeline's `files` describes, chunk by chunk.
 
         Raises:
             UserError: If the memory does not suffice.
@@ -167,11 +184,11 @@ class Pipeline:
 
     def _prepare(self, request: Request) -> None:
         """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
-        require_memory(replace(self.folder.estimate(request, self.dtype), weights=0), self.device)
+        self.files.require_memory(request, self.dtype, self.device, loaded=True)
         words = dict.fromkeys(word for prompt in request.prompts for word in self.text.unknown_words(prompt))
         if words:
             warnings.warn(
-                f"Model '{self.folder.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+                f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
                 f"{', '.join(words)}; it knows {', '.join(self.text.known_words())}.",
                 UnknownWordsWarning,
                 stacklevel=3,
@@ -185,7 +202,7 @@ class Pipeline:
             request.policy,
             self.schedule,
             (batch, self.model.config.in_dim, height // self.vae.stride, width // self.vae.stride),
-            chunk_frames=self.folder.preset.chunk_frames,
+            chunk_frames=self.files.preset.chunk_frames,
             seeds=range(request.seed, request.seed + batch),
             plan=request.plan,
             frames=request.frames,
@@ -215,14 +232,20 @@ class Pipeline:
 def load(
     name_or_path: str | Path = "tiny",
     *,
+    weights: str | Path | None = None,
+    base: str | Path | None = None,
+    lora: str | Sequence[str] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
 ) -> Pipeline:
     """Load a model.
 
     Args:
-        name_or_path: Name of a bundled model, or a folder in its layout: `text_encoder/`, `tokenizer/`,
-            `vae/`, `transformer/` and `preset.json`.
+        name_or_path: A bundled or public model, a folder in the bundled one's layout (`transformer/`,
+            `text_encoder/`, `tokenizer/`, `vae/` and `preset.json`), or a preset file, TOML or JSON.
+        weights: File or folder with the transformer's weights, instead of the model's own.
+        base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
+        lora: LoRA files to merge into the transformer, each as FILE or FILE:SCALE.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or a torch device.
         dtype: `float32`, `bfloat16` or the torch dtype; bfloat16 on a GPU and float32 elsewhere by default.
 
@@ -230,11 +253,8 @@ def load(
         The pipeline.
 
     Raises:
-        UserError: If there is no such model, device or dtype, or if files are missing or damaged.
+        UserError: If there is no such model, device or dtype, or files are missing, damaged or out of reach.
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    folder = ModelFolder.open(name_or_path)
-    model = load_transformer(folder.path / "transformer", device, dtype)
-    text = TextEncoder.from_folder(folder.path, model.config.text_len, device, dtype)
-    return Pipeline(folder, model, text, VideoDecoder.from_folder(folder.path / "vae", device, dtype))
+    return Pipeline.load(ModelFiles.open(name_or_path, weights=weights, base=base, lora=lora), device, dtype)

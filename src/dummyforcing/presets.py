@@ -1,14 +1,22 @@
 """Presets: what there is to know about a model besides its weights, as data.
 
-Bundled models are folders under `assets/`, each with a `preset.json` in the form of `Preset`. The public
-families are rows of `PUBLIC`. A row says all that differs between models; no code asks for a model's name.
+The public models are tables of `assets/public.toml`. Bundled models are folders under `assets/`, each with a
+`preset.json`. A preset file of the user's own, TOML or JSON, has the same fields; a row says all that differs
+between models, and no code asks for a model's name.
+
+    like = "self-forcing"
+    source = { file = "my.pt", key = "generator_ema" }
 """
 
 import json
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from dummyforcing.errors import UserError
+from dummyforcing.records import build, nearest
 
 ASSETS = Path(__file__).parent / "assets"
 PIXEL_FRAMES_PER_FRAME = 4
@@ -41,17 +49,19 @@ class DummyDefaults:
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """Where the weights of a public model are."""
+class Source:
+    """Where the transformer's weights are."""
 
-    repo: str
     file: str
-    key: str
-    """Entry of the file that holds the weights; empty: they are at its top."""
-    size: str = "1.3B"
-    """Wan size, a key of `checkpoints.WAN_SIZES`."""
+    """File or folder in the repository; without one, a path, relative to the preset file."""
+    repo: str = ""
+    """Repository on the Hugging Face Hub."""
+    key: str = ""
+    """Entry of the file that holds the weights; empty: they are at its top, or in the only entry."""
     lora: str = ""
-    """File of the same repository to merge into the weights."""
+    """File beside, to merge into the weights."""
+    lora_scale: float = 1.0
+    """Factor of the LoRA besides its own."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +71,51 @@ class Preset:
     name: str
     description: str
     licence: str
+    """Of the weights."""
     chunk_frames: int
-    """Latent frames that are denoised together."""
+    """Latent frames that become final together."""
     schedule: ScheduleArgs
+    first_schedule: ScheduleArgs | None = None
+    """Of the first chunk; None: as the others."""
+    sampler: Literal["block", "rolling", "recompute"] = "block"
+    """The loop over chunks."""
+    native: str = "dense"
+    """The policy that the model was trained for."""
+    reach: int | None = None
+    """Distance in frames beyond which positions are relative; None: positions are absolute."""
+    max_frames: int | None = None
+    """Latent frames of the longest video that the model was trained for; None: no end."""
+    recache_frames: int = 0
+    """Recent frames whose keys and values are made again when the prompt changes."""
+    global_sink: bool = False
+    """Whether the first frames keep their keys and values then."""
+    context_frames: int = 0
+    """Finished frames that sampler `recompute` builds its cache from."""
+    keep_first_frame: bool = False
+    """Whether the first of them is the video's first frame, or is encoded from decoded pixels."""
+    start: Literal["frame", "clip", "chunk"] | None = None
+    """What a video can begin with: an image as first frame, a clip of whole chunks, or an image that fills
+    the first chunk."""
     fps: int = 16
     """Pixel frames per second of video."""
     size: tuple[int, int] = (480, 832)
     """Default height and width in pixels."""
-    native: str | None = "dense"
-    """The policy that the model was trained for; None: its sampler has rules of its own."""
+    vae_dtype: Literal["bfloat16", "float16"] | None = None
+    """Of the VAE beside a bfloat16 transformer; None: the same."""
     dummy: DummyDefaults = DummyDefaults()
-    source: HubFile | None = None
+    architecture: Literal["1.3B", "14B"] = "1.3B"
+    """Sizes of the transformer where no `config.json` lies beside its weights."""
+    source: Source | None = None
     """None: the model is a folder."""
+    base: str = ""
+    """Folder or Hub repository with text encoder, tokenizer and VAE; empty: they come with the model."""
+    note: str = ""
+    """What else is to be known, one sentence."""
+
+    @property
+    def current_frames(self) -> int:
+        """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
+        return self.chunk_frames * (len(self.schedule.steps) if self.sampler == "rolling" else 1)
 
     def pixel_frames(self, frames: int) -> int:
         """Pixel frames that `frames` latent frames decode to: one for the first, four for each other."""
@@ -113,98 +156,82 @@ class Preset:
         return [n for n in (below, below + 1) if n > 0] or [1]
 
 
-FOUR_STEPS = ScheduleArgs((1000, 750, 500, 250), shift=5)
-FRAME_WISE = DummyDefaults(classify_at_chunk=3)
-NON_COMMERCIAL = "cc-by-nc-sa-4.0"
-
-# Licences are those of the weights' cards; where card and code disagree, the stricter one.
-# fmt: off
-PUBLIC: dict[str, Preset] = {preset.name: preset for preset in [
-    Preset("self-forcing", "Self-Forcing 1.3B, DMD", NON_COMMERCIAL, 3, FOUR_STEPS,
-           source=HubFile("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt", "generator_ema")),
-    Preset("self-forcing-sid", "Self-Forcing 1.3B, SiD", NON_COMMERCIAL, 3, FOUR_STEPS,
-           source=HubFile("gdhe17/Self-Forcing", "checkpoints/self_forcing_sid.pt", "generator_ema")),
-    Preset("longlive", "LongLive 1.0 1.3B, sees 3 sink and 6 recent frames", NON_COMMERCIAL, 3, FOUR_STEPS,
-           native="window:3,6", dummy=DummyDefaults(classify_at_chunk=2),
-           source=HubFile("Efficient-Large-Model/LongLive-1.3B", "models/longlive_base.pt", "generator",
-                          lora="models/lora.pt")),
-    Preset("causvid", "CausVid 1.3B", NON_COMMERCIAL, 3,
-           ScheduleArgs((1000, 757, 522), shift=8, warp=False),
-           source=HubFile("tianweiy/CausVid", "autoregressive_checkpoint/model.pt", "generator")),
-    Preset("causvid-4step", "CausVid 1.3B", NON_COMMERCIAL, 3,
-           ScheduleArgs((1000, 750, 500, 250), shift=8),
-           source=HubFile("tianweiy/CausVid", "autoregressive_checkpoint_warp_4step_cfg2/model.pt",
-                          "generator")),
-    Preset("rolling-forcing", "Rolling Forcing 1.3B, five chunks at once, one noise level each",
-           "academic use only (Tencent)", 3, ScheduleArgs((1000, 800, 600, 400, 200), shift=5), native=None,
-           source=HubFile("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt",
-                          "generator_ema")),
-    Preset("krea-realtime", "Krea Realtime 14B, recomputes its context before every chunk", NON_COMMERCIAL, 3,
-           ScheduleArgs((1000, 750, 500, 250, 0), shift=5), native=None,
-           source=HubFile("krea/krea-realtime-video", "krea-realtime-video-14b.safetensors", "", size="14B")),
-    Preset("causal-forcing", "Causal-Forcing 1.3B, chunk-wise", "apache-2.0", 3, FOUR_STEPS,
-           source=HubFile("zhuhz22/Causal-Forcing", "chunkwise/causal_forcing.pt", "generator")),
-    Preset("causal-forcing-frame", "Causal-Forcing 1.3B, frame-wise", "apache-2.0", 1, FOUR_STEPS,
-           dummy=FRAME_WISE,
-           source=HubFile("zhuhz22/Causal-Forcing", "framewise/causal_forcing.pt", "generator_ema")),
-    Preset("causal-forcing-2step", "Causal-Forcing++ 1.3B, frame-wise", "apache-2.0", 1,
-           ScheduleArgs((1000, 500), shift=5), dummy=FRAME_WISE,
-           source=HubFile("zhuhz22/Causal-Forcing", "causal-forcing++/framewise-2step.pt", "generator_ema")),
-    Preset("causal-forcing-1step", "Causal-Forcing++ 1.3B, frame-wise", "apache-2.0", 1,
-           ScheduleArgs((1000,), shift=5), dummy=FRAME_WISE,
-           source=HubFile("zhuhz22/Causal-Forcing", "causal-forcing++/framewise-1step.pt", "generator_ema")),
-]}
-# fmt: on
-
-
 def bundled_folders() -> dict[str, Path]:
     """The folders of the models that come with the package, by name."""
     return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/preset.json"))}
 
 
-def find_folder(name_or_path: str | Path) -> Path:
-    """The folder of a bundled model or of one of the user's own.
+def read_preset(path: Path) -> Preset:
+    """Read a preset file: TOML, or JSON as in model folders.
 
     Args:
-        name_or_path: Name of a bundled model, or a folder in its layout.
+        path: The file. Its fields are those of `Preset`, and `like`: the name of a public model whose values
+            hold where the file has none (tables are replaced as a whole).
 
-    Raises:
-        UserError: If there is no such model, or it is a public one, which this version does not load.
-    """
-    name = str(name_or_path)
-    bundled = bundled_folders()
-    if name in bundled:
-        return bundled[name]
-    if name in PUBLIC and (source := PUBLIC[name].source):
-        raise UserError(
-            f"Model '{name}' (file {source.file} of {source.repo}, licence {PUBLIC[name].licence}) cannot be "
-            "loaded yet: this version loads the bundled model and folders in the bundled model's layout."
-        )
-    folder = Path(name_or_path)
-    if (folder / "preset.json").is_file():
-        return folder
-    if folder.is_dir():
-        raise UserError(f"Folder {folder} is no model: it holds no preset.json.")
-    known = ", ".join([*bundled, *PUBLIC])
-    raise UserError(f"There is no model or folder '{name}'; the models are {known}.")
-
-
-def read_preset(folder: Path) -> Preset:
-    """Read `preset.json` of a model folder; its form is that of `Preset`.
+    Returns:
+        The preset; without a `name`, it has that of the file, or of the folder of a `preset.json`.
 
     Raises:
         UserError: If the file is not such a preset; names the field.
     """
-    path = folder / "preset.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Preset(
-            **{
-                **data,
-                "size": tuple(data["size"]),
-                "schedule": ScheduleArgs(**{**data["schedule"], "steps": tuple(data["schedule"]["steps"])}),
-                "dummy": DummyDefaults(**data.get("dummy", {})),
-            }
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a preset: {error}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a preset: it holds no fields.")
+    name = path.parent.name if path.name == "preset.json" else path.stem
+    preset = build(Preset, _complete({"name": name, **data}, PUBLIC_TABLES, str(path)), str(path))
+    if preset.source is None or preset.source.repo:
+        return preset
+    # A public source has its repository, so this one is a file of the user's.
+    return replace(preset, source=replace(preset.source, file=str(path.parent / preset.source.file)))
+
+
+def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:
+    """Find a model by name, folder or preset file.
+
+    Args:
+        name_or_path: A bundled or public model, a folder with a `preset.json`, or a `.toml` or `.json` file.
+
+    Returns:
+        The preset, and the folder if the model is one.
+
+    Raises:
+        UserError: If there is no such model; says how to use weights without a preset.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    bundled = bundled_folders()
+    if name in bundled:
+        path = bundled[name]
+    elif name in PUBLIC:
+        return PUBLIC[name], None
+    if (path / "preset.json").is_file():
+        return read_preset(path / "preset.json"), path
+    if path.suffix in (".toml", ".json"):
+        return read_preset(path), None
+    if path.exists():
+        raise UserError(
+            f"{path} holds no preset.json that says how to run it; name the model that its weights are for "
+            f"and give them beside it, such as --model self-forcing --weights {path}."
+        )
+    raise UserError(f"There is no model or folder '{name}'; {nearest(name, [*bundled, *PUBLIC])}.")
+
+
+def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    """Put what `like` names below the fields of a table."""
+    if "like" not in data:
+        return data
+    like = data["like"]
+    if like not in tables:
+        raise UserError(f"{where}: like '{like}' names no public model; {nearest(str(like), tables)}.")
+    below = _complete(tables[like], tables, where)
+    return {**below, **{name: value for name, value in data.items() if name != "like"}}
+
+
+PUBLIC_TABLES: dict[str, dict[str, Any]] = tomllib.loads((ASSETS / "public.toml").read_text(encoding="utf-8"))
+PUBLIC: dict[str, Preset] = {
+    name: build(Preset, {**_complete(table, PUBLIC_TABLES, name), "name": name}, name)
+    for name, table in PUBLIC_TABLES.items()
+}

@@ -1,6 +1,6 @@
 """Prompts to embeddings: UMT5 as Wan uses it.
 
-encoder = TextEncoder.from_folder(folder, text_len=512)
+encoder = TextEncoder.load(folder / "text_encoder", folder / "tokenizer", text_len=512)
 embeds = encoder.encode("a red ball bounces")  # (1, 512, 4096)
 """
 
@@ -12,10 +12,48 @@ from typing import Any
 import ftfy
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from dummyforcing.checkpoints import check_names, fill
 from dummyforcing.errors import UserError
-from dummyforcing.pretrained import load_pretrained, quiet
+from dummyforcing.names import umt5_name
+from dummyforcing.pretrained import quiet, read_component_config
+from dummyforcing.tensorfiles import StoredTensor, open_tensors
+
+UMT5_XXL: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+}
+"""The encoder of every Wan 2.1 model; all else is as `UMT5Config` has it."""
+
+
+def open_text_encoder(path: Path) -> tuple[UMT5EncoderModel, dict[str, StoredTensor]]:
+    """Build a text encoder without weights, and find them.
+
+    Args:
+        path: Wan's own file, which is UMT5-XXL, or a folder of transformers with its `config.json`.
+
+    Returns:
+        The module on the meta device, and exactly its tensors by name.
+
+    Raises:
+        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
+    """
+    sizes = read_component_config(path) if path.is_dir() else UMT5_XXL
+    try:
+        with torch.device("meta"), quiet():
+            model = UMT5EncoderModel(UMT5Config.from_dict(sizes))
+    except Exception as error:  # whatever a nonsensical size causes
+        raise UserError(f"{path / 'config.json'} does not describe a UMT5 text encoder: {error}.") from error
+    tensors = {umt5_name(name): tensor for name, tensor in open_tensors(path).items()}
+    if "shared.weight" in tensors:
+        tensors.pop("encoder.embed_tokens.weight", None)  # the same tensor, saved twice
+    check_names(tensors, model, path)
+    return model, tensors
 
 
 def clean_prompt(prompt: str) -> str:
@@ -39,25 +77,27 @@ class TextEncoder:
         self.model, self.tokenizer, self.text_len = model, tokenizer, text_len
 
     @classmethod
-    def from_folder(
+    def load(
         cls,
-        folder: Path,
+        encoder: Path,
+        tokenizer: Path,
         text_len: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "TextEncoder":
-        """Load `text_encoder/` and `tokenizer/` of a model folder.
+        """Load a text encoder, as `open_text_encoder` finds it, and a tokenizer's folder.
 
         Raises:
             UserError: If either is missing or damaged.
         """
-        model = load_pretrained(UMT5EncoderModel, folder / "text_encoder", device, dtype)
+        model = fill(*open_text_encoder(encoder), device, dtype)
+        model.tie_weights()
         try:
             with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+                words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare exceptions
-            raise UserError(f"{folder / 'tokenizer'} holds no tokenizer that can be read.") from error
-        return cls(model, tokenizer, text_len)
+            raise UserError(f"{tokenizer} holds no tokenizer that can be read.") from error
+        return cls(model, words, text_len)
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         cleaned = [clean_prompt(prompt) for prompt in prompts]

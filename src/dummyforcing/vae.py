@@ -1,6 +1,6 @@
 """Latents to pixel frames, as they come: Wan's causal VAE (diffusers) with the state outside of it.
 
-    decoder = VideoDecoder.from_folder(folder / "vae")
+    decoder = VideoDecoder.load(folder / "vae")
     stream = decoder.stream()
     for latents in chunks:  # (B, F, C, h, w)
         pixels = stream.decode(latents)  # uint8 (B, n, H, W, 3)
@@ -20,8 +20,37 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dummyforcing.checkpoints import check_names, fill
 from dummyforcing.errors import UserError
-from dummyforcing.pretrained import load_pretrained
+from dummyforcing.names import vae_name
+from dummyforcing.pretrained import quiet, read_component_config
+from dummyforcing.tensorfiles import StoredTensor, open_tensors
+
+WAN_VAE: dict[str, Any] = {}
+"""The VAE of every Wan 2.1 model is what diffusers' class makes of no arguments."""
+
+
+def open_vae(path: Path) -> tuple[AutoencoderKLWan, dict[str, StoredTensor]]:
+    """Build a VAE without weights, and find them.
+
+    Args:
+        path: Wan's own file, or a folder of diffusers with its `config.json`.
+
+    Returns:
+        The module on the meta device, and exactly its tensors by name.
+
+    Raises:
+        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
+    """
+    sizes = read_component_config(path) if path.is_dir() else WAN_VAE
+    try:
+        with torch.device("meta"), quiet():
+            vae = AutoencoderKLWan.from_config(sizes)
+    except Exception as error:  # whatever a nonsensical size causes
+        raise UserError(f"{path / 'config.json'} does not describe a Wan VAE: {error}.") from error
+    tensors = {vae_name(name): tensor for name, tensor in open_tensors(path).items()}
+    check_names(tensors, vae, path)
+    return vae, tensors
 
 
 class OneDNNConv3d(TorchFunctionMode):
@@ -76,15 +105,15 @@ class VideoDecoder:
         """Pixels per latent, in height and in width."""
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    def load(
+        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "VideoDecoder":
-        """Load a diffusers `AutoencoderKLWan` folder.
+        """Load a VAE, as `open_vae` finds it.
 
         Raises:
             UserError: If it is missing or damaged.
         """
-        return cls(load_pretrained(AutoencoderKLWan, folder, device, dtype))
+        return cls(fill(*open_vae(path), device, dtype))
 
     def stream(self) -> "DecoderStream":
         """Begin a new video."""

@@ -4,17 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from dummyforcing.errors import UserError
 from dummyforcing.files import temporary
 
 if TYPE_CHECKING:
+    from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk, Pipeline
-    from dummyforcing.request import ModelFolder, Request
+    from dummyforcing.request import Request
 
 Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
-Model = Annotated[str, arg(metavar="NAME|FOLDER")]
+Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
+Weights = Annotated[Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: the model's own)")]
+Base = Annotated[
+    str | None, arg(metavar="FOLDER|REPOSITORY", help_behavior_hint="(default: the model's own)")
+]
+LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE]")]
 Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
 PolicyName = Annotated[str, arg(metavar="NAME")]
@@ -27,17 +33,17 @@ DType = Annotated[
 ]
 
 
-def load_for(folder: "ModelFolder", request: "Request", device: str, dtype: str | None) -> "Pipeline":
+def load_for(files: "ModelFiles", request: "Request", device: str, dtype: str | None) -> "Pipeline":
     """Load a model for a request that fits into the memory."""
-    from dummyforcing.memory import require_memory
     from dummyforcing.request import choose_device, choose_dtype
 
     where = choose_device(device)
-    require_memory(folder.estimate(request, choose_dtype(dtype, where)), where)
+    precision = choose_dtype(dtype, where)
+    files.require_memory(request, precision, where)
 
-    from dummyforcing.pipeline import load
+    from dummyforcing.pipeline import Pipeline
 
-    return load(folder.path, device=where, dtype=dtype)
+    return Pipeline.load(files, where, precision)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":

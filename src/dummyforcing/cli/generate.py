@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from dummyforcing.cli.common import (
+    Base,
     Device,
     DType,
     Fraction,
+    LoRAFiles,
     Model,
     NewPlanFile,
     PlanFile,
     PolicyName,
     Prompt,
     Size,
+    Weights,
     check_output,
     load_for,
     parse_size,
@@ -32,6 +35,9 @@ def generate(
     prompt: Prompt,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.mp4")] = Path("video.mp4"),
     model: Model = "tiny",
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
     frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 81)")] = None,
     seconds: Annotated[
         float | None, arg(metavar="S", help_behavior_hint="(default: --frames decides)")
@@ -61,7 +67,10 @@ def generate(
     Args:
         prompt: What the video shows.
         output: The mp4 to write; an older one is replaced.
-        model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        weights: Transformer's weights to use instead.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
         frames: Pixel frames; must fill whole chunks: 9, 21, 33, ... 81, ... with 3 latent frames a chunk.
         seconds: Length of the video instead of --frames; the nearest length that fills whole chunks is taken.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
@@ -83,13 +92,13 @@ def generate(
         raise UserError("--frames and --seconds both set the length; give one of them.")
 
     from dummyforcing.cli.report import print_comparison, print_results
+    from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.plan import Plan
-    from dummyforcing.request import ModelFolder
 
-    folder = ModelFolder.open(model)
+    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     if frames is None:
-        frames = 81 if seconds is None else folder.preset.pixel_frames_for(seconds)
-    request = folder.request(
+        frames = 81 if seconds is None else files.preset.pixel_frames_for(seconds)
+    request = files.request(
         prompt,
         frames=frames,
         size=parse_size(size),
@@ -98,13 +107,13 @@ def generate(
         dummy_fraction=dummy_fraction,
         plan=Plan.load(plan) if plan else None,
     )
-    dense = folder.request(prompt, frames=frames, size=request.size, seed=seed, policy="dense")
+    dense = files.request(prompt, frames=frames, size=request.size, seed=seed, policy="dense")
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
             "pixel frames; take policy 'dummy' and more frames."
         )
-    pipeline = load_for(folder, dense if compare else request, device, dtype)
+    pipeline = load_for(files, dense if compare else request, device, dtype)
 
     from dummyforcing.video import VideoWriter, side_by_side
 
@@ -112,7 +121,7 @@ def generate(
         maxlen=None if compare else 1
     )  # alone, a video may be longer than the memory
     label = request.plan.policy if request.plan else request.policy.name
-    with VideoWriter(output, folder.preset.fps) as writer:
+    with VideoWriter(output, files.preset.fps) as writer:
         for chunk in progress(pipeline.run(request), request.chunks, label):
             writer.write(chunk.frames[0])
             chunks.append(chunk)
@@ -126,7 +135,7 @@ def generate(
         warnings.simplefilter("ignore")  # all was said about the first video
         stream = pipeline.run(dense)
     reference = list(progress(stream, dense.chunks, "dense"))
-    with VideoWriter(comparison, folder.preset.fps) as writer:
+    with VideoWriter(comparison, files.preset.fps) as writer:
         for mine, theirs in zip(chunks, reference, strict=True):
             writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, "dense"]))
     print_results({label: chunks[-1], "dense": reference[-1]})

@@ -6,14 +6,17 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dummyforcing.cli.common import (
+    Base,
     Device,
     DType,
     Fraction,
+    LoRAFiles,
     Model,
     NewPlanFile,
     PlanFile,
     PolicyName,
     Size,
+    Weights,
     check_output,
     load_for,
     parse_size,
@@ -27,6 +30,9 @@ def heads(
     ] = None,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.png")] = Path("heads.png"),
     model: Model = "tiny",
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
     size: Size = None,
     seed: int = 0,
     policy: PolicyName = "dummy",
@@ -47,7 +53,10 @@ def heads(
     Args:
         prompt: What the video shows in which the heads are watched.
         output: The PNG to write; an older one is replaced.
-        model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        weights: Transformer's weights to use instead.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise.
         policy: A policy that classifies heads: dummy or official.
@@ -62,18 +71,18 @@ def heads(
     if (prompt is None) == (plan is None):
         raise UserError("Give either a prompt, to find a head plan, or --plan, to show one.")
 
+    from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.plan import Plan
     from dummyforcing.plots import print_head_map, save_head_map
-    from dummyforcing.request import ModelFolder
 
     if plan is not None:
         shown = Plan.load(plan)
     else:
-        folder = ModelFolder.open(model)
-        request = folder.request(
+        files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+        request = files.request(
             str(prompt), size=parse_size(size), seed=seed, policy=policy, dummy_fraction=dummy_fraction
         )
-        shown = load_for(folder, request, device, dtype).find_plan(request)
+        shown = load_for(files, request, device, dtype).find_plan(request)
     if save_plan is not None:
         shown.save(save_plan)
     save_head_map(output, shown)

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.presets import PUBLIC, Preset, bundled_folders, read_preset
+from dummyforcing.presets import PUBLIC, Preset, bundled_folders, find_preset
 
 if TYPE_CHECKING:
     from dummyforcing.pipeline import Chunk
@@ -59,7 +59,7 @@ def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
 def print_models() -> None:
     """Print the bundled models and the public ones."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    bundled = [read_preset(folder) for folder in bundled_folders().values()]
+    bundled = [find_preset(name)[0] for name in bundled_folders()]
     for preset in [*bundled, *PUBLIC.values()]:
         table.add_row(f"[bold]{preset.name}", "\n".join([*_facts(preset), ""]))
     Console(highlight=False).print(table)
@@ -80,4 +80,4 @@ def _facts(preset: Preset) -> Iterator[str]:
         return
     yield f"{source.repo}: {source.file}"
     parts = [("entry", source.key), ("LoRA", source.lora)]
-    yield ", ".join([f"Wan {source.size}", *(f"{name} {value}" for name, value in parts if value)])
+    yield ", ".join([f"Wan {preset.architecture}", *(f"{name} {value}" for name, value in parts if value)])

@@ -66,7 +66,7 @@ def judged(scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str
 
 def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
     """The detector's verdicts on ground truth, and on ground truth after the VAE."""
-    size = pipeline.folder.preset.size[0]
+    size = pipeline.files.preset.size[0]
 
     def truth(index: int, scene: Scene) -> Frames:
         pixels: Frames = (render([scene], settings.frames, size)[0] * 255).byte().permute(0, 2, 3, 1).numpy()

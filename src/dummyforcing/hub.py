@@ -1,0 +1,90 @@
+"""Where the files of a public model are: on disk, or on the Hugging Face Hub and then in its cache.
+
+path = fetch(HubFile("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt"))
+tokenizer = find_part(fetch(HubFile("Wan-AI/Wan2.1-T2V-1.3B")), "tokenizer")
+
+The Hub's own settings hold: its cache, its token, `HF_HUB_OFFLINE`, its progress bars.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dummyforcing.errors import UserError
+
+PARTS = {
+    "text_encoder": (
+        "text_encoder",
+        "models_t5_umt5-xxl-enc-bf16.safetensors",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+    ),
+    "tokenizer": ("tokenizer", "google/umt5-xxl"),
+    "vae": ("vae", "Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"),
+}
+"""What a model needs besides its transformer, in diffusers' layout, which is also ours, and in Wan's own."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hub, or all that `PARTS` names."""
+
+    repo: str
+    file: str = ""
+    """Empty: the files of `PARTS`, in whichever layout they are."""
+
+    def __str__(self) -> str:
+        return f"{self.repo}: {self.file}" if self.file else self.repo
+
+
+def find_base(text: str) -> Path | HubFile:
+    """What `text` names: a folder, or a repository on the Hub.
+
+    Raises:
+        UserError: If it can be neither.
+    """
+    if text and Path(text).is_dir():
+        return Path(text)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        return HubFile(text)
+    raise UserError(f"There is no folder {text}; give the folder or the Hub repository of a Wan 2.1 model.")
+
+
+def fetch(place: Path | HubFile) -> Path:
+    """Download what is not here yet.
+
+    Raises:
+        UserError: If it cannot be; says how to put it in place by hand.
+    """
+    if isinstance(place, Path):
+        return place
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if place.file:
+            return Path(hf_hub_download(place.repo, place.file))
+        patterns = [pattern for names in PARTS.values() for name in names for pattern in (name, f"{name}/*")]
+        return Path(snapshot_download(place.repo, allow_patterns=patterns))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        what = f"File {place.file}" if place.file else "The text encoder, tokenizer and VAE"
+        option = "--weights FILE" if place.file else "--base FOLDER"
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"{what} of {place.repo} cannot be fetched from the Hugging Face Hub ({reason}); go online "
+            f"and try again, or download by hand and give {option}."
+        ) from error
+
+
+def find_part(base: Path, part: str) -> Path:
+    """The file or folder of an entry of `PARTS` in a folder of either layout.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    for name in PARTS[part]:
+        if (base / name).exists():
+            return base / name
+    names = " or ".join(PARTS[part])
+    raise UserError(
+        f"{base} holds no {part.replace('_', ' ')}: it has no {names}; give another --base FOLDER."
+    )

@@ -1,0 +1,293 @@
+"""A model before it is loaded: where its files are, what it can do, and how much memory that takes.
+
+files = ModelFiles.open("tiny")
+request = files.request("a red ball bounces", frames=81)
+files.require_memory(request, torch.float32, torch.device("cpu"))
+
+No weights are read here and nothing is downloaded.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
+from dummyforcing.errors import UserError
+from dummyforcing.heads import Policy, parse_policy
+from dummyforcing.hub import HubFile, find_base, find_part
+from dummyforcing.memory import MemoryEstimate, require_memory
+from dummyforcing.model import ModelConfig
+from dummyforcing.plan import Plan
+from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
+from dummyforcing.request import Request
+from dummyforcing.tensorfiles import open_tensors
+
+HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
+"""Of Wan 2.1, while its files are not here."""
+WAN_VAE_WIDTH = 96.0
+SCRATCH = 2**28
+"""Bytes that scoring and the libraries take besides, whatever the size of the video."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model: its description, its sizes and where its files are, on disk or on the Hub."""
+
+    preset: Preset
+    config: ModelConfig
+    transformer: Path | HubFile
+    loras: tuple[tuple[Path | HubFile, float], ...]
+    """To be merged into the transformer, with their scales."""
+    base: Path | HubFile
+    """Holds text encoder, tokenizer and VAE."""
+    parameters: Mapping[str, int]
+    """Of `transformer`, `text_encoder` and `vae`."""
+    vae_width: float
+    """Channels of the VAE at its widest resolution, per pixel."""
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "tiny",
+        *,
+        weights: str | Path | None = None,
+        base: str | Path | None = None,
+        lora: str | Sequence[str] = (),
+    ) -> "ModelFiles":
+        """Find a model and read everything about it except its weights; nothing is downloaded.
+
+        Args:
+            model: A bundled or public model, a folder in the bundled one's layout, or a preset file.
+            weights: File or folder with the transformer's weights, instead of the model's own.
+            base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
+            lora: LoRA files to merge, each as FILE or FILE:SCALE.
+
+        Raises:
+            UserError: If there is no such model, or files are missing or damaged.
+        """
+        preset, folder = find_preset(model)
+        source = preset.source
+        loras = [_parse_lora(text) for text in ([lora] if isinstance(lora, str) else lora)]
+        transformer: Path | HubFile
+        if weights is not None:
+            transformer = Path(weights)
+            if not transformer.exists():
+                raise UserError(f"There is no file or folder {weights}; give the transformer's weights.")
+        elif folder is not None:
+            transformer = folder / "transformer"
+        elif source is not None:
+            transformer = HubFile(source.repo, source.file) if source.repo else Path(source.file)
+        else:
+            raise UserError(
+                f"Preset '{preset.name}' names no weights; give --weights FILE, or a source in it."
+            )
+        if source is not None and source.lora:
+            beside = HubFile(source.repo, source.lora) if source.repo else Path(source.lora)
+            loras.insert(0, (beside, source.lora_scale))
+        if base is not None:
+            parts = find_base(str(base))
+        else:
+            own = folder is not None and ((folder / "text_encoder").exists() or not preset.base)
+            if not own and not preset.base:
+                raise UserError(f"Preset '{preset.name}' names no base; give --base FOLDER, or one in it.")
+            parts = folder if own and folder is not None else find_base(preset.base)
+        config = _config(transformer, preset, own_folder=folder is not None and weights is None)
+        counts = {"transformer": count_parameters(config), **PARAMETERS}
+        if isinstance(parts, Path):
+            counts |= {part: _count(find_part(parts, part)) for part in PARAMETERS}
+        return cls(preset, config, transformer, tuple(loras), parts, counts, _vae_width(parts))
+
+    @property
+    def key(self) -> str:
+        """Entry of the transformer's file that holds the weights."""
+        return self.preset.source.key if self.preset.source else ""
+
+    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What the VAE computes in beside a transformer in `dtype`."""
+        own = self.preset.vae_dtype
+        return HALF_DTYPES[own] if own and dtype == torch.bfloat16 else dtype
+
+    def request(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        frames: int = 81,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        policy: str | Policy = "dummy",
+        dummy_fraction: float | None = None,
+        plan: Plan | None = None,
+    ) -> Request:
+        """Check what is asked of this model and fill in its defaults; see `Options`.
+
+        Args:
+            prompt: One prompt, or several for a batch.
+            frames: Pixel frames.
+            size: Height and width in pixels.
+            seed: Of the first sample's noise.
+            policy: Name or policy.
+            dummy_fraction: Share of dummy heads.
+            plan: A plan to use instead of finding one.
+
+        Raises:
+            UserError: If anything of it cannot be done.
+        """
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        if not prompts or not all(text.strip() for text in prompts):
+            raise UserError("The prompt is empty; say what the video shall show.")
+        latent_frames = self.preset.latent_frames(frames)
+        height, width = size or self.preset.size
+        if min(height, width) < SIZE_MULTIPLE or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+            nearest = [max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (width, height)]
+            raise UserError(
+                f"Size {width}x{height} (width x height) is no multiple of {SIZE_MULTIPLE} pixels; "
+                f"the nearest is {nearest[0]}x{nearest[1]}."
+            )
+        if not 0 <= seed < 2**63:
+            raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
+        chosen = self._policy(policy)
+        if dummy_fraction is not None:
+            if plan is not None or chosen.roles is None:
+                cause = (
+                    "a plan is given" if plan is not None else f"policy '{chosen.name}' has no dummy heads"
+                )
+                raise UserError(f"The dummy fraction has no effect when {cause}; leave it out.")
+            chosen = replace(chosen, dummy_fraction=dummy_fraction, num_dummy=None)
+        if plan is not None:
+            plan.require(self.config.num_layers, self.config.num_heads)
+        return Request(
+            prompts,
+            latent_frames,
+            latent_frames // self.preset.chunk_frames,
+            (height, width),
+            seed,
+            chosen,
+            plan,
+            current=self.preset.current_frames,
+            past=self.preset.context_frames or None,
+        )
+
+    def estimate(self, request: Request, dtype: torch.dtype, *, loaded: bool = False) -> MemoryEstimate:
+        """Estimate the memory that a request needs.
+
+        Measured: the transformer holds some 10 vectors per token besides its FFN, and the VAE's last stage
+        some 16 feature maps of the four pixel frames that it makes at a time.
+
+        Args:
+            request: What is asked for.
+            dtype: Of the computation.
+            loaded: Whether the weights are in memory already.
+        """
+        (height, width), batch, config = request.size, len(request.prompts), self.config
+        tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+        cache = request.cache_frames() * tokens * config.num_layers * config.dim * 2
+        transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
+        pixels, chunk = batch * height * width * PIXEL_FRAMES_PER_FRAME, self.preset.chunk_frames
+        decoder = pixels * (16 * self.vae_width * dtype.itemsize + chunk * 9 * torch.float32.itemsize)
+        bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in self.parameters.items()}
+        return MemoryEstimate(
+            **bytes_of,
+            cache=cache * dtype.itemsize,
+            denoising=transformer + SCRATCH,
+            decoding=decoder + SCRATCH,
+            frames=batch * self.preset.pixel_frames(request.frames) * height * width * 3,
+        )
+
+    def require_memory(
+        self, request: Request, dtype: torch.dtype, device: torch.device, *, loaded: bool = False
+    ) -> None:
+        """Refuse a request that does not fit into the memory of a device.
+
+        Raises:
+            UserError: If it does not; says what would.
+        """
+        remedies = self._remedies(request, dtype, device, loaded)
+        require_memory(self.estimate(request, dtype, loaded=loaded), device, remedies)
+
+    def _remedies(
+        self, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool
+    ) -> Iterator[tuple[str, MemoryEstimate]]:
+        """Smaller requests, the dearest first: another policy, offloading, a shorter or a smaller video."""
+        sparse = replace(request, policy=self._policy("dummy"), plan=None)
+        choices = [] if request.has_roles else [("--policy dummy", sparse)]
+        for name, smaller in choices:
+            yield name, self.estimate(smaller, dtype, loaded=loaded)
+        if device.type == "cuda":
+            for name, smaller in [("", request), *((f"{name} ", smaller) for name, smaller in choices)]:
+                yield f"{name}--offload", self.estimate(smaller, dtype, loaded=loaded).offloaded()
+        for divisor in (2, 4, 8):
+            chunks = request.chunks // divisor
+            if chunks:
+                shorter = replace(request, chunks=chunks, frames=chunks * self.preset.chunk_frames)
+                count = self.preset.pixel_frames(shorter.frames)
+                yield f"--frames {count}", self.estimate(shorter, dtype, loaded=loaded)
+        for divisor in (2, 4, 8):
+            height, width = (side // divisor // SIZE_MULTIPLE * SIZE_MULTIPLE for side in request.size)
+            if height and width:
+                smaller = replace(request, size=(height, width))
+                yield f"--size {width}x{height}", self.estimate(smaller, dtype, loaded=loaded)
+
+    def _policy(self, policy: str | Policy) -> Policy:
+        """A policy by name gets the preset's settings where its text gives none."""
+        if isinstance(policy, Policy):
+            return policy
+        defaults = self.preset.dummy
+        complete = {
+            "native": self.preset.native,
+            "dummy": f"dummy:{defaults.neighbor_frames}",
+            "official": f"official:{defaults.classify_at_chunk},1,{self.preset.chunk_frames}",
+        }
+        chosen = parse_policy(complete.get(policy, policy))
+        if chosen.name != "dummy":
+            return chosen
+        return replace(
+            chosen,
+            initial=parse_policy(self.preset.native).initial,
+            classify_at_chunk=defaults.classify_at_chunk,
+            dummy_fraction=defaults.dummy_fraction,
+        )
+
+
+def _parse_lora(text: str) -> tuple[Path | HubFile, float]:
+    """Read FILE or FILE:SCALE."""
+    path, scale = text, 1.0
+    if not Path(text).exists() and ":" in text:
+        path, _, number = text.rpartition(":")
+        try:
+            scale = float(number)
+        except ValueError:
+            raise UserError(f"The scale of LoRA '{text}' is no number; write FILE:SCALE.") from None
+    if not Path(path).exists():
+        raise UserError(f"There is no LoRA file {path}; give FILE or FILE:SCALE.")
+    return Path(path), scale
+
+
+def _config(transformer: Path | HubFile, preset: Preset, own_folder: bool) -> ModelConfig:
+    """Sizes from the `config.json` beside the weights, which our own folders must have, else the preset's."""
+    if isinstance(transformer, Path):
+        folder = transformer.parent if transformer.is_file() else transformer
+        if own_folder or (folder / "config.json").is_file():
+            return read_config(folder)
+    return WAN_SIZES[preset.architecture]
+
+
+def _count(path: Path) -> int:
+    """Parameters in a file or folder."""
+    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
+
+
+def _vae_width(base: Path | HubFile) -> float:
+    """Channels per pixel where a VAE is widest."""
+    config = base / "vae" / "config.json" if isinstance(base, Path) else None
+    if config is None or not config.parent.exists():
+        return WAN_VAE_WIDTH
+    try:
+        sizes = json.loads(config.read_text(encoding="utf-8"))
+        return float(sizes.get("base_dim", WAN_VAE_WIDTH) / (sizes.get("patch_size") or 1) ** 2)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error

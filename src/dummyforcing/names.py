@@ -1,0 +1,122 @@
+"""What the public checkpoints call things, as tables: one for each layout.
+
+The text encoder's names are those of transformers, the VAE's those of diffusers: their classes run here.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+DIFFUSERS_NAMES = {
+    r"^condition_embedder\.text_embedder\.linear_1\.": "text_embedding.0.",
+    r"^condition_embedder\.text_embedder\.linear_2\.": "text_embedding.2.",
+    r"^condition_embedder\.time_embedder\.linear_1\.": "time_embedding.0.",
+    r"^condition_embedder\.time_embedder\.linear_2\.": "time_embedding.2.",
+    r"^condition_embedder\.time_proj\.": "time_projection.1.",
+    r"^scale_shift_table$": "head.modulation",
+    r"^proj_out\.": "head.head.",
+    r"\.scale_shift_table$": ".modulation",
+    r"\.attn1\.": ".self_attn.",
+    r"\.attn2\.": ".cross_attn.",
+    r"\.to_([qkv])\.": r".\1.",
+    r"\.to_out\.0\.": ".o.",
+    r"\.norm2\.": ".norm3.",
+    r"\.ffn\.net\.0\.proj\.": ".ffn.0.",
+    r"\.ffn\.net\.2\.": ".ffn.2.",
+}
+"""Patterns in diffusers' parameter names and what Wan calls the same thing."""
+
+UMT5_NAMES = {
+    r"^token_embedding\.": "shared.",
+    r"^norm\.": "encoder.final_layer_norm.",
+    r"^blocks\.(\d+)\.norm1\.": r"encoder.block.\1.layer.0.layer_norm.",
+    r"^blocks\.(\d+)\.attn\.": r"encoder.block.\1.layer.0.SelfAttention.",
+    r"^blocks\.(\d+)\.pos_embedding\.embedding\.": (
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."
+    ),
+    r"^blocks\.(\d+)\.norm2\.": r"encoder.block.\1.layer.1.layer_norm.",
+    r"^blocks\.(\d+)\.ffn\.gate\.0\.": r"encoder.block.\1.layer.1.DenseReluDense.wi_0.",
+    r"^blocks\.(\d+)\.ffn\.fc1\.": r"encoder.block.\1.layer.1.DenseReluDense.wi_1.",
+    r"^blocks\.(\d+)\.ffn\.fc2\.": r"encoder.block.\1.layer.1.DenseReluDense.wo.",
+}
+"""Patterns in the names of Wan's own UMT5 file, and what transformers calls the same thing."""
+
+VAE_NAMES = {
+    r"^conv1\.": "quant_conv.",
+    r"^conv2\.": "post_quant_conv.",
+    r"^(en|de)coder\.conv1\.": r"\1coder.conv_in.",
+    r"^(en|de)coder\.head\.0\.": r"\1coder.norm_out.",
+    r"^(en|de)coder\.head\.2\.": r"\1coder.conv_out.",
+    r"^(en|de)coder\.middle\.0\.": r"\1coder.mid_block.resnets.0.",
+    r"^(en|de)coder\.middle\.1\.": r"\1coder.mid_block.attentions.0.",
+    r"^(en|de)coder\.middle\.2\.": r"\1coder.mid_block.resnets.1.",
+    r"^encoder\.downsamples\.": "encoder.down_blocks.",
+    r"\.residual\.0\.": ".norm1.",
+    r"\.residual\.2\.": ".conv1.",
+    r"\.residual\.3\.": ".norm2.",
+    r"\.residual\.6\.": ".conv2.",
+    r"\.shortcut\.": ".conv_shortcut.",
+}
+"""Patterns in the names of Wan's own VAE file, and what diffusers calls the same thing."""
+
+VAE_UPSAMPLES = re.compile(r"^decoder\.upsamples\.(\d+)\.")
+"""The decoder's stages, counted through: three residual blocks and an upsampler make one of diffusers'."""
+
+WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\.")
+"""What training leaves anywhere in the names."""
+
+PREFIXES = ("generator.model.", "diffusion_model.", "model.")
+"""What stands before every name, depending on which object was saved."""
+
+IGNORED = ("_cls_pred_branch.", "_register_tokens.", "_gan_ca_blocks.")
+"""Parts that Self-Forcing's GAN training puts beside the transformer."""
+
+KINDS = {
+    "a LoRA": re.compile(r"\.lora_(A|B|down|up)\."),
+    "a Wan transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
+    "a Wan VAE": re.compile(r"^decoder\.(conv1|conv_in)\.weight$"),
+    "a UMT5 text encoder": re.compile(r"^(token_embedding|shared|encoder\.embed_tokens)\.weight$"),
+}
+"""What weights are, told by a name that only they have."""
+
+
+def native_name(name: str) -> str:
+    """Wan's own name of a parameter that may be called as in diffusers; Wan's names stay as they are."""
+    return _renamed(name, DIFFUSERS_NAMES)
+
+
+def umt5_name(name: str) -> str:
+    """Transformers' name of a text encoder's parameter, which may be called as in Wan's file."""
+    return _renamed(name, UMT5_NAMES)
+
+
+def vae_name(name: str) -> str:
+    """Diffusers' name of a VAE's parameter, which may be called as in Wan's file."""
+    if found := VAE_UPSAMPLES.match(name):
+        block, place = divmod(int(found[1]), 4)
+        part = "upsamplers.0" if place == 3 else f"resnets.{place}"
+        name = f"decoder.up_blocks.{block}.{part}.{name[found.end() :]}"
+    return _renamed(name, VAE_NAMES)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """A transformer's names without what training and saving put around them.
+
+    Returns:
+        Name in the file -> Wan's or diffusers' name; names that belong to no transformer are left out.
+    """
+    bare = {name: WRAPPERS.sub("", name) for name in names}
+    kept = {name: short for name, short in bare.items() if not short.startswith(IGNORED)}
+    prefix = next((p for p in PREFIXES if all(short.startswith(p) for short in kept.values())), "")
+    return {name: short.removeprefix(prefix) for name, short in kept.items()}
+
+
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    for pattern, replacement in patterns.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """What the weights with these names are: an entry of `KINDS`."""
+    known = list(names)
+    return next((kind for kind, mark in KINDS.items() if any(map(mark.search, known))), None)

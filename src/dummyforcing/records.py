@@ -1,0 +1,76 @@
+"""Frozen dataclasses from JSON or TOML: every field known and of its type, or an error that names it.
+
+preset = build(Preset, tomllib.loads(text), "my.toml")
+"""
+
+from collections.abc import Collection
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dummyforcing.errors import UserError
+
+Record = TypeVar("Record")
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def build(kind: type[Record], data: object, where: str) -> Record:
+    """Make a dataclass of a table of its fields; tables inside become dataclasses, lists become tuples.
+
+    Args:
+        kind: A dataclass whose fields are numbers, text, booleans, literals, tuples or dataclasses.
+        data: What was read.
+        where: Begins the error messages, such as the name of the file.
+
+    Returns:
+        The record; fields that are not given have their defaults.
+
+    Raises:
+        UserError: If a field is unknown (names the nearest), missing or of another type.
+    """
+    known: Any = fields(kind)  # type: ignore[arg-type]
+    names = [field.name for field in known]
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: a table with the fields {', '.join(names)} is needed, not {data!r}.")
+    for name in data:
+        if name not in names:
+            raise UserError(f"{where}: there is no field '{name}'; {nearest(name, names)}.")
+    missing = [f.name for f in known if f.default is MISSING and f.name not in data]
+    if missing:
+        raise UserError(f"{where}: field '{missing[0]}' is missing; give it.")
+    hints = get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What may be meant by an unknown name: the nearest known one, else all."""
+    close = get_close_matches(name, known, 1)
+    return f"the nearest is '{close[0]}'" if close else f"take {', '.join(known)}"
+
+
+def _convert(hint: Any, value: object, where: str) -> object:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (UnionType, Union):
+        (other,) = (option for option in options if option is not NoneType)
+        return None if value is None else _convert(other, value, where)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise UserError(f"{where} must be {' or '.join(map(str, options))}, not {value!r}.")
+    if origin is tuple and isinstance(value, list | tuple):
+        repeated = options[-1] is Ellipsis
+        if repeated or len(options) == len(value):
+            kinds = [options[0]] * len(value) if repeated else options
+            return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if is_dataclass(hint):
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    if origin is tuple:
+        count = "" if options[-1] is Ellipsis else f"{len(options)} "
+        raise UserError(f"{where} must be a list of {count}numbers, not {value!r}.")
+    raise UserError(f"{where} must be {WORDS[hint]}, not {value!r}.")

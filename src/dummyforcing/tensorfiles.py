@@ -1,0 +1,142 @@
+"""Tensors in files, known by name and shape and not read before they are wanted.
+
+tensors = open_tensors(Path("self_forcing_dmd.pt"), "generator_ema")
+weight = tensors["model.head.head.weight"].read()
+
+Files are mapped into memory: of 16 GB only the pages of the tensors that are read are ever loaded.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dummyforcing.errors import UserError
+
+ZIP, TEXT = b"PK\x03\x04", (b"<", b"version https://git-lfs", b"{")
+"""How files begin that `torch.save` wrote, and such that were downloaded in a wrong way."""
+
+GENERATORS = ("generator", "generator_ema")
+SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in its file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """`float32` and so on."""
+    read: Callable[[], Tensor]
+    """Maps it into memory, on the CPU; not to be written to."""
+
+
+def open_tensors(path: Path, key: str = "") -> dict[str, StoredTensor]:
+    """List the tensors of a file, or of a folder with `*.safetensors`, by name.
+
+    Args:
+        path: `.safetensors`, or anything that `torch.save` wrote, or a folder.
+        key: Entry of a `torch.save` file that holds them. If it is not there, the other one of `generator`
+            and `generator_ema` is taken, else `model`, else the tensors at the top.
+
+    Raises:
+        UserError: If nothing is there, it is damaged, or it is not clear which entry is meant.
+    """
+    if path.is_dir():
+        tensors: dict[str, StoredTensor] = {}
+        for file in _weight_files(path):
+            for name, tensor in _open_safetensors(file).items():
+                if name in tensors:
+                    raise UserError(f"Tensor {name} is in {path} twice; keep one set of weights there.")
+                tensors[name] = tensor
+        return tensors
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; give one that holds weights.")
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path, key)
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        file: Any = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} {_damage(path)} ({error}).") from error
+
+    def stored(name: str) -> StoredTensor:
+        view = file.get_slice(name)
+        kind = SAFETENSORS_TYPES.get(view.get_dtype(), view.get_dtype())
+        return StoredTensor(tuple(view.get_shape()), kind, lambda: file.get_tensor(name))
+
+    return {name: stored(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _open_pickle(path: Path, key: str) -> dict[str, StoredTensor]:
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP)) == ZIP  # the format before 2020 cannot be mapped
+    try:
+        data = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    except Exception as error:  # anything from EOFError to a RuntimeError of the zip reader
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"{path} {_damage(path)} ({reason}).") from error
+    tensors = {name: value for name, value in _entry(data, key, path).items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors under {_first(list(data))}; take a file of weights.")
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+
+    return {name: stored(tensor) for name, tensor in tensors.items()}
+
+
+def _entry(data: object, key: str, path: Path) -> Mapping[str, object]:
+    """The part of a `torch.save` file that holds the weights."""
+    if not isinstance(data, Mapping):
+        raise UserError(
+            f"{path} holds no weights by name, but {type(data).__name__}; take a file of weights."
+        )
+    entries = [name for name, value in data.items() if isinstance(value, Mapping)]
+    generators = [name for name in GENERATORS if name in entries]
+    if key in entries:
+        chosen = key
+    elif len(generators) > 1:
+        raise UserError(f"{path} holds {' and '.join(generators)}; name one of them as the preset's key.")
+    else:
+        chosen = generators[0] if generators else "model"
+    found = data.get(chosen, data)
+    return found if isinstance(found, Mapping) else data
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its weights; those of the index when there is one."""
+    index = next(folder.glob("*.safetensors.index.json"), None)
+    if index is None:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"Folder {folder} holds no weights: there is no *.safetensors file in it.")
+        return files
+    try:
+        shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{index} is not an index of weights: {error}.") from error
+    for shard in shards.values():
+        if not (folder / shard).is_file():
+            names = [name for name, file in shards.items() if file == shard]
+            raise UserError(f"{folder / shard} is missing; it holds {len(names)} tensors ({_first(names)}).")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that cannot be read."""
+    with path.open("rb") as file:
+        begin = file.read(64).lstrip()
+    if begin.startswith(TEXT):
+        return "is text instead of weights, such as a web page or a Git LFS pointer; download the file itself"
+    return "is damaged, incomplete or no file of weights; copy or download it again"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dummyforcing.errors import UserError
+from dummyforcing.memory import MemoryEstimate, available_memory, require_memory
+from dummyforcing.modelfiles import ModelFiles
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SMALL = MemoryEstimate(text_encoder=8, transformer=4, vae=1, cache=3, denoising=5, decoding=6, frames=20)
+
+
+def test_parts_add_up() -> None:
+    assert SMALL.weights == 13
+    assert SMALL.total == 13 + 3 + 6 + 20
+    assert SMALL.on_gpu().total == 13 + 3 + 6
+    # The VAE comes to decode, while nothing is denoised.
+    assert SMALL.on_gpu().offloaded().total == 4 + 3 + max(5, 6 + 1)
+    assert replace(SMALL, denoising=9).on_gpu().offloaded().total == 4 + 3 + 9
+
+
+def test_require_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e6 < available_memory(CPU) < 1e14
+    require_memory(SMALL, CPU)
+    huge = MemoryEstimate(0, 1e12, 0, 2e12, 3e12, 0, 4e12)
+    message = r"about 10000\.0 GB .*4000\.0 GB decoded frames.*; take a smaller size or fewer frames\.$"
+    with pytest.raises(UserError, match=message):
+        require_memory(huge, CPU)
+    remedies = [("--frames 9", huge), ("--size 16x16", SMALL), ("nothing", SMALL)]
+    with pytest.raises(UserError, match=r"; take --size 16x16 \(0\.0 GB\)\.$"):
+        require_memory(huge, CPU, remedies)
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 7e12)
+    require_memory(huge, GPU)  # decoded frames are not on the GPU
+
+
+def test_estimates_of_the_public_models() -> None:
+    """The bytes that are known of the public models at 480p, in bfloat16."""
+    files = ModelFiles.open("self-forcing")
+    estimate = files.estimate(files.request("x", policy="dense"), torch.bfloat16)
+    assert estimate.transformer == 2_837_993_600
+    assert estimate.text_encoder == 2 * 5_680_910_336
+    assert estimate.vae == 2 * 126_892_531
+    assert estimate.cache / 2**20 == pytest.approx(21 * 274.2, rel=1e-3)
+    longlive = ModelFiles.open("longlive")
+    cache = longlive.estimate(longlive.request("x", frames=957, policy="native"), torch.bfloat16).cache
+    assert cache / 2**20 == pytest.approx(12 * 274.2, rel=1e-3)
+    rolling = ModelFiles.open("rolling-forcing")
+    request = rolling.request("x", frames=501, policy="native")
+    assert rolling.estimate(request, torch.bfloat16).cache / 2**20 == pytest.approx(36 * 274.2, rel=1e-3)
+    krea = ModelFiles.open("krea-realtime")
+    estimate = krea.estimate(krea.request("x", frames=501, policy="native"), torch.bfloat16)
+    assert estimate.transformer == 28_576_983_168
+    assert estimate.cache / 2**20 == pytest.approx(6 * 1218.75, rel=1e-3)
+    block = ModelFiles.open("krea-block")
+    cache = block.estimate(block.request("x", policy="dense"), torch.bfloat16).cache
+    assert cache / 2**20 == pytest.approx(21 * 1218.75, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "policy", "remedy"),
+    [
+        (CPU, 22e9, "dense", r"--policy dummy \("),
+        (GPU, 17.5e9, "dummy", r"--offload \("),
+        (GPU, 11e9, "dense", r"--policy dummy --offload \("),
+        (CPU, 18e9, "dummy", r"--size 416x240 \("),
+        (CPU, 1e9, "dummy", r"a smaller size or fewer frames\."),
+    ],
+)
+def test_what_would_fit(
+    device: torch.device, free: float, policy: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
+    files = ModelFiles.open("self-forcing")
+    request = files.request("x", policy=policy)
+    with pytest.raises(UserError, match=f"take {remedy}"):
+        files.require_memory(request, torch.bfloat16, device)
+
+
+def test_what_is_loaded_is_not_counted_again(model_folder: Path) -> None:
+    files = ModelFiles.open(model_folder)
+    request = files.request("a red ball")
+    whole, rest = (files.estimate(request, torch.float32, loaded=loaded) for loaded in (False, True))
+    assert rest.weights == 0
+    assert rest.total == whole.total - whole.weights
