@@ -23,7 +23,7 @@ from dummyforcing.memory import MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
-from dummyforcing.request import Request
+from dummyforcing.request import Request, place_switches, read_begin
 from dummyforcing.tensorfiles import open_tensors
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -122,6 +122,11 @@ class ModelFiles:
         policy: str | Policy = "dummy",
         dummy_fraction: float | None = None,
         plan: Plan | None = None,
+        image: str | Path | None = None,
+        video: str | Path | None = None,
+        strength: float | None = None,
+        switches: Sequence[tuple[float, str]] = (),
+        fade: int = 1,
     ) -> Request:
         """Check what is asked of this model and fill in its defaults; see `Options`.
 
@@ -133,6 +138,11 @@ class ModelFiles:
             policy: Name or policy.
             dummy_fraction: Share of dummy heads.
             plan: A plan to use instead of finding one.
+            image: Image to begin with.
+            video: Video to begin with, or to make this one from.
+            strength: How much of `video` is made anew.
+            switches: Changes of the prompt.
+            fade: Chunks that each of them takes.
 
         Raises:
             UserError: If anything of it cannot be done.
@@ -160,6 +170,7 @@ class ModelFiles:
             chosen = replace(chosen, dummy_fraction=dummy_fraction, num_dummy=None)
         if plan is not None:
             plan.require(self.config.num_layers, self.config.num_heads)
+        begin = read_begin(self.preset, image, video, strength, latent_frames, (height, width))
         return Request(
             prompts,
             latent_frames,
@@ -170,6 +181,9 @@ class ModelFiles:
             plan,
             current=self.preset.current_frames,
             past=self.preset.context_frames or None,
+            switches=place_switches(self.preset, switches, fade, latent_frames),
+            fade=fade,
+            **begin,
         )
 
     def estimate(self, request: Request, dtype: torch.dtype, *, loaded: bool = False) -> MemoryEstimate:
@@ -199,15 +213,22 @@ class ModelFiles:
         )
 
     def require_memory(
-        self, request: Request, dtype: torch.dtype, device: torch.device, *, loaded: bool = False
+        self,
+        request: Request,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        loaded: bool = False,
+        offload: bool = False,
     ) -> None:
         """Refuse a request that does not fit into the memory of a device.
 
         Raises:
             UserError: If it does not; says what would.
         """
+        estimate = self.estimate(request, dtype, loaded=loaded)
         remedies = self._remedies(request, dtype, device, loaded)
-        require_memory(self.estimate(request, dtype, loaded=loaded), device, remedies)
+        require_memory(estimate.offloaded() if offload else estimate, device, remedies)
 
     def _remedies(
         self, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool

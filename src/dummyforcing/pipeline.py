@@ -19,15 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from dummyforcing.checkpoints import fill, open_transformer
-from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.errors import LongVideoWarning, UnknownWordsWarning, UserError
 from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import Plan
+from dummyforcing.rollout import Rollout
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
-from dummyforcing.sampling import make_schedule
-from dummyforcing.session import Session
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 from dummyforcing.video import write_mp4
@@ -102,12 +101,19 @@ class Pipeline:
         self.files, self.model, self.text, self.vae = files, model, text, vae
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
-        schedule = files.preset.schedule
-        self.schedule = make_schedule(schedule.steps, schedule.shift, schedule.warp)
 
     @classmethod
-    def load(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> "Pipeline":
+    def load(
+        cls, files: ModelFiles, device: torch.device, dtype: torch.dtype, offload: bool = False
+    ) -> "Pipeline":
         """Download what is not here yet, and load the weights.
+
+        Args:
+            files: What to load.
+            device: Where to compute.
+            dtype: What to compute in.
+            offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to
+                decode.
 
         Raises:
             UserError: If files are missing or damaged.
@@ -117,8 +123,9 @@ class Pipeline:
         base = fetch(files.base)
         encoder, tokenizer, vae = (find_part(base, part) for part in ("text_encoder", "tokenizer", "vae"))
         model = fill(*parts, device, dtype)
-        text = TextEncoder.load(encoder, tokenizer, model.config.text_len, device, dtype)
-        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype)))
+        where = torch.device("cpu") if offload else device
+        text = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
+        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype), offload))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
@@ -177,15 +184,153 @@ class Pipeline:
         if request.policy.roles is None:
             raise UserError(f"Policy '{request.policy.name}' does not classify heads; take 'dummy'.")
         self._prepare(request)
-        session = self._session(request)
-        for _ in range(request.policy.classify_at_chunk + 1):
-            session.next_chunk()
-        return session.plan
+        rollout = self._rollout(request)
+        while rollout.session.plan.chunk is None:
+            rollout.next_latents()
+        return rollout.session.plan
 
     def _prepare(self, request: Request) -> None:
         """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
         self.files.require_memory(request, self.dtype, self.device, loaded=True)
-        words = dict.fromkeys(word for prompt in request.prompts for word in self.text.unknown_words(prompt))
+        preset, prompts = self.files.preset, [*request.prompts, *(s.prompt for s in request.switches)]
+        if preset.max_frames is not None and request.frames > preset.max_frames:
+            warnings.warn(
+                f"Model '{preset.name}' was trained on videos of {preset.pixel_frames(preset.max_frames)} pixel "
+                "frames; longer ones may drift.",
+                LongVideoWarning,
+                stacklevel=3,
+            )
+        words = dict.fromkeys(word for prompt in prompts for word in self.text.unknown_words(prompt))
+        if words:
+            warnings.warn(
+                f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+                f"{', '.join(words)}; it knows {', '.join(self.text.known_words())}.",
+                UnknownWordsWarning,
+                stacklevel=3,
+            )
+
+    def _rollout(self, request: Request) -> Rollout:
+        return Rollout(self.files.preset, self.model, self.text, self.vae, request)
+
+    def _chunks(self, request: Request) -> Iterator[Chunk]:
+        start = time.perf_counter()
+        rollout = self._rollout(request)
+        session, timings = rollout.session, Timings()
+        for _ in range(request.chunks):
+            began = time.perf_counter()
+            latents = rollout.next_latents()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            denoised = time.perf_counter()
+            frames = rollout.decode(latents).cpu().numpy()
+            done = time.perf_counter()
+            timings = Timings(
+                pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
+                first_frame=timings.first_frame or done - start,
+                diffusion=timings.diffusion + denoised - began,
+                decode=timings.decode + done - denoised,
+            )
+            yield Chunk(frames, timings, tuple(session.plans), session.cache.nbytes)
+
+
+def load(
+        cls, files: ModelFiles, device: torch.device, dtype: torch.dtype, offload: bool = False
+    ) -> "Pipeline":
+        """Download what is not here yet, and load the weights.
+
+        Args:
+            files: What to load.
+            device: Where to compute.
+            dtype: What to compute in.
+            offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to
+                decode.
+
+        Raises:
+            UserError: If files are missing or damaged.
+        """
+        loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
+        parts = open_transformer(fetch(files.transformer), files.config, files.key, loras)
+        base = fetch(files.base)
+        encoder, tokenizer, vae = (find_part(base, part) for part in ("text_encoder", "tokenizer", "vae"))
+        model = fill(*parts, device, dtype)
+        where = torch.device("cpu") if offload else device
+        text = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
+        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype), offload))
+
+    @overload
+    def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
+
+    @overload
+    def generate(self, prompt: list[str], **options: Unpack[Options]) -> list[Video]: ...
+
+    def generate(self, prompt: str | list[str], **options: Unpack[Options]) -> Video | list[Video]:
+        """Make a video, or one for each prompt of a list.
+
+        Args:
+            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with `seed + i`.
+            **options: See `Options`.
+
+        Returns:
+            The finished video or videos.
+
+        Raises:
+            UserError: If anything that was asked for cannot be done.
+        """
+        chunks = list(self.stream(prompt, **options))
+        last, fps = chunks[-1], self.files.preset.fps
+        videos = [
+            Video(frames, fps, last.timings, plan, last.cache_bytes)
+            for frames, plan in zip(
+                np.concatenate([c.frames for c in chunks], axis=1), last.plans, strict=True
+            )
+        ]
+        return videos[0] if isinstance(prompt, str) else videos
+
+    def stream(self, prompt: str | list[str], **options: Unpack[Options]) -> Iterator[Chunk]:
+        """Make the same video as `generate`, chunk by chunk.
+
+        Everything is checked before the first chunk is asked for.
+
+        Raises:
+            UserError: If anything that was asked for cannot be done.
+        """
+        return self.run(self.files.request(prompt, **options))
+
+    def run(self, request: Request) -> Iterator[Chunk]:
+        """Make what a request of this pipeline's `files` describes, chunk by chunk.
+
+        Raises:
+            UserError: If the memory does not suffice.
+        """
+        self._prepare(request)
+        return self._chunks(request)
+
+    def find_plan(self, request: Request) -> Plan:
+        """Make as many chunks of the first video as its policy needs to classify the heads, without decoding.
+
+        Raises:
+            UserError: If the policy classifies nothing.
+        """
+        if request.policy.roles is None:
+            raise UserError(f"Policy '{request.policy.name}' does not classify heads; take 'dummy'.")
+        self._prepare(request)
+        rollout = self._rollout(request)
+        while rollout.session.plan.chunk is None:
+            rollout.next_latents()
+        return rollout.session.plan
+
+    def _prepare(self, request: Request) -> None:
+        """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
+        self.files.require_memory(request, self.dtype, self.device, loaded=True)
+        preset, prompts = self.files.preset, [*request.prompts, *(s.prompt for s in request.switches)]
+        if preset.max_frames is not None and request.frames > preset.max_frames:
+            warnings.warn(
+                f"Model '{preset.name}' was trained on videos of {preset.pixel_frames(preset.max_frames)} pixel "
+                "frames; longer ones may drift.",
+                LongVideoWarning,
+                stacklevel=3,
+            )
+        words = dict.fromkeys(word for prompt in prompts for word in self.text.unknown_words(prompt))
         if words:
             warnings.warn(
                 f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
@@ -207,6 +352,9 @@ class Pipeline:
             plan=request.plan,
             frames=request.frames,
         )
+
+    def _rollout(self, request: Request) -> Rollout:
+        return Rollout(self.files.preset, self.model, self.text, self.vae, request)
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
         start = time.perf_counter()
@@ -237,6 +385,7 @@ def load(
     lora: str | Sequence[str] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    offload: bool = False,
 ) -> Pipeline:
     """Load a model.
 
@@ -248,6 +397,8 @@ def load(
         lora: LoRA files to merge into the transformer, each as FILE or FILE:SCALE.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or a torch device.
         dtype: `float32`, `bfloat16` or the torch dtype; bfloat16 on a GPU and float32 elsewhere by default.
+        offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to decode:
+            for GPUs with little memory.
 
     Returns:
         The pipeline.
@@ -257,4 +408,5 @@ def load(
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    return Pipeline.load(ModelFiles.open(name_or_path, weights=weights, base=base, lora=lora), device, dtype)
+    files = ModelFiles.open(name_or_path, weights=weights, base=base, lora=lora)
+    return Pipeline.load(files, device, dtype, offload)

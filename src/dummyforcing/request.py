@@ -1,13 +1,19 @@
 """What can be asked of a model, complete and checked; and the device and precision that it is computed in."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dummyforcing.errors import UserError
 from dummyforcing.heads import Policy
 from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, Preset
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,6 +34,25 @@ class Options(TypedDict, total=False):
     """Share of the heads that become dummy; the preset's by default."""
     plan: Plan | None
     """Used from the first chunk on; nothing is classified then."""
+    image: str | Path | None
+    """Image file that the video begins with, on models that can."""
+    video: str | Path | None
+    """Video file whose first frames the video begins with, or that it is made from, as the model has it."""
+    strength: float | None
+    """How much of `video` is made anew on models that are made from it, above 0 and up to 1; 0.7 by default."""
+    switches: Sequence[tuple[float, str]]
+    """Changes of the prompt: seconds from the start of the video, and the prompt from then on."""
+    fade: int
+    """Chunks over which a prompt fades into the next; 1 by default."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the prompt."""
+
+    frame: int
+    """The first chunk that begins at this latent frame or later has the new prompt."""
+    prompt: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +72,15 @@ class Request:
     """Latent frames that are denoised at a time."""
     past: int | None = None
     """Most past frames that the sampler ever holds; None: all."""
+    start: NDArray[np.uint8] | None = None
+    """Pixel frames that the video begins with, `(n, H, W, 3)`; whole chunks."""
+    source: NDArray[np.uint8] | None = None
+    """Pixel frames of a video to make this one from, `(n, H, W, 3)`; of the same length."""
+    strength: float = 1.0
+    """How much of `source` is made anew: the first noise level over the highest."""
+    switches: tuple[Switch, ...] = ()
+    fade: int = 1
+    """Chunks over which a prompt fades into the next."""
 
     @property
     def has_roles(self) -> bool:
@@ -76,6 +110,99 @@ class Request:
         classified = self.policy.classify_at_chunk * (self.frames // self.chunks) + self.current
         before = held(self.policy.initial, min(most, classified))
         return max(before, *(held(context) for context in self.policy.roles.values()))
+
+
+class Begin(TypedDict, total=False):
+    """The fields of a `Request` that say how a video begins."""
+
+    start: NDArray[np.uint8]
+    source: NDArray[np.uint8]
+    strength: float
+
+
+def read_begin(
+    preset: Preset,
+    image: str | Path | None,
+    video: str | Path | None,
+    strength: float | None,
+    frames: int,
+    size: tuple[int, int],
+) -> Begin:
+    """Read what a video is to begin with, or to be made from.
+
+    Args:
+        preset: Of the model; says which of it the model can do.
+        image: Image file.
+        video: Video file.
+        strength: How much of `video` is made anew.
+        frames: Latent frames of the video to make.
+        size: Its height and width in pixels.
+
+    Returns:
+        The fields of a `Request` that say so.
+
+    Raises:
+        UserError: If the model cannot do that, or a file cannot be read.
+    """
+    if strength is not None and (video is None or preset.start != "chunk"):
+        raise UserError("--strength goes with --video on a model that is made from a video; leave it out.")
+    if image is None and video is None:
+        return {}
+    if preset.start is None:
+        raise UserError(
+            f"Model '{preset.name}' starts from a prompt alone; leave out --image and --video, or take "
+            f"another model, such as causal-forcing-frame."
+        )
+    if image is not None and video is not None:
+        raise UserError("--image and --video both say how the video begins; give one of them.")
+    if image is not None and preset.start == "clip":
+        raise UserError(
+            f"Model '{preset.name}' goes on from a clip of {preset.pixel_frames(preset.chunk_frames)} "
+            "pixel frames, not from an image; give --video, or take model causal-forcing-frame."
+        )
+    from dummyforcing.video import read_image, read_video
+
+    chunk = preset.pixel_frames(preset.chunk_frames)
+    if image is not None:
+        return {"start": read_image(image, size).repeat(chunk, 0)}
+    assert video is not None
+    if preset.start != "chunk":
+        return {"start": read_video(video, chunk, size, preset.fps)}
+    if strength is not None and not 0 < strength <= 1:
+        raise UserError(f"A strength of {strength:g} is out of range; take more than 0, and 1 at most.")
+    source = read_video(video, preset.pixel_frames(frames), size, preset.fps)
+    return {"source": source, "strength": 0.7 if strength is None else strength}
+
+
+def place_switches(
+    preset: Preset, switches: Sequence[tuple[float, str]], fade: int, frames: int
+) -> tuple[Switch, ...]:
+    """Place changes of the prompt, the earliest first, at latent frames.
+
+    Args:
+        preset: Of the model.
+        switches: Seconds from the start of the video, and the prompt from then on.
+        fade: Chunks that each of them takes.
+        frames: Latent frames of the video.
+
+    Raises:
+        UserError: If one comes too late to be seen, or has no prompt.
+    """
+    found = []
+    if fade < 1:
+        raise UserError(f"A prompt cannot fade over {fade} chunks; take 1 or more.")
+    for seconds, prompt in switches:
+        frame = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
+        if not prompt.strip():
+            raise UserError("The prompt to change to is empty; say what the video shall show then.")
+        if seconds <= 0 or frame > frames - preset.chunk_frames:
+            last = preset.pixel_frames(frames - preset.chunk_frames) / preset.fps
+            raise UserError(
+                f"The prompt cannot change at {seconds:g} s; the last chunk of this video begins at "
+                f"{last:.1f} s."
+            )
+        found.append(Switch(frame, prompt))
+    return tuple(sorted(found, key=lambda switch: switch.frame))
 
 
 def choose_device(device: str | torch.device) -> torch.device:

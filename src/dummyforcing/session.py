@@ -58,6 +58,7 @@ class SessionOptions(TypedDict, total=False):
     reach: int | None
     recache_frames: int
     global_sink: bool
+    source: Tensor | None
     backend: str
     observer: Observer | None
 
@@ -87,6 +88,7 @@ class Session:
         reach: int | None = None,
         recache_frames: int = 0,
         global_sink: bool = True,
+        source: Tensor | None = None,
         backend: str = "sdpa",
         observer: Observer | None = None,
     ) -> None:
@@ -109,6 +111,8 @@ class Session:
             recache_frames: After a change of the prompt, write so many of the newest frames again, as far as
                 heads see them; 0: the past stays as it is.
             global_sink: Whether the first frames stay pinned then; else the first rewritten ones take over.
+            source: Clean latents of a video to start from, `(B, F, C, h, w)`: the first step of each chunk gets
+                them with noise of its own level, in place of noise alone.
             backend: A name of `attention.BACKENDS`.
             observer: Is shown every self-attention.
 
@@ -137,7 +141,7 @@ class Session:
         self.frames = 0
         """Finished latent frames."""
         self._recache_frames, self._global_sink = recache_frames, global_sink
-        self._backend, self._observer = backend, observer
+        self._source, self._backend, self._observer = source, backend, observer
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
         weight = model.patch_embedding.weight
         self._dtype, self._device = weight.dtype, weight.device
@@ -262,7 +266,11 @@ class Session:
 
     def _generate(self) -> Tensor:
         """Denoise fresh noise in all steps, to the latents of one chunk."""
-        x0 = self._denoise(self._draw(), 0)
+        x = self._draw()
+        if self._source is not None:
+            latents = self._source[:, self.frames : self.frames + self.chunk_frames].to(self._device)
+            x = renoise(latents, x, self._steps.sigmas[0])
+        x0 = self._denoise(x, 0)
         for step, sigma in enumerate(self._steps.sigmas[1:], start=1):
             x0 = self._denoise(renoise(x0, self._draw(), sigma), step)
         self._is_first = False

@@ -8,8 +8,8 @@
 The first latent frame gives one pixel frame, each later one gives four. Streams share a decoder freely.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,16 @@ class VideoDecoder:
     The VAE's own feature cache is never used, so one VAE serves any number of streams.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: AutoencoderKLWan, device: torch.device | str | None = None) -> None:
         """Wrap a loaded VAE.
 
         Args:
-            vae: In evaluation mode, wherever and in whatever dtype it shall run. Its weights keep their
-                values; their memory layout becomes channels-last, which is faster on CPU and GPU.
+            vae: In evaluation mode, in whatever dtype it shall run. Its weights keep their values; their
+                memory layout becomes channels-last, which is faster on CPU and GPU.
+            device: Where it shall run; None: where it is. Otherwise its weights come there for each call only.
         """
-        self.vae = vae
+        self.vae, self._home = vae, vae.device
+        self.device = vae.device if device is None else torch.device(device)
         for module in vae.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -98,22 +100,42 @@ class VideoDecoder:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         config: Any = vae.config
         shape = (1, -1, 1, 1, 1)
-        self._mean = torch.tensor(config.latents_mean, device=vae.device).view(shape)
-        self._std = torch.tensor(config.latents_std, device=vae.device).view(shape)
+        self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
+        self._std = torch.tensor(config.latents_std, device=self.device).view(shape)
         self.patch_size: int = config.patch_size or 1
         self.stride: int = 2 ** (len(config.dim_mult) - 1) * self.patch_size
         """Pixels per latent, in height and in width."""
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> "VideoDecoder":
         """Load a VAE, as `open_vae` finds it.
+
+        Args:
+            path: File or folder.
+            device: Where it runs.
+            dtype: What it runs in.
+            offload: Whether its weights are in the main memory between calls.
 
         Raises:
             UserError: If it is missing or damaged.
         """
-        return cls(fill(*open_vae(path), device, dtype))
+        return cls(fill(*open_vae(path), "cpu" if offload else device, dtype), device)
+
+    @contextmanager
+    def at_work(self) -> Iterator[AutoencoderKLWan]:
+        """The VAE on its device, with the fastest convolutions that this has."""
+        self.vae.to(self.device)
+        try:
+            with fast_convolutions(self.vae):
+                yield self.vae
+        finally:
+            self.vae.to(self._home)
 
     def stream(self) -> "DecoderStream":
         """Begin a new video."""
@@ -142,9 +164,9 @@ class VideoDecoder:
                 f"cannot encode {n} pixel frames of {width}x{height}; needed are 1, 5, 9, ... frames "
                 f"whose sides are multiples of {self.stride}."
             )
-        video = pixels.to(self.vae.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with fast_convolutions(self.vae):
-            mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
+        video = pixels.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with self.at_work() as vae:
+            mean = vae.encode(video.to(vae.dtype)).latent_dist.mode().float()
         latents: Tensor = (mean - self._mean) / self._std
         return latents.transpose(1, 2)
 
@@ -173,10 +195,10 @@ class DecoderStream:
     @torch.inference_mode()
     def decode_float(self, latents: Tensor) -> Tensor:
         """Like `decode`, but float32 in [0, 1]; the same bits however a video is split into calls."""
-        vae = self._decoder.vae
-        z = latents.to(vae.device).transpose(1, 2).float() * self._decoder._std + self._decoder._mean
+        z = latents.to(self._decoder.device).transpose(1, 2).float()
+        z = z * self._decoder._std + self._decoder._mean
         pieces = []
-        with fast_convolutions(vae):
+        with self._decoder.at_work() as vae:
             for frame in vae.post_quant_conv(z.to(vae.dtype)).split(1, dim=2):
                 pieces.append(
                     vae.decoder(frame, feat_cache=self._features, feat_idx=[0], first_chunk=self.frames == 0)

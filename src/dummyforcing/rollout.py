@@ -1,0 +1,92 @@
+"""One video of a pipeline: its session, prompts and first frames as they were asked for, and its decoder."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dummyforcing.model import CausalWan
+from dummyforcing.presets import Preset, ScheduleArgs
+from dummyforcing.request import Request
+from dummyforcing.samplers import SAMPLERS
+from dummyforcing.sampling import Schedule, make_schedule
+from dummyforcing.session import Session
+from dummyforcing.text import TextEncoder
+from dummyforcing.vae import VideoDecoder
+
+
+class Rollout:
+    """The state of one video, or of a batch of them, from noise to pixel frames."""
+
+    def __init__(
+        self, preset: Preset, model: CausalWan, text: TextEncoder, vae: VideoDecoder, request: Request
+    ) -> None:
+        """Encode the prompts and what the video begins with, and start its session."""
+        self._vae, self._text, self._batch = vae, text, len(request.prompts)
+        self._decoder = vae.stream()
+        self._switches, self._fade = deque(request.switches), request.fade
+        begin = [] if request.start is None else self._encode(request.start).split(preset.chunk_frames, 1)
+        self._begin = deque(begin)
+        self._pixels: Tensor | None = None  # the last ones, as far as the sampler's context reaches back
+        self._context = preset.pixel_frames(preset.context_frames) if preset.context_frames else 0
+
+        options: dict[str, Any] = {}
+        if preset.sampler == "recompute":
+            first = None if preset.keep_first_frame else self._first_latent
+            options |= {"context_frames": preset.context_frames, "first_latent": first}
+        height, width = (side // vae.stride for side in request.size)
+        self.session: Session = SAMPLERS[preset.sampler](
+            model,
+            text.encode(request.prompts),
+            request.policy,
+            _schedule(preset.schedule, request.strength),
+            (self._batch, model.config.in_dim, height, width),
+            chunk_frames=preset.chunk_frames,
+            seeds=range(request.seed, request.seed + self._batch),
+            plan=request.plan,
+            first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
+            frames=request.frames,
+            reach=preset.reach,
+            recache_frames=preset.recache_frames,
+            global_sink=preset.global_sink,
+            source=None if request.source is None else self._encode(request.source),
+            **options,
+        )
+
+    def next_latents(self) -> Tensor:
+        """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made."""
+        if self._begin:
+            latents = self._begin.popleft()
+            self.session.extend(latents)
+            return latents
+        if self._switches and self._switches[0].frame <= self.session.frames:
+            prompt = self._switches.popleft().prompt
+            self.session.set_prompt(self._text.encode([prompt] * self._batch), chunks=self._fade)
+        return self.session.next_chunk()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixel frames of the next latents, `(B, n, H, W, 3)` uint8."""
+        pixels = self._decoder.decode(latents)
+        if self._context:
+            known = pixels if self._pixels is None else torch.cat([self._pixels, pixels], 1)
+            self._pixels = known[:, -self._context :]
+        return pixels
+
+    def _first_latent(self) -> Tensor:
+        """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
+        assert self._pixels is not None
+        return self._vae.encode(self._pixels[:, :1])
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Latents of `pixels (n, H, W, 3)` for every sample, `(B, F, C, h, w)`."""
+        latents = self._vae.encode(torch.from_numpy(pixels)[None])
+        return latents.expand(self._batch, -1, -1, -1, -1)
+
+
+def _schedule(args: ScheduleArgs, strength: float = 1.0) -> Schedule:
+    """The steps of a chunk; with a lower strength they start from less noise."""
+    steps = args.steps if strength == 1 else [int(step * strength) for step in args.steps]
+    return make_schedule(steps, args.shift, args.warp)
