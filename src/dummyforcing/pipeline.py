@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from dummyforcing.checkpoints import fill, open_transformer
-from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
@@ -183,12 +183,20 @@ class Pipeline:
         return session.plan
 
     def _prepare(self, request: Request) -> None:
-        """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
+        """Refuse what does not fit into memory, and warn of what the model was never taught."""
         self.files.require_memory(request, self.dtype, self.device, loaded=True)
+        preset = self.files.preset
+        if preset.max_frames is not None and request.frames > preset.max_frames:
+            warnings.warn(
+                f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(preset.max_frames)} "
+                "pixel frames; a longer one may drift or freeze.",
+                TrainedLengthWarning,
+                stacklevel=3,
+            )
         words = dict.fromkeys(word for prompt in request.prompts for word in self.text.unknown_words(prompt))
         if words:
             warnings.warn(
-                f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+                f"Model '{preset.name}' does not know the word{'s' * (len(words) > 1)} "
                 f"{', '.join(words)}; it knows {', '.join(self.text.known_words())}.",
                 UnknownWordsWarning,
                 stacklevel=3,
