@@ -1,4 +1,4 @@
-"""Write the measured tables of the README from the committed results.
+"""Write the measured tables of the README from the committed results, and `docs/models.md` from the presets.
 
 python benchmarks/tables.py           # rewrite them
 python benchmarks/tables.py --check   # fail if they are out of date
@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from dummyforcing.presets import PUBLIC, Preset, bundled_folders, find_preset
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,23 +84,75 @@ def quality() -> str:
     return f"{table(header, rows)}\n\n{sources}"
 
 
+def measured(name: str) -> str:
+    """What was measured of a model's speed: the files `NAME-speed*.json`."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}-speed*.json"))]
+    return "; ".join(f"{r['dense']['fps']:.1f} → {r['dummy']['fps']:.1f} FPS, {r['device']}" for r in results)
+
+
+def support(preset: Preset) -> str:
+    """What Dummy Forcing does with a model."""
+    if preset.sampler == "block":
+        return "yes"
+    held = preset.context_frames or (preset.reach or 0) - preset.current_frames
+    return f"yes, of {held} past frames at most"
+
+
+def models() -> str:
+    """The page of all models."""
+    rows = []
+    presets = [*(find_preset(name)[0] for name in bundled_folders()), *PUBLIC.values()]
+    for preset in presets:
+        source, steps = preset.source, [preset.schedule, preset.first_schedule]
+        counts = [f"{len(schedule.steps)}" for schedule in steps if schedule]
+        where = f"`{source.repo}`: `{source.file}`" if source else "bundled"
+        rows.append(
+            [
+                f"`{preset.name}`",
+                preset.description,
+                where + (f", `{source.lora}`" if source and source.lora else ""),
+                preset.licence,
+                preset.sampler,
+                " (first chunk ".join(counts) + ")" * (len(counts) - 1),
+                str(preset.chunk_frames),
+                f"`{preset.native}`",
+                support(preset),
+                measured(preset.name) or "not yet",
+            ]
+        )
+    header = ["name", "model", "files on the Hugging Face Hub", "licence of the weights", "sampler", "steps"]
+    header += ["frames a chunk", "native context", "Dummy Forcing", "measured, dense → dummy"]
+    notes = "\n".join(f"- `{preset.name}`: {preset.note}" for preset in presets if preset.note)
+    return f"{MODELS_INTRODUCTION}\n{table(header, rows)}\n\n{notes}\n"
+
+
+MODELS_INTRODUCTION = """# Models
+
+Written by `python benchmarks/tables.py` from `src/dummyforcing/assets/public.toml`. Frames are latent frames;
+`dummyforcing models show NAME` tells everything about one model, the memory that it takes included. Weights
+are never part of this package: they are fetched from the Hugging Face Hub when a model is first used. Text
+encoder, tokenizer and VAE come from `Wan-AI/Wan2.1-T2V-1.3B`, or `-14B` for Krea.
+"""
+
+
 def main() -> None:
-    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README."""
+    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README, and write the page of the models."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if anything would change")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = new = readme.read_text()
+    readme, page = ROOT / "README.md", ROOT / "docs" / "models.md"
+    new = readme.read_text()
     for name, make in {"speed": speed, "quality": quality}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, rest = new.split(begin)
         new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
-    if args.check and new != old:
-        raise SystemExit("README.md is out of date: run python benchmarks/tables.py")
-    if not args.check:
-        readme.write_text(new)
+    for path, text in ((readme, new), (page, models())):
+        if args.check and (not path.exists() or path.read_text() != text):
+            raise SystemExit(f"{path.name} is out of date: run python benchmarks/tables.py")
+        if not args.check:
+            path.write_text(text)
 
 
 if __name__ == "__main__":

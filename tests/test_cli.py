@@ -99,19 +99,31 @@ def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert picture.exists()
 
 
-@pytest.mark.parametrize("args", [[], ["generate"], ["heads"], ["models"]])
+@pytest.mark.parametrize(
+    "args", [[], ["generate"], ["heads"], ["models"], *(["models", c] for c in ("show", "check", "convert"))]
+)
 def test_help_is_fast_and_teaches(args: list[str]) -> None:
     code = "import sys\nfrom dummyforcing.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
     code += "    print([n for n in ('torch', 'rich', 'numpy', 'diffusers') if n in sys.modules])"
     run = [sys.executable, "-c", code, *args, "--help"]
     result = subprocess.run(run, capture_output=True, text=True, check=True)
     assert result.stdout.endswith("[]\n")
-    if args != ["models"]:
-        assert f"dummyforcing {(args or ['generate'])[0]} " in result.stdout
+    assert f"dummyforcing {' '.join(args or ['generate'])} " in result.stdout
     if args == ["generate"]:
-        for flag in ("model", "frames", "seconds", "size", "seed", "policy", "dummy-fraction", "plan"):
+        for flag in (
+            "model",
+            "weights",
+            "base",
+            "lora",
+            "frames",
+            "seconds",
+            "size",
+            "seed",
+            "policy",
+            "plan",
+        ):
             assert f"--{flag} " in result.stdout
-        for flag in ("save-plan", "compare", "device", "dtype", "output"):
+        for flag in ("dummy-fraction", "save-plan", "compare", "device", "dtype", "output"):
             assert f"--{flag} " in result.stdout
 
 

@@ -123,11 +123,11 @@ def test_from_the_hub(
     """What is asked of the Hub, and that its answers are used."""
     asked: list[Any] = []
 
-    def download(repo: str, file: str) -> str:
+    def download(repo: str, file: str, local_files_only: bool) -> str:
         asked.append((repo, file))
         return str(public_file)
 
-    def snapshot(repo: str, allow_patterns: list[str]) -> str:
+    def snapshot(repo: str, allow_patterns: list[str], local_files_only: bool) -> str:
         asked.append((repo, allow_patterns))
         return str(wan_folder)
 
@@ -166,6 +166,8 @@ def test_really_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     for place in (HubFile("gdhe17/Self-Forcing", "checkpoints/x.pt"), HubFile("Wan-AI/Wan2.1-T2V-1.3B")):
         with pytest.raises(UserError, match="cannot be fetched from the Hugging Face Hub"):
             fetch(place)
+        with pytest.raises(UserError, match="is not downloaded yet"):
+            fetch(place, here=True)
 
 
 def test_bases(model_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import write_model
-from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.plan import HeadContext, Plan
@@ -135,6 +135,16 @@ def test_unknown_words(pipeline: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline.stream(PROMPT)
+
+
+def test_longer_than_trained_for(pipeline: Pipeline) -> None:
+    preset = replace(pipeline.files.preset, max_frames=6)
+    trained = Pipeline(replace(pipeline.files, preset=preset), pipeline.model, pipeline.text, pipeline.vae)
+    with pytest.warns(TrainedLengthWarning, match=r"trained for videos of 21 pixel frames; a longer one"):
+        trained.stream(PROMPT, frames=33)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.stream(PROMPT, frames=21)
 
 
 def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Files appear whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,3 +53,24 @@ def replacing(path: Path) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill the temporary folder that this gives; it becomes `path` if the block succeeds, else it goes.
+
+    Raises:
+        UserError: If `path` exists, or cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"cannot write {path}: it exists already; give the name of a new folder.")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with explaining(path):
+            part.mkdir()
+            yield part
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

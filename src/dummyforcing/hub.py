@@ -49,11 +49,15 @@ def find_base(text: str) -> Path | HubFile:
     raise UserError(f"There is no folder {text}; give the folder or the Hub repository of a Wan 2.1 model.")
 
 
-def fetch(place: Path | HubFile) -> Path:
+def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
     """Download what is not here yet.
 
+    Args:
+        place: What is wanted.
+        here: Download nothing: only look whether it is here.
+
     Raises:
-        UserError: If it cannot be; says how to put it in place by hand.
+        UserError: If it cannot be had; says how to put it in place by hand.
     """
     if isinstance(place, Path):
         return place
@@ -62,10 +66,12 @@ def fetch(place: Path | HubFile) -> Path:
 
     try:
         if place.file:
-            return Path(hf_hub_download(place.repo, place.file))
+            return Path(hf_hub_download(place.repo, place.file, local_files_only=here))
         patterns = [pattern for names in PARTS.values() for name in names for pattern in (name, f"{name}/*")]
-        return Path(snapshot_download(place.repo, allow_patterns=patterns))
+        return Path(snapshot_download(place.repo, allow_patterns=patterns, local_files_only=here))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
+        if here:
+            raise UserError(f"{place} is not downloaded yet; that happens when a video is made.") from error
         what = f"File {place.file}" if place.file else "The text encoder, tokenizer and VAE"
         option = "--weights FILE" if place.file else "--base FOLDER"
         reason = str(error).strip().partition("\n")[0].rstrip(".")

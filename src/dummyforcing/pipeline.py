@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from dummyforcing.checkpoints import fill, open_transformer
-from dummyforcing.errors import LongVideoWarning, UnknownWordsWarning, UserError
+from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import Plan
-from dummyforcing.rollout import Rollout
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
+from dummyforcing.rollout import Rollout
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 from dummyforcing.video import write_mp4
@@ -112,8 +112,8 @@ class Pipeline:
             files: What to load.
             device: Where to compute.
             dtype: What to compute in.
-            offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to
-                decode.
+            offload: Whether the text encoder runs in the main memory, and the VAE's weights come from there
+                only while it works.
 
         Raises:
             UserError: If files are missing or damaged.
@@ -190,20 +190,21 @@ class Pipeline:
         return rollout.session.plan
 
     def _prepare(self, request: Request) -> None:
-        """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
+        """Refuse what does not fit into memory, and warn of what the model was never taught."""
         self.files.require_memory(request, self.dtype, self.device, loaded=True)
-        preset, prompts = self.files.preset, [*request.prompts, *(s.prompt for s in request.switches)]
+        preset = self.files.preset
         if preset.max_frames is not None and request.frames > preset.max_frames:
             warnings.warn(
-                f"Model '{preset.name}' was trained on videos of {preset.pixel_frames(preset.max_frames)} pixel "
-                "frames; longer ones may drift.",
-                LongVideoWarning,
+                f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(preset.max_frames)} "
+                "pixel frames; a longer one may drift or freeze.",
+                TrainedLengthWarning,
                 stacklevel=3,
             )
+        prompts = [*request.prompts, *(switch.prompt for switch in request.switches)]
         words = dict.fromkeys(word for prompt in prompts for word in self.text.unknown_words(prompt))
         if words:
             warnings.warn(
-                f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+                f"Model '{preset.name}' does not know the word{'s' * (len(words) > 1)} "
                 f"{', '.join(words)}; it knows {', '.join(self.text.known_words())}.",
                 UnknownWordsWarning,
                 stacklevel=3,
@@ -234,150 +235,6 @@ class Pipeline:
 
 
 def load(
-        cls, files: ModelFiles, device: torch.device, dtype: torch.dtype, offload: bool = False
-    ) -> "Pipeline":
-        """Download what is not here yet, and load the weights.
-
-        Args:
-            files: What to load.
-            device: Where to compute.
-            dtype: What to compute in.
-            offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to
-                decode.
-
-        Raises:
-            UserError: If files are missing or damaged.
-        """
-        loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
-        parts = open_transformer(fetch(files.transformer), files.config, files.key, loras)
-        base = fetch(files.base)
-        encoder, tokenizer, vae = (find_part(base, part) for part in ("text_encoder", "tokenizer", "vae"))
-        model = fill(*parts, device, dtype)
-        where = torch.device("cpu") if offload else device
-        text = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
-        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype), offload))
-
-    @overload
-    def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
-
-    @overload
-    def generate(self, prompt: list[str], **options: Unpack[Options]) -> list[Video]: ...
-
-    def generate(self, prompt: str | list[str], **options: Unpack[Options]) -> Video | list[Video]:
-        """Make a video, or one for each prompt of a list.
-
-        Args:
-            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with `seed + i`.
-            **options: See `Options`.
-
-        Returns:
-            The finished video or videos.
-
-        Raises:
-            UserError: If anything that was asked for cannot be done.
-        """
-        chunks = list(self.stream(prompt, **options))
-        last, fps = chunks[-1], self.files.preset.fps
-        videos = [
-            Video(frames, fps, last.timings, plan, last.cache_bytes)
-            for frames, plan in zip(
-                np.concatenate([c.frames for c in chunks], axis=1), last.plans, strict=True
-            )
-        ]
-        return videos[0] if isinstance(prompt, str) else videos
-
-    def stream(self, prompt: str | list[str], **options: Unpack[Options]) -> Iterator[Chunk]:
-        """Make the same video as `generate`, chunk by chunk.
-
-        Everything is checked before the first chunk is asked for.
-
-        Raises:
-            UserError: If anything that was asked for cannot be done.
-        """
-        return self.run(self.files.request(prompt, **options))
-
-    def run(self, request: Request) -> Iterator[Chunk]:
-        """Make what a request of this pipeline's `files` describes, chunk by chunk.
-
-        Raises:
-            UserError: If the memory does not suffice.
-        """
-        self._prepare(request)
-        return self._chunks(request)
-
-    def find_plan(self, request: Request) -> Plan:
-        """Make as many chunks of the first video as its policy needs to classify the heads, without decoding.
-
-        Raises:
-            UserError: If the policy classifies nothing.
-        """
-        if request.policy.roles is None:
-            raise UserError(f"Policy '{request.policy.name}' does not classify heads; take 'dummy'.")
-        self._prepare(request)
-        rollout = self._rollout(request)
-        while rollout.session.plan.chunk is None:
-            rollout.next_latents()
-        return rollout.session.plan
-
-    def _prepare(self, request: Request) -> None:
-        """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
-        self.files.require_memory(request, self.dtype, self.device, loaded=True)
-        preset, prompts = self.files.preset, [*request.prompts, *(s.prompt for s in request.switches)]
-        if preset.max_frames is not None and request.frames > preset.max_frames:
-            warnings.warn(
-                f"Model '{preset.name}' was trained on videos of {preset.pixel_frames(preset.max_frames)} pixel "
-                "frames; longer ones may drift.",
-                LongVideoWarning,
-                stacklevel=3,
-            )
-        words = dict.fromkeys(word for prompt in prompts for word in self.text.unknown_words(prompt))
-        if words:
-            warnings.warn(
-                f"Model '{self.files.preset.name}' does not know the word{'s' * (len(words) > 1)} "
-                f"{', '.join(words)}; it knows {', '.join(self.text.known_words())}.",
-                UnknownWordsWarning,
-                stacklevel=3,
-            )
-
-    def _session(self, request: Request) -> Session:
-        batch, (height, width) = len(request.prompts), request.size
-        return Session(
-            self.model,
-            self.text.encode(request.prompts),
-            request.policy,
-            self.schedule,
-            (batch, self.model.config.in_dim, height // self.vae.stride, width // self.vae.stride),
-            chunk_frames=self.files.preset.chunk_frames,
-            seeds=range(request.seed, request.seed + batch),
-            plan=request.plan,
-            frames=request.frames,
-        )
-
-    def _rollout(self, request: Request) -> Rollout:
-        return Rollout(self.files.preset, self.model, self.text, self.vae, request)
-
-    def _chunks(self, request: Request) -> Iterator[Chunk]:
-        start = time.perf_counter()
-        session, decoder = self._session(request), self.vae.stream()
-        timings = Timings()
-        for _ in range(request.chunks):
-            began = time.perf_counter()
-            latents = session.next_chunk()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            denoised = time.perf_counter()
-            frames = decoder.decode(latents).cpu().numpy()
-            done = time.perf_counter()
-            timings = Timings(
-                pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
-                first_frame=timings.first_frame or done - start,
-                diffusion=timings.diffusion + denoised - began,
-                decode=timings.decode + done - denoised,
-            )
-            yield Chunk(frames, timings, tuple(session.plans), session.cache.nbytes)
-
-
-def load(
     name_or_path: str | Path = "tiny",
     *,
     weights: str | Path | None = None,
@@ -397,8 +254,8 @@ def load(
         lora: LoRA files to merge into the transformer, each as FILE or FILE:SCALE.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or a torch device.
         dtype: `float32`, `bfloat16` or the torch dtype; bfloat16 on a GPU and float32 elsewhere by default.
-        offload: Whether the text encoder runs in the main memory, and the VAE comes from there only to decode:
-            for GPUs with little memory.
+        offload: Whether to spare the GPU's memory: the text encoder runs in the main memory, and the VAE's
+            weights come from there only while it works.
 
     Returns:
         The pipeline.

@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
     video: str | Path | None
     """Video file whose first frames the video begins with, or that it is made from, as the model has it."""
     strength: float | None
-    """How much of `video` is made anew on models that are made from it, above 0 and up to 1; 0.7 by default."""
+    """How much of `video` is made anew where it is not the beginning, above 0 and up to 1; 0.7 by default."""
     switches: Sequence[tuple[float, str]]
     """Changes of the prompt: seconds from the start of the video, and the prompt from then on."""
     fade: int

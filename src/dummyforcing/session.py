@@ -111,8 +111,8 @@ class Session:
             recache_frames: After a change of the prompt, write so many of the newest frames again, as far as
                 heads see them; 0: the past stays as it is.
             global_sink: Whether the first frames stay pinned then; else the first rewritten ones take over.
-            source: Clean latents of a video to start from, `(B, F, C, h, w)`: the first step of each chunk gets
-                them with noise of its own level, in place of noise alone.
+            source: Clean latents of a video to make this one from, `(B, F, C, h, w)`: the first step of each
+                chunk gets them with noise of its own level, in place of noise alone.
             backend: A name of `attention.BACKENDS`.
             observer: Is shown every self-attention.
 

@@ -62,6 +62,19 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(text.split())
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer's folder.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise UserError(f"{folder} holds no tokenizer that can be read.") from error
+
+
 class TextEncoder:
     """A UMT5 encoder with its tokenizer; stateless after construction."""
 
@@ -92,12 +105,7 @@ class TextEncoder:
         """
         model = fill(*open_text_encoder(encoder), device, dtype)
         model.tie_weights()
-        try:
-            with quiet():
-                words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-        except Exception as error:  # the tokenizers library raises bare exceptions
-            raise UserError(f"{tokenizer} holds no tokenizer that can be read.") from error
-        return cls(model, words, text_len)
+        return cls(model, load_tokenizer(tokenizer), text_len)
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         cleaned = [clean_prompt(prompt) for prompt in prompts]

@@ -89,7 +89,7 @@ class VideoDecoder:
         Args:
             vae: In evaluation mode, in whatever dtype it shall run. Its weights keep their values; their
                 memory layout becomes channels-last, which is faster on CPU and GPU.
-            device: Where it shall run; None: where it is. Otherwise its weights come there for each call only.
+            device: Where it shall run; None: where it is. Else its weights come there for each call only.
         """
         self.vae, self._home = vae, vae.device
         self.device = vae.device if device is None else torch.device(device)

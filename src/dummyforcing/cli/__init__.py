@@ -6,21 +6,50 @@ What is heavy is imported by the command that needs it, after the cheap checks, 
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 import tyro
 
+from dummyforcing.cli import models
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
-from dummyforcing.cli.models import models
-from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.threads import spin_briefly
 
 DESCRIPTION = """Make videos with autoregressive diffusion models, with a small cache (Dummy Forcing).
 
 A first video, and what Dummy Forcing saves on it:
   dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4 --compare"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A command with commands of its own."""
+
+    summary: str
+    description: str
+    commands: Mapping[str, Callable[..., None]]
+    default: str
+    """Which of them is meant if none is named."""
+
+
+COMMANDS: dict[str, Callable[..., None] | Group] = {
+    "generate": generate,
+    "heads": heads,
+    "models": Group(
+        "List, show, check and convert models.",
+        models.DESCRIPTION,
+        {
+            "list": models.list_models,
+            "show": models.show,
+            "check": models.check,
+            "convert": models.convert,
+        },
+        default="list",
+    ),
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -34,18 +63,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     spin_briefly()
     args = sys.argv[1:] if args is None else args
-    app = tyro.extras.SubcommandApp()
-    for command in (generate, heads, models):
-        # A summary in the list of commands; a command's own help has its whole docstring.
-        chosen = command.__name__ in args[:1]
-        app.command(help=None if chosen else str(command.__doc__).partition("\n")[0])(command)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UnknownWordsWarning)
+            for kind in (TrainedLengthWarning, UnknownWordsWarning):
+                warnings.simplefilter("always", kind)
             warnings.showwarning = _print_warning
             try:
-                app.cli(prog="dummyforcing", description=DESCRIPTION, args=args)
+                _run("dummyforcing", DESCRIPTION, COMMANDS, args)
             finally:
                 sys.stdout.flush()
     except UserError as error:
@@ -59,6 +84,25 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _run(
+    prog: str, description: str, commands: Mapping[str, Callable[..., None] | Group], args: Sequence[str]
+) -> None:
+    """Run the command that `args` begins with."""
+    group = commands.get(args[0]) if args else None
+    if isinstance(group, Group):
+        _run(f"{prog} {args[0]}", group.description, group.commands, args[1:] or [group.default])
+        return
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        if isinstance(command, Group):
+            app.command(name=name, help=command.summary)(lambda: None)  # only listed: handled above
+            continue
+        # A summary in the list of commands; a command's own help has its whole docstring.
+        summary = None if name in args[:1] else str(command.__doc__).partition("\n")[0]
+        app.command(name=name, help=summary)(command)
+    app.cli(prog=prog, description=description, args=args)
 
 
 def _print_warning(

@@ -1,8 +1,132 @@
-"""`dummyforcing models`: what there is to make videos with."""
+"""`dummyforcing models`: what there is to make videos with, and getting it onto the disk."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dummyforcing.cli.common import Base, LoRAFiles, PolicyName, Size, Weights, parse_size
+from dummyforcing.errors import UserError
+
+DESCRIPTION = """Show, check and convert models; without a command, list them.
+
+A public model's files are fetched when they are first needed. Put by hand, they are found with
+--weights (the transformer) and --base (a folder with text encoder, tokenizer and VAE):
+  dummyforcing models check self-forcing --weights self_forcing_dmd.pt --base Wan2.1-T2V-1.3B
+
+A model of your own is a file with a public one's name and what differs:
+  like = "self-forcing"
+  source = { file = "my.pt", key = "generator_ema" }"""
+
+ModelName = Annotated[Positional[str], arg(metavar="NAME|FOLDER|FILE")]
 
 
-def models() -> None:
+def list_models() -> None:
     """List the models: those that come along, and the public ones with their licences."""
     from dummyforcing.cli.report import print_models
 
     print_models()
+
+
+def show(
+    model: ModelName,
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
+    frames: int = 81,
+    size: Size = None,
+    policy: PolicyName = "dummy",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+) -> None:
+    """Show all about a model: files, licence, settings, and the memory that a video takes.
+
+    What a long video at another size needs, with the cache that the model was trained for:
+      dummyforcing models show longlive --frames 957 --size 640x352 --policy native
+
+    Args:
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        weights: Transformer's weights to use instead.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
+        frames: Pixel frames of the video.
+        size: Its width and height in pixels.
+        policy: Which past frames the heads see, as for `generate`.
+        dtype: Precision of the computation.
+    """
+    from dummyforcing.cli.report import print_memory, print_model
+    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import DTYPES
+
+    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+    request = files.request("a video", frames=frames, size=parse_size(size), policy=policy)
+    print_model(files)
+    print_memory(files, request, DTYPES[dtype])
+
+
+def check(model: ModelName, weights: Weights = None, base: Base = None, lora: LoRAFiles = ()) -> None:
+    """Check that a model's files are whole and hold the right tensors, without loading or fetching them.
+
+    A model, as far as its files are here:
+      dummyforcing models check self-forcing
+
+    A file that was downloaded, to see what it is:
+      dummyforcing models check self_forcing_dmd.pt
+
+    Args:
+        model: A model of `dummyforcing models`, a folder or preset file, or a file or folder of weights.
+        weights: Transformer's weights to use instead.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
+    """
+    from dummyforcing.cli.report import print_reports
+    from dummyforcing.convert import check_file, check_model
+    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.presets import PUBLIC, bundled_folders
+
+    path = Path(model)
+    is_model = path.suffix in (".toml", ".json") or (path / "preset.json").exists()
+    if path.exists() and not is_model and model not in {*PUBLIC, *bundled_folders()}:
+        reports = [check_file(path)]
+    else:
+        reports = check_model(ModelFiles.open(model, weights=weights, base=base, lora=lora))
+    print_reports(reports)
+    problems = sum(bool(report.problem) for report in reports)
+    if problems:
+        raise UserError(f"{problems} of the {len(reports)} parts of '{model}' cannot be used; see above.")
+
+
+def convert(
+    model: ModelName,
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")],
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
+    only: Annotated[
+        Literal["transformer"] | None, arg(metavar="transformer", help_behavior_hint="(default: all)")
+    ] = None,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+) -> None:
+    """Write a model as a folder of safetensors that loads faster and needs nothing else.
+
+    The public model with a LoRA merged:
+      dummyforcing models convert self-forcing --lora style.safetensors:0.8 -o my-style
+      dummyforcing generate "a fox in the snow" --model my-style
+
+    Args:
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        output: The new folder.
+        weights: Transformer's weights to use instead.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
+        only: Write the transformer alone; text encoder, tokenizer and VAE stay where they are.
+        dtype: Precision of the weights.
+    """
+    from dummyforcing.convert import WEIGHTS
+    from dummyforcing.convert import convert as write
+    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import DTYPES
+
+    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+    for path in write(files, output, DTYPES[dtype], (only,) if only else WEIGHTS):
+        print(f"wrote {path}", flush=True)
+    print(f"{output} is ready: dummyforcing generate PROMPT --model {output}")

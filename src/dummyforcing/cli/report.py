@@ -7,10 +7,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.presets import PUBLIC, Preset, bundled_folders, find_preset
+from dummyforcing.presets import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
 
 if TYPE_CHECKING:
+    import torch
+
+    from dummyforcing.convert import PartReport
+    from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk
+    from dummyforcing.request import Request
 
 
 def print_results(last_chunks: "Mapping[str, Chunk]") -> None:
@@ -59,25 +64,129 @@ def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
 def print_models() -> None:
     """Print the bundled models and the public ones."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    bundled = [find_preset(name)[0] for name in bundled_folders()]
-    for preset in [*bundled, *PUBLIC.values()]:
+    for preset in [*(find_preset(name)[0] for name in bundled_folders()), *PUBLIC.values()]:
         table.add_row(f"[bold]{preset.name}", "\n".join([*_facts(preset), ""]))
     Console(highlight=False).print(table)
-    print("This version loads the bundled models; the others are only listed.")
+    print("All about one of them, and the memory it takes: dummyforcing models show NAME")
 
 
 def _facts(preset: Preset) -> Iterator[str]:
-    """What there is to know about a model, line by line."""
+    """What tells a model from the others, line by line."""
     (height, width), steps, chunk = preset.size, len(preset.schedule.steps), preset.chunk_frames
     yield preset.description
     yield (
         f"{width}x{height}, {steps} step{'s' * (steps > 1)}, {chunk} latent frame{'s' * (chunk > 1)} a chunk"
     )
-    native = f"native policy {preset.native}" if preset.native else "a sampler of its own"
-    yield f"{native}, licence {preset.licence}"
+    sampler = "" if preset.sampler == "block" else f"sampler {preset.sampler}, "
+    yield f"{sampler}native policy {preset.native}, licence {preset.licence}"
     if (source := preset.source) is None:
         yield "bundled"
         return
     yield f"{source.repo}: {source.file}"
     parts = [("entry", source.key), ("LoRA", source.lora)]
     yield ", ".join([f"Wan {preset.architecture}", *(f"{name} {value}" for name, value in parts if value)])
+
+
+def print_model(files: "ModelFiles") -> None:
+    """Print all that a preset says, and where the model's files are."""
+    preset, config = files.preset, files.config
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in (
+        ("model", f"[bold]{preset.name}[/bold]: {preset.description}"),
+        ("licence", " ".join([preset.licence, *([f"({preset.note})"] if preset.note else [])])),
+        ("transformer", f"{files.transformer}{f', entry {files.key}' if files.key else ''}"),
+        *(("LoRA", f"{place}, scale {scale:g}") for place, scale in files.loras),
+        ("text encoder, VAE", str(files.base)),
+        (
+            "architecture",
+            f"{config.num_layers} layers, {config.num_heads} heads, width {config.dim}: "
+            f"{files.parameters['transformer'] / 1e9:.2f} billion parameters",
+        ),
+        ("sampler", _sampler(preset)),
+        ("noise levels", _schedule(preset.schedule)),
+        *([("of the first chunk", _schedule(preset.first_schedule))] if preset.first_schedule else []),
+        (
+            "native policy",
+            preset.native + (f", positions relative to {preset.reach} frames" * bool(preset.reach)),
+        ),
+        (
+            "Dummy Forcing",
+            f"{preset.dummy.dummy_fraction:.0%} of the heads dummy, neighbor heads keep "
+            f"{preset.dummy.neighbor_frames} frames, classified at chunk {preset.dummy.classify_at_chunk}",
+        ),
+        ("trained length", _length(preset)),
+        ("starts from", STARTS[preset.start]),
+        ("video", f"{preset.size[1]}x{preset.size[0]}, {preset.fps} frames per second"),
+    ):
+        table.add_row(f"[dim]{name}", value)
+    Console(highlight=False).print(table)
+
+
+STARTS = {
+    None: "a prompt",
+    "frame": "a prompt, or an image as its first frame",
+    "clip": "a prompt, or a clip of whole chunks",
+    "chunk": "a prompt, or an image that fills the first chunk",
+}
+
+
+def _sampler(preset: Preset) -> str:
+    chunk = f"{preset.chunk_frames} latent frames at a time"
+    match preset.sampler:
+        case "rolling":
+            count = preset.current_frames
+            return f"rolling: {count} latent frames at once, {preset.chunk_frames} of them done at a time"
+        case "recompute":
+            return f"recompute: {chunk}, after the last {preset.context_frames} were computed again"
+        case _:
+            return f"block: {chunk}"
+
+
+def _schedule(schedule: ScheduleArgs) -> str:
+    steps = " ".join(f"{step:g}" for step in schedule.steps)
+    return f"{steps}, shift {schedule.shift:g}{'' if schedule.warp else ', not warped'}"
+
+
+def _length(preset: Preset) -> str:
+    if preset.max_frames is None:
+        return "any"
+    count = preset.pixel_frames(preset.max_frames)
+    return f"{preset.max_frames} latent frames, {count} pixel frames ({count / preset.fps:.1f} s)"
+
+
+CARDS_GB = (12, 16, 24, 40, 80)
+"""GPUs by the number on the box; that is in GiB, and the 7% between are left to CUDA."""
+
+
+def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> None:
+    """Print what a video needs by part, and which GPUs can make it."""
+    whole = files.estimate(request, dtype).on_gpu()
+    small = whole.offloaded()
+    table = Table(f"GB on a GPU, {str(dtype).removeprefix('torch.')}")
+    for title in ("all there", "--offload"):
+        table.add_column(title, justify="right")
+    for name in ("text_encoder", "transformer", "vae", "cache", "activations", "total"):
+        parts = (f"{getattr(estimate, name) / 1e9:.1f}" for estimate in (whole, small))
+        table.add_row(name.replace("_", " "), *parts, end_section=name == "activations")
+    (height, width), count = request.size, files.preset.pixel_frames(request.frames)
+    print(f"\n{count} pixel frames of {width}x{height}, policy {request.policy.name}:")
+    Console().print(table)
+    for card in CARDS_GB:
+        how = ("fits", "fits with --offload", "does not fit")
+        choice = 0 if whole.total <= card * 1e9 else 1 if small.total <= card * 1e9 else 2
+        print(f"{card} GB card: {how[choice]}")
+
+
+def print_reports(reports: "Sequence[PartReport]") -> None:
+    """Print what was found of a model's parts, problems below the table."""
+    table = Table("part")
+    for title in ("tensors", "parameters", "dtype", "state"):
+        table.add_column(title, justify="right")
+    for report in reports:
+        counts = (f"{report.tensors}", f"{report.parameters:,}") if report.tensors else ("", "")
+        table.add_row(
+            report.part.replace("_", " "), *counts, report.dtype, "problem" if report.problem else "OK"
+        )
+    Console().print(table)
+    for report in reports:
+        print(f"{report.part.replace('_', ' ')}: {report.problem or report.place}")
