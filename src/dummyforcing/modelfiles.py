@@ -160,7 +160,7 @@ class ModelFiles:
             )
         if not 0 <= seed < 2**63:
             raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
-        chosen = self._policy(policy)
+        chosen = self.policy(policy)
         if dummy_fraction is not None:
             if plan is not None or chosen.roles is None:
                 cause = (
@@ -234,7 +234,7 @@ class ModelFiles:
         self, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool
     ) -> Iterator[tuple[str, MemoryEstimate]]:
         """Smaller requests, the dearest first: another policy, offloading, a shorter or a smaller video."""
-        sparse = replace(request, policy=self._policy("dummy"), plan=None)
+        sparse = replace(request, policy=self.policy("dummy"), plan=None)
         choices = [] if request.has_roles else [("--policy dummy", sparse)]
         for name, smaller in choices:
             yield name, self.estimate(smaller, dtype, loaded=loaded)
@@ -253,7 +253,7 @@ class ModelFiles:
                 smaller = replace(request, size=(height, width))
                 yield f"--size {width}x{height}", self.estimate(smaller, dtype, loaded=loaded)
 
-    def _policy(self, policy: str | Policy) -> Policy:
+    def policy(self, policy: str | Policy) -> Policy:
         """A policy by name gets the preset's settings where its text gives none."""
         if isinstance(policy, Policy):
             return policy

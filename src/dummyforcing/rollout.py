@@ -28,8 +28,9 @@ class Rollout:
         self._vae, self._text, self._batch = vae, text, len(request.prompts)
         self._decoder = vae.stream()
         self._switches, self._fade = deque(request.switches), request.fade
-        begin = [] if request.start is None else self._encode(request.start).split(preset.chunk_frames, 1)
-        self._begin = deque(begin)
+        self._begin: deque[Tensor] = deque()
+        if request.start is not None:
+            self._begin.extend(torch.split(self._encode(request.start), preset.chunk_frames, dim=1))
         self._pixels: Tensor | None = None  # the last ones, as far as the sampler's context reaches back
         self._context = preset.pixel_frames(preset.context_frames) if preset.context_frames else 0
 
@@ -78,7 +79,8 @@ class Rollout:
     def _first_latent(self) -> Tensor:
         """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
         assert self._pixels is not None
-        return self._vae.encode(self._pixels[:, :1])
+        latent: Tensor = self._vae.encode(self._pixels[:, :1])
+        return latent
 
     def _encode(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Latents of `pixels (n, H, W, 3)` for every sample, `(B, F, C, h, w)`."""

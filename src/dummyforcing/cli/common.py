@@ -1,6 +1,6 @@
 """What several commands share: the types of their arguments, and small helpers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,17 +33,19 @@ DType = Annotated[
 ]
 
 
-def load_for(files: "ModelFiles", request: "Request", device: str, dtype: str | None) -> "Pipeline":
+def load_for(
+    files: "ModelFiles", request: "Request", device: str, dtype: str | None, offload: bool = False
+) -> "Pipeline":
     """Load a model for a request that fits into the memory."""
     from dummyforcing.request import choose_device, choose_dtype
 
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
-    files.require_memory(request, precision, where)
+    files.require_memory(request, precision, where, offload=offload)
 
     from dummyforcing.pipeline import Pipeline
 
-    return Pipeline.load(files, where, precision)
+    return Pipeline.load(files, where, precision, offload)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":
@@ -64,6 +66,20 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (x and width.isdecimal() and height.isdecimal()):
         raise UserError(f"Size '{text}' cannot be read; write width x height in pixels, such as 160x160.")
     return int(height), int(width)
+
+
+def parse_switches(texts: Sequence[str]) -> list[tuple[float, str]]:
+    """Read changes of the prompt, each SECONDS:PROMPT."""
+    switches = []
+    for text in texts:
+        seconds, _, prompt = text.partition(":")
+        try:
+            switches.append((float(seconds), prompt.strip()))
+        except ValueError:
+            raise UserError(
+                f"The change of prompt '{text}' cannot be read; write SECONDS:PROMPT, such as '2.5:a ball'."
+            ) from None
+    return switches
 
 
 def check_output(path: Path | None, suffix: str) -> None:

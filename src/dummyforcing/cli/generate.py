@@ -2,10 +2,11 @@
 
 import warnings
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from dummyforcing.cli.common import (
     Base,
@@ -23,6 +24,7 @@ from dummyforcing.cli.common import (
     check_output,
     load_for,
     parse_size,
+    parse_switches,
     progress,
 )
 from dummyforcing.errors import UserError
@@ -44,6 +46,11 @@ def generate(
     ] = None,
     size: Size = None,
     seed: int = 0,
+    image: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None,
+    video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None,
+    strength: Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: 0.7)")] = None,
+    switch: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECONDS:PROMPT")] = (),
+    fade: Annotated[int, arg(metavar="CHUNKS")] = 1,
     policy: PolicyName = "dummy",
     dummy_fraction: Fraction = None,
     plan: PlanFile = None,
@@ -51,6 +58,7 @@ def generate(
     compare: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
     dtype: DType = None,
+    offload: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Make a video from a prompt.
 
@@ -64,6 +72,14 @@ def generate(
       dummyforcing generate "a red ball bounces on a blue floor" -o a.mp4 --save-plan plan.json
       dummyforcing generate "a blue star spins" -o b.mp4 --plan plan.json
 
+    Change the prompt on the way; go on from a clip:
+      dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
+      dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4
+
+    A public model, fetched from the Hugging Face Hub or read from files of your own, on a small GPU:
+      dummyforcing generate "a yellow star spins" --model self-forcing --offload
+      dummyforcing generate "a yellow star spins" --model self-forcing --weights FILE.pt --base FOLDER
+
     Args:
         prompt: What the video shows.
         output: The mp4 to write; an older one is replaced.
@@ -75,16 +91,24 @@ def generate(
         seconds: Length of the video instead of --frames; the nearest length that fills whole chunks is taken.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise; the same seed gives the same video.
-        policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles) or dense (all).
-            Also native (what the model was trained for), window:SINK,RECENT (so many first and last ones)
-            and official (as the public code).
+        image: Image that the video begins with, on models that can: see `dummyforcing models`.
+        video: Video that the new one goes on from: its first 9 pixel frames with 3 latent frames a chunk.
+            Krea Realtime makes the whole video anew from it instead.
+        strength: How much of --video is made anew then.
+        switch: From this second on, the prompt is another one; may be given several times.
+        fade: Chunks over which a prompt fades into the next.
+        policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles), dense (all) or native
+            (as the model was trained). Also window:SINK,RECENT (so many first and last ones) and official (as
+            the public code).
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on.
         save_plan: Where to write the head plan that was found.
-        compare: Also make the video with the dense cache, from the same noise.
+        compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
         device: Where to compute; auto takes a GPU if there is one.
         dtype: Precision of the computation.
+        offload: Spare the GPU's memory: the text encoder runs in the main memory, the VAE's weights come from
+            there only to decode. A 1.3B model then fits into 12 GB.
     """
     comparison = output.with_name(f"{output.stem}-compare.mp4")
     for path, suffix in ((output, ".mp4"), (comparison if compare else None, ".mp4"), (save_plan, ".json")):
@@ -107,14 +131,19 @@ def generate(
         policy=policy,
         dummy_fraction=dummy_fraction,
         plan=Plan.load(plan) if plan else None,
+        image=image,
+        video=video,
+        strength=strength,
+        switches=parse_switches(switch),
+        fade=fade,
     )
-    dense = files.request(prompt, frames=frames, size=request.size, seed=seed, policy="dense")
+    native = replace(request, policy=files.policy("native"), plan=None)
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
             "pixel frames; take policy 'dummy' and more frames."
         )
-    pipeline = load_for(files, dense if compare else request, device, dtype)
+    pipeline = load_for(files, native if compare else request, device, dtype, offload)
 
     from dummyforcing.video import VideoWriter, side_by_side
 
@@ -134,10 +163,11 @@ def generate(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all was said about the first video
-        stream = pipeline.run(dense)
-    reference = list(progress(stream, dense.chunks, "dense"))
+        stream = pipeline.run(native)
+    against = native.policy.name
+    reference = list(progress(stream, native.chunks, against))
     with VideoWriter(comparison, files.preset.fps) as writer:
         for mine, theirs in zip(chunks, reference, strict=True):
-            writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, "dense"]))
-    print_results({label: chunks[-1], "dense": reference[-1]})
-    print_comparison(chunks, reference)
+            writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))
+    print_results({label: chunks[-1], against: reference[-1]})
+    print_comparison(chunks, reference, against)

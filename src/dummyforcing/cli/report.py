@@ -40,14 +40,14 @@ def print_results(last_chunks: "Mapping[str, Chunk]") -> None:
     Console().print(table)
 
 
-def print_comparison(chunks: "Sequence[Chunk]", dense: "Sequence[Chunk]") -> None:
-    """Print what a video saved against the dense cache from the same noise, and how far the two differ."""
-    mine, theirs = chunks[-1], dense[-1]
+def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", policy: str) -> None:
+    """Print what a video saved against another policy from the same noise, and how far the two differ."""
+    mine, theirs = chunks[-1], reference[-1]
     faster = mine.timings.fps_without_vae / theirs.timings.fps_without_vae
     faster_with_vae = mine.timings.fps / theirs.timings.fps
     print(
-        f"Against the dense cache: speed-up {faster:.2f}x without VAE, {faster_with_vae:.2f}x with VAE; "
-        f"cache {theirs.cache_bytes / mine.cache_bytes:.2f}x smaller; PSNR {psnr(chunks, dense):.1f} dB."
+        f"Against policy {policy}: speed-up {faster:.2f}x without VAE, {faster_with_vae:.2f}x with VAE; "
+        f"cache {theirs.cache_bytes / mine.cache_bytes:.2f}x smaller; PSNR {psnr(chunks, reference):.1f} dB."
     )
 
 
