@@ -173,7 +173,7 @@ def test_really_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_bases(model_folder: Path, tmp_path: Path) -> None:
     assert find_base(str(model_folder)) == model_folder
     assert find_base("Wan-AI/Wan2.1-T2V-14B-Diffusers") == HubFile("Wan-AI/Wan2.1-T2V-14B-Diffusers")
-    for text in ("/nowhere/at/all", "./a/b", "wan", ""):
+    for text in ("/nowhere/at/all", "./a/b", "a/b/c", "wan", ""):
         with pytest.raises(UserError, match="There is no folder"):
             find_base(text)
     assert find_part(model_folder, "vae") == model_folder / "vae"

@@ -88,7 +88,7 @@ class ModelFiles:
             )
         if source is not None and source.lora:
             beside = HubFile(source.repo, source.lora) if source.repo else Path(source.lora)
-            loras.insert(0, (beside, source.lora_scale))
+            loras.append((beside, source.lora_scale))
         if base is not None:
             parts = find_base(str(base))
         else:
