@@ -104,12 +104,13 @@ def test_a_lora_changes_the_weights(model_folder: Path, tmp_path: Path) -> None:
         ModelFiles.open(model_folder, lora="nothing:2")
 
 
-def test_nothing_is_fetched_to_answer_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched_to_answer_a_request(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("hf_hub_download", "snapshot_download"):
         monkeypatch.setattr(huggingface_hub, name, None)
     files = ModelFiles.open("longlive")
     assert files.transformer == HubFile("Efficient-Large-Model/LongLive-1.3B", "models/longlive_base.pt")
     assert files.loras == ((HubFile("Efficient-Large-Model/LongLive-1.3B", "models/lora.pt"), 1.0),)
+    assert ModelFiles.open("longlive", weights=model_folder / "transformer").loras == ()
     assert files.base == HubFile("Wan-AI/Wan2.1-T2V-1.3B")
     assert files.config == WAN_SIZES["1.3B"]
     assert files.parameters["text_encoder"] == 5_680_910_336
