@@ -104,12 +104,13 @@ def test_a_lora_changes_the_weights(model_folder: Path, tmp_path: Path) -> None:
         ModelFiles.open(model_folder, lora="nothing:2")
 
 
-def test_nothing_is_fetched_to_answer_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched_to_answer_a_request(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("hf_hub_download", "snapshot_download"):
         monkeypatch.setattr(huggingface_hub, name, None)
     files = ModelFiles.open("longlive")
     assert files.transformer == HubFile("Efficient-Large-Model/LongLive-1.3B", "models/longlive_base.pt")
     assert files.loras == ((HubFile("Efficient-Large-Model/LongLive-1.3B", "models/lora.pt"), 1.0),)
+    assert ModelFiles.open("longlive", weights=model_folder / "transformer").loras == ()
     assert files.base == HubFile("Wan-AI/Wan2.1-T2V-1.3B")
     assert files.config == WAN_SIZES["1.3B"]
     assert files.parameters["text_encoder"] == 5_680_910_336
@@ -173,7 +174,7 @@ def test_really_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_bases(model_folder: Path, tmp_path: Path) -> None:
     assert find_base(str(model_folder)) == model_folder
     assert find_base("Wan-AI/Wan2.1-T2V-14B-Diffusers") == HubFile("Wan-AI/Wan2.1-T2V-14B-Diffusers")
-    for text in ("/nowhere/at/all", "./a/b", "wan", ""):
+    for text in ("/nowhere/at/all", "./a/b", "a/b/c", "wan", ""):
         with pytest.raises(UserError, match="There is no folder"):
             find_base(text)
     assert find_part(model_folder, "vae") == model_folder / "vae"

@@ -73,7 +73,7 @@ def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
         if here:
             raise UserError(f"{place} is not downloaded yet; that happens when a video is made.") from error
         what = f"File {place.file}" if place.file else "The text encoder, tokenizer and VAE"
-        option = "--weights FILE" if place.file else "--base FOLDER"
+        option = "--weights FILE (and --lora FILE if there is one)" if place.file else "--base FOLDER"
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UserError(
             f"{what} of {place.repo} cannot be fetched from the Hugging Face Hub ({reason}); go online "

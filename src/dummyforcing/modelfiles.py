@@ -63,7 +63,7 @@ class ModelFiles:
 
         Args:
             model: A bundled or public model, a folder in the bundled one's layout, or a preset file.
-            weights: File or folder with the transformer's weights, instead of the model's own.
+            weights: File or folder with the transformer's weights, instead of the model's own and its LoRA.
             base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
             lora: LoRA files to merge, each as FILE or FILE:SCALE.
 
@@ -86,9 +86,9 @@ class ModelFiles:
             raise UserError(
                 f"Preset '{preset.name}' names no weights; give --weights FILE, or a source in it."
             )
-        if source is not None and source.lora:
+        if weights is None and source is not None and source.lora:
             beside = HubFile(source.repo, source.lora) if source.repo else Path(source.lora)
-            loras.insert(0, (beside, source.lora_scale))
+            loras.append((beside, source.lora_scale))
         if base is not None:
             parts = find_base(str(base))
         else:

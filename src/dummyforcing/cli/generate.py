@@ -84,7 +84,7 @@ def generate(
         prompt: What the video shows.
         output: The mp4 to write; an older one is replaced.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
         frames: Pixel frames; must fill whole chunks: 9, 21, 33, ... 81, ... with 3 latent frames a chunk.

@@ -54,7 +54,7 @@ def heads(
         prompt: What the video shows in which the heads are watched.
         output: The PNG to write; an older one is replaced.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.

@@ -11,7 +11,8 @@ from dummyforcing.errors import UserError
 DESCRIPTION = """Show, check and convert models; without a command, list them.
 
 A public model's files are fetched when they are first needed. Put by hand, they are found with
---weights (the transformer) and --base (a folder with text encoder, tokenizer and VAE):
+--weights (the transformer), --lora (of a model that has one) and --base (a folder with text encoder,
+tokenizer and VAE):
   dummyforcing models check self-forcing --weights self_forcing_dmd.pt --base Wan2.1-T2V-1.3B
 
 A model of your own is a file with a public one's name and what differs:
@@ -45,7 +46,7 @@ def show(
 
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
         frames: Pixel frames of the video.
@@ -74,7 +75,7 @@ def check(model: ModelName, weights: Weights = None, base: Base = None, lora: Lo
 
     Args:
         model: A model of `dummyforcing models`, a folder or preset file, or a file or folder of weights.
-        weights: Transformer's weights to use instead.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
     """
@@ -115,7 +116,7 @@ def convert(
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         output: The new folder.
-        weights: Transformer's weights to use instead.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
         only: Write the transformer alone; text encoder, tokenizer and VAE stay where they are.
