@@ -278,6 +278,17 @@ def test_recompute_goes_on_from_given_frames_without_a_pass():
     assert torch.equal(session._context()[:, :3], given)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_contexts_that_are_no_whole_chunks(frames):
+    session = start("recompute", small_model(), context_frames=frames)
+    size = session.cache.nbytes
+    checked(session)
+    for _ in range(4):
+        session.next_chunk()
+    assert session.cache.nbytes == size, "room for a context and a chunk from the start"
+    assert session.cache.frames == frames
+
+
 def test_recompute_refuses_to_score_commit_passes():
     with pytest.raises(UserError, match="take 'dummy'"):
         start("recompute", small_model(), official())
@@ -408,6 +419,27 @@ def test_the_first_made_chunk_can_have_other_steps(given):
     passes += [(given, step) for step in (0, 1, 2, None)] + [(given + 1, step) for step in (0, 1, None)]
     assert calls == passes
     assert not torch.equal(first, second)
+
+
+def test_other_first_steps_are_all_run():
+    calls = []
+    session = start(
+        "block", small_model(layers=1), schedule=TWO, first_schedule=THREE, skips=[False, True, False],
+        observer=lambda call, *_: calls.append((call.chunk, call.step)),
+    )  # fmt: skip
+    session.next_chunk()
+    session.next_chunk()
+    assert calls == [(0, 0), (0, 1), (0, 2), (0, None), (1, 0), (1, None)]
+
+
+def test_given_frames_hear_a_prompt_that_was_set_before_them():
+    model, given = small_model(), torch.randn(1, 6, *SHAPE)
+    new = small_prompt(model, seed=9)
+    changed, plain = start("block", model), start("block", model, prompt=new)
+    changed.set_prompt(new)
+    for session in (changed, plain):
+        session.extend(given)
+    assert torch.equal(changed.next_chunk(), plain.next_chunk())
 
 
 def test_given_frames_do_not_put_off_the_classification():

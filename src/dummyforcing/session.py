@@ -259,7 +259,8 @@ class Session:
         """What the network predicts in a denoising step, or what TeaCache puts in its place."""
         time = self._times[self._steps.timesteps[step]]
         tokens = self.model.patchify(x.to(self._dtype))
-        if self._skips[step] and self._residual is not None and self._steps is self.schedule:
+        skip = self._steps is self.schedule and self._skips[step]
+        if skip and self._residual is not None:
             hidden = tokens + self._residual
         else:
             rope, attention = self._rope(x.shape[1]), self._attention(step)
