@@ -117,9 +117,26 @@ def test_resuming_after_an_interruption(args, tmp_path, capsys, monkeypatch):
     stamp = (out / "videos" / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns
     assert main([*args, "--samples", "1"]) == 0
     assert len(calls) == 4
+    assert {path.parent for path in calls} == {
+        out
+    }  # not among the videos, where a killed process would leave it
     assert (out / "videos" / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns == stamp
     assert all(len(read_mp4(path)) == 21 for path in (out / "videos").iterdir())
     assert len(names(out / "videos")) == 3
+
+
+def test_a_new_video_has_no_old_measures(args, tmp_path, monkeypatch):
+    assert main([*args, "--samples", "1"]) == 0
+    out = tmp_path / "out"
+    (out / "videos" / f"{PROMPTS[0]}-0.mp4").unlink()
+
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoFolder, "measure", interrupted)
+    assert main([*args, "--samples", "1"]) == 130
+    assert (out / "videos" / f"{PROMPTS[0]}-0.mp4").exists()
+    assert names(out / "measures") == sorted(f"{prompt}-0.mp4.json" for prompt in PROMPTS[1:])
 
 
 def test_a_killed_process_leaves_whole_videos(args, tmp_path):

@@ -99,6 +99,7 @@ def eval(
     from dummyforcing.eval.vbench import (
         DIMENSIONS,
         FLICKER,
+        SAMPLES,
         STATIC_FILTER_SAMPLES,
         Outcome,
         evaluate,
@@ -173,6 +174,8 @@ def eval(
     write_results(output / "metrics.json", {"settings": settings, **found}, where)
     print_measures(found["measures"], len(jobs))
     print_vbench(outcome)
+    if FLICKER in outcome.raw:
+        print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
     print(f"All measures, with those of every video: {output / 'metrics.json'}")
 
 
