@@ -3,9 +3,9 @@
     python benchmarks/checkpoints.py --folder /scratch --output benchmarks/results/checkpoints.json
 
 For every preset: seconds and peak GPU memory of each stage, from opening the files to the last pixel frame,
-and the command as a user calls it. Random weights are right for speed and memory, and say nothing about quality.
-1.3B takes 18 GB of disk, 14B another 29 GB; files that are there already are used again. `--small` tries the
-script itself with small models on any machine.
+and the command as a user calls it. Random weights are right for speed and memory,
+and say nothing about quality. 1.3B takes 18 GB of disk, 14B another 29 GB; files that are there
+already are used again. `--small` tries the script itself with small models on any machine.
 """
 
 import argparse

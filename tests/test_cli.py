@@ -100,7 +100,15 @@ def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["generate"], ["heads"], ["models"], *(["models", c] for c in ("show", "check", "convert"))]
+    "args",
+    [
+        [],
+        ["generate"],
+        ["heads"],
+        ["eval"],
+        ["models"],
+        *(["models", c] for c in ("show", "check", "convert")),
+    ],
 )
 def test_help_is_fast_and_teaches(args: list[str]) -> None:
     code = "import sys\nfrom dummyforcing.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
