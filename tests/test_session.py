@@ -9,7 +9,7 @@ from dummyforcing import sampling
 from dummyforcing.errors import UserError
 from dummyforcing.heads import dense, dummy, official, parse_policy, window
 from dummyforcing.plan import HeadContext, Plan
-from dummyforcing.session import Session
+from dummyforcing.session import Call, Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_text, softmax_attention
 
 POLICIES = ["dense", "window:1,2", "dummy", "official", "official:2,1"]
@@ -225,6 +225,24 @@ def test_a_plan_that_keeps_everything_is_dense():
     torch.testing.assert_close(video(model, dense()), video(model, plan=everything), atol=2e-5, rtol=0)
     torch.testing.assert_close(video(model, dense()), video(model, window(0, 12)), atol=2e-5, rtol=0)
     assert (video(model, dense()) - video(model, window(0, 6))).abs().max() > 1e-3
+
+
+def test_an_observer_sees_every_attention_call_and_changes_nothing():
+    model = small_model()
+    seen = []
+
+    def observe(call, layer, q, segments):
+        frames = {frame for segment in segments for row in segment.frames for frame in row}
+        seen.append((call, layer, tuple(q.shape), max(frames)))
+
+    watched = video(model, frames=9, observer=observe)
+    assert seen == [
+        (Call(chunk, step), layer, (1, 18, 3, 8), 3 * chunk + 2)
+        for chunk in range(3)
+        for step in (0, 1, 2, 3, None)
+        for layer in range(2)
+    ]
+    assert torch.equal(watched, video(model, frames=9))
 
 
 def test_chunks_of_other_lengths():

@@ -6,13 +6,14 @@
 The whole method is in `next_chunk`: score -> plan -> cache -> attend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import KVCache
+from dummyforcing.cache import KVCache, Segment
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
 from dummyforcing.model import Attention, CausalWan, TextKV, fingerprint
@@ -25,6 +26,19 @@ from dummyforcing.sampling import (
     seeded_noise,
     x0_from_velocity,
 )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One pass of a chunk through the transformer."""
+
+    chunk: int
+    step: int | None
+    """The denoising step; None: the commit pass."""
+
+
+Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
+"""`observer(call, layer, q, segments)`: sees every self-attention call; `q (B, L, H, D)` with RoPE applied."""
 
 
 class Session:
@@ -44,6 +58,7 @@ class Session:
         skips: Sequence[bool] | None = None,
         frames: int | None = None,
         backend: str = "sdpa",
+        observer: Observer | None = None,
     ) -> None:
         """Start a rollout.
 
@@ -60,6 +75,7 @@ class Session:
             skips: From `teacache.skip_table`.
             frames: Length of the video in latent frames; None: no end.
             backend: A name of `attention.BACKENDS`.
+            observer: Called in every self-attention call, once the cache holds the chunk.
 
         Raises:
             UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
@@ -83,7 +99,7 @@ class Session:
 
         self.model, self.policy, self.schedule = model, policy, schedule
         self.latent_shape, self.chunk_frames, self.total_frames = latent_shape, chunk_frames, frames
-        self._text, self._backend = text, backend
+        self._text, self._backend, self._observer = text, backend, observer
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
         weight = model.patch_embedding.weight
         self._dtype, self._device = weight.dtype, weight.device
@@ -156,6 +172,7 @@ class Session:
         if self._skips[step] and self._residual is not None:
             hidden = tokens + self._residual
         else:
+            self._pass = Call(self.frames // self.chunk_frames, step)
             attention = self._attention(scorer)
             hidden = self.model.transform(tokens, time, self._text, self._rope, attention)
             self._residual = hidden - tokens if any(self._skips) else None
@@ -164,6 +181,7 @@ class Session:
     def _commit(self, x0: Tensor, scorer: HeadScorer | None) -> None:
         """Write a finished chunk's clean keys and values into the cache: it is past from now on."""
         tokens = self.model.patchify(x0.to(self._dtype))
+        self._pass = Call(self.frames // self.chunk_frames, None)
         attention = self._attention(scorer, commit=True)
         self.model.transform(tokens, self._times[-1], self._text, self._rope, attention, kv_only=True)
         self.cache.commit()
@@ -176,6 +194,8 @@ class Session:
             segments = self.cache[layer].write(k, v)
             if scorer is not None:
                 scorer.observe(layer, q, segments)
+            if self._observer is not None:
+                self._observer(self._pass, layer, q, segments)
             if commit and layer == last:
                 return q  # nobody reads what the last block of a commit pass attends to
             return attend(q, segments, self._backend)
