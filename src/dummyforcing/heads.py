@@ -45,7 +45,7 @@ RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
 
 Labels = Callable[[Tensor, int], Tensor]
-"""`label(frames, current)`: the region of each frame slot, `(H, slots)` int64; arguments as `frame_regions`."""
+"""`label(frames, current) -> (H, slots)` int64: the region of each frame slot; see `frame_regions`."""
 
 
 class Role(StrEnum):
@@ -218,8 +218,8 @@ def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     tokens = k.shape[1] // slots
     step = max(1, BLOCK_ELEMENTS // (tokens * q.shape[0] * q.shape[1]))
     log_mass = q.new_empty(*q.shape[:3], slots)
-    for slot, keys in enumerate(k.split(tokens, dim=1)):
-        keys = keys.permute(0, 2, 3, 1).float()
+    for slot in range(slots):
+        keys = k[:, slot * tokens : (slot + 1) * tokens].permute(0, 2, 3, 1).float()
         for rows in range(0, q.shape[2], step):
             block = slice(rows, rows + step)
             log_mass[:, :, block, slot] = (q[:, :, block] @ keys).logsumexp(-1)

@@ -9,7 +9,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack, overload
@@ -25,7 +25,7 @@ from dummyforcing.model import CausalWan
 from dummyforcing.plan import Plan
 from dummyforcing.request import ModelFolder, Options, Request, choose_device, choose_dtype
 from dummyforcing.sampling import make_schedule
-from dummyforcing.session import Session
+from dummyforcing.session import Observer, Session
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 from dummyforcing.video import write_mp4
@@ -148,7 +148,8 @@ class Pipeline:
         Raises:
             UserError: If the memory does not suffice.
         """
-        self._prepare(request)
+        self._require_memory(request)
+        self.warn_of_unknown_words(request.prompts)
         return self._chunks(request)
 
     def find_plan(self, request: Request) -> Plan:
@@ -159,16 +160,24 @@ class Pipeline:
         """
         if request.policy.roles is None:
             raise UserError(f"Policy '{request.policy.name}' does not classify heads; take 'dummy'.")
-        self._prepare(request)
-        session = self._session(request)
+        self.warn_of_unknown_words(request.prompts)
+        session = self.rollout(request)
         for _ in range(request.policy.classify_at_chunk + 1):
             session.next_chunk()
         return session.plan
 
-    def _prepare(self, request: Request) -> None:
-        """Refuse what does not fit into memory, and warn of words that mean nothing to the model."""
-        require_memory(replace(self.folder.estimate(request, self.dtype), weights=0), self.device)
-        words = dict.fromkeys(word for prompt in request.prompts for word in self.text.unknown_words(prompt))
+    def rollout(self, request: Request, observer: Observer | None = None) -> Session:
+        """Begin the videos of a request of this pipeline's `folder`: its chunks are latents, not decoded.
+
+        Raises:
+            UserError: If the memory does not suffice.
+        """
+        self._require_memory(request)
+        return self._session(request, observer)
+
+    def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        """Warn of words that mean nothing to the model."""
+        words = dict.fromkeys(word for prompt in prompts for word in self.text.unknown_words(prompt))
         if words:
             warnings.warn(
                 f"Model '{self.folder.preset.name}' does not know the word{'s' * (len(words) > 1)} "
@@ -177,7 +186,10 @@ class Pipeline:
                 stacklevel=3,
             )
 
-    def _session(self, request: Request) -> Session:
+    def _require_memory(self, request: Request) -> None:
+        require_memory(replace(self.folder.estimate(request, self.dtype), weights=0), self.device)
+
+    def _session(self, request: Request, observer: Observer | None = None) -> Session:
         batch, (height, width) = len(request.prompts), request.size
         with torch.inference_mode():
             text = self.model.embed_text(self.text.encode(request.prompts))
@@ -191,6 +203,7 @@ class Pipeline:
             seeds=range(request.seed, request.seed + batch),
             plan=request.plan,
             frames=request.frames,
+            observer=observer,
         )
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:

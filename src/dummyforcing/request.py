@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 
@@ -40,8 +40,8 @@ class Options(TypedDict, total=False):
     """`dummy` by default; `dense`, `window:SINK,RECENT`, `official`, or a policy of your own."""
     dummy_fraction: float | None
     """Share of the heads that become dummy; the preset's by default."""
-    plan: Plan | None
-    """Used from the first chunk on; nothing is classified then."""
+    plan: Plan | Literal["shipped"] | None
+    """Used from the first chunk on, nothing is classified then; `shipped`: the one that the model brings."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ModelFolder:
         seed: int = 0,
         policy: str | Policy = "dummy",
         dummy_fraction: float | None = None,
-        plan: Plan | None = None,
+        plan: Plan | Literal["shipped"] | None = None,
     ) -> Request:
         """Check what is asked of this model and fill in its defaults; see `Options`.
 
@@ -133,7 +133,7 @@ class ModelFolder:
             seed: Of the first sample's noise.
             policy: Name or policy.
             dummy_fraction: Share of dummy heads.
-            plan: A plan to use instead of finding one.
+            plan: A plan to use instead of finding one; `shipped`: the model's own.
 
         Raises:
             UserError: If anything of it cannot be done.
@@ -152,6 +152,8 @@ class ModelFolder:
         if not 0 <= seed < 2**63:
             raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
         chosen = self._policy(policy)
+        if plan == "shipped":
+            plan = self.shipped_plan()
         if dummy_fraction is not None:
             if plan is not None or chosen.roles is None:
                 cause = (
@@ -163,6 +165,20 @@ class ModelFolder:
             plan.require(self.config.num_layers, self.config.num_heads)
         chunks = latent_frames // self.preset.chunk_frames
         return Request(prompts, latent_frames, chunks, (height, width), seed, chosen, plan)
+
+    def shipped_plan(self) -> Plan:
+        """The head plan that comes with the model, found over many prompts.
+
+        Raises:
+            UserError: If there is none.
+        """
+        path = self.path / "plan.json"
+        if not path.is_file():
+            raise UserError(
+                f"Model '{self.preset.name}' ships no head plan; leave the plan out, or make one with "
+                "'dummyforcing heads --save-plan'."
+            )
+        return Plan.load(path)
 
     def estimate(self, request: Request, dtype: torch.dtype) -> MemoryEstimate:
         """Estimate the memory that a request needs, weights included.

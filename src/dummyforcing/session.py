@@ -38,7 +38,7 @@ class Call:
 
 
 Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
-"""`observer(call, layer, q, segments)`: sees every self-attention call; `q (B, L, H, D)` with RoPE applied."""
+"""`observer(call, layer, q, segments)`: sees every self-attention call; RoPE is in `q (B, L, H, D)`."""
 
 
 class Session:

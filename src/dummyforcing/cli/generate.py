@@ -21,6 +21,7 @@ from dummyforcing.cli.common import (
     load_for,
     parse_size,
     progress,
+    read_plan,
 )
 from dummyforcing.errors import UserError
 
@@ -69,7 +70,7 @@ def generate(
         policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles) or dense (all).
             Also window:SINK,RECENT (so many first and last ones) and official (as the public code).
         dummy_fraction: Share of all heads that become dummy.
-        plan: Head plan to use from the first chunk on.
+        plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
         compare: Also make the video with the dense cache, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
@@ -83,7 +84,6 @@ def generate(
         raise UserError("--frames and --seconds both set the length; give one of them.")
 
     from dummyforcing.cli.report import print_comparison, print_results
-    from dummyforcing.plan import Plan
     from dummyforcing.request import ModelFolder
 
     folder = ModelFolder.open(model)
@@ -96,7 +96,7 @@ def generate(
         seed=seed,
         policy=policy,
         dummy_fraction=dummy_fraction,
-        plan=Plan.load(plan) if plan else None,
+        plan=read_plan(plan, folder),
     )
     dense = folder.request(prompt, frames=frames, size=request.size, seed=seed, policy="dense")
     if save_plan and not request.has_plan:
