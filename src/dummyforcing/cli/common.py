@@ -20,7 +20,7 @@ Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: th
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
 PolicyName = Annotated[str, arg(metavar="NAME")]
 PlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: find one)")]
-NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: do not)")]
+NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Annotated[
     Literal["float32", "bfloat16"] | None,
