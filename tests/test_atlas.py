@@ -348,9 +348,7 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-@pytest.mark.parametrize(
-    "axes", [{"prompts": 2, "seeds": 2, "chunks": 3, "steps": 2}, {}, {"steps": 0}]
-)
+@pytest.mark.parametrize("axes", [{"prompts": 2, "seeds": 2, "chunks": 3, "steps": 2}, {}, {"steps": 0}])
 def test_report_is_one_file_that_needs_nothing_else(axes: dict[str, int], tmp_path: Path) -> None:
     atlas = made_up(**axes)
     policy = official() if axes == {"steps": 0} else parse_policy("dummy")

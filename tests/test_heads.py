@@ -36,9 +36,9 @@ def random_scores(layers, heads, seed=0):
 # Scoring
 
 
-@pytest.mark.parametrize("block_elements", [1, 700, 2**24])
+@pytest.mark.parametrize("block_elements", [1, 700, 4000, 2**24])
 def test_attention_mass_equals_an_explicit_softmax(monkeypatch, block_elements):
-    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setitem(heads.BLOCK_ELEMENTS, "cpu", block_elements)
     torch.manual_seed(0)
     q, k = 4 * torch.randn(2, 7, 3, 8), 4 * torch.randn(2, 200, 3, 8)
     weights = torch.einsum("brhd,bshd->bhrs", q.double(), k.double()).div(8**0.5).softmax(-1).mean(2)
@@ -66,7 +66,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_scoring_holds_a_block_of_logits_however_many_queries_and_keys(monkeypatch):
-    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", 4096)
+    monkeypatch.setitem(heads.BLOCK_ELEMENTS, "cpu", 4096)
     tokens, width = 40, 4
     for rows, slots in ((100, 4), (400, 16)):
         q, k = torch.randn(1, rows, 2, width), torch.randn(1, slots * tokens, 2, width)
@@ -76,7 +76,8 @@ def test_scoring_holds_a_block_of_logits_however_many_queries_and_keys(monkeypat
         assert mode.elements < rows * tokens * 2, "the test needs more than a block of logits for one frame"
 
 
-def test_scoring_turns_one_frame_of_keys_at_a_time_into_float32():
+def test_scoring_turns_a_block_of_keys_at_a_time_into_float32(monkeypatch):
+    monkeypatch.setitem(heads.BLOCK_ELEMENTS, "cpu", 40 * 2)
     k = torch.randn(1, 30 * 40, 2, 64).bfloat16()
     with LargestTensor() as mode:
         attention_mass(torch.randn(1, 1, 2, 64).bfloat16(), k, 30)

@@ -38,8 +38,8 @@ __all__ = [
     "region_mass",
 ]
 
-BLOCK_ELEMENTS = 2**24
-"""Most logits that scoring holds at a time (64 MiB), beyond one query row of one frame."""
+BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+"""Most logits that scoring holds at a time (one row of a frame at least): as fit a cache, or few launches."""
 
 RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
@@ -203,8 +203,8 @@ def row_sampler(policy: Policy) -> RowSampler:
 def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     """Measure the share of attention that each head spends on each frame slot.
 
-    The softmax over all keys is one over slots, of the log of each slot's summed exponentials. So slots are
-    visited one at a time, queries in blocks, and memory does not grow with the number of keys.
+    The softmax over all keys is one over slots, of the log of each slot's summed exponentials. So logits are
+    made block by block, a few slots or some rows of one, and memory does not grow with the number of keys.
 
     Args:
         q: Query rows, RoPE applied, `(B, R, H, D)`.
@@ -216,13 +216,16 @@ def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     """
     q = q.transpose(1, 2).float() * q.shape[-1] ** -0.5
     tokens = k.shape[1] // slots
-    step = max(1, BLOCK_ELEMENTS // (tokens * q.shape[0] * q.shape[1]))
+    block = BLOCK_ELEMENTS["cpu" if q.device.type == "cpu" else "cuda"]
+    block //= tokens * q.shape[0] * q.shape[1]  # in rows times slots
+    wide = max(1, min(slots, block // q.shape[2]))
+    high = max(1, block // wide)
     log_mass = q.new_empty(*q.shape[:3], slots)
-    for slot in range(slots):
-        keys = k[:, slot * tokens : (slot + 1) * tokens].permute(0, 2, 3, 1).float()
-        for rows in range(0, q.shape[2], step):
-            block = slice(rows, rows + step)
-            log_mass[:, :, block, slot] = (q[:, :, block] @ keys).logsumexp(-1)
+    for slot in range(0, slots, wide):
+        keys = k[:, slot * tokens : (slot + wide) * tokens].permute(0, 2, 3, 1).float()
+        for row in range(0, q.shape[2], high):
+            logits = (q[:, :, row : row + high] @ keys).unflatten(-1, (-1, tokens))
+            log_mass[:, :, row : row + high, slot : slot + wide] = logits.logsumexp(-1)
     return log_mass.softmax(-1).mean(2)
 
 
