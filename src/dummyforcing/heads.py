@@ -224,8 +224,9 @@ def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     for slot in range(0, slots, wide):
         keys = k[:, slot * tokens : (slot + wide) * tokens].permute(0, 2, 3, 1).float()
         for row in range(0, q.shape[2], high):
-            logits = (q[:, :, row : row + high] @ keys).unflatten(-1, (-1, tokens))
-            log_mass[:, :, row : row + high, slot : slot + wide] = logits.logsumexp(-1)
+            logits = q[:, :, row : row + high] @ keys
+            by_slot = logits.view(*logits.shape[:-1], -1, tokens).logsumexp(-1)
+            log_mass[:, :, row : row + high, slot : slot + wide] = by_slot
     return log_mass.softmax(-1).mean(2)
 
 
