@@ -77,8 +77,8 @@ def test_masses_are_those_of_full_attention(
     calls: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
     original = Session._attention
 
-    def recording(self, scorer, commit=False):
-        inner = original(self, scorer, commit)
+    def recording(self, *args, **options):
+        inner = original(self, *args, **options)
 
         def attention(layer, q, k, v):
             calls.setdefault((self.frames // 3, layer), []).append((q, k))
