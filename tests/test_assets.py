@@ -10,6 +10,7 @@ import pytest
 
 from dummyforcing.eval.prompts import benchmark_scenes
 from dummyforcing.eval.world import COLORS, FLOORS, MOTIONS, SHAPES, held_out_kinds, random_scene
+from dummyforcing.model import fingerprint
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.presets import bundled_folders
 
@@ -35,7 +36,8 @@ def test_provenance() -> None:
         pytest.skip("no PROVENANCE.md yet")
     lines = re.findall(r"^([0-9a-f]{64})  (\S+)$", provenance.read_text(encoding="utf-8"), re.MULTILINE)
     stated = {path: digest for digest, path in lines}
-    assert {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.safetensors")} <= set(stated)
+    weights = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.safetensors")}
+    assert weights | {"plan.json"} <= set(stated)
     for path, digest in stated.items():
         assert hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == digest, path
 
@@ -63,6 +65,24 @@ def test_held_out_kinds_are_never_trained_on() -> None:
     # "across" is what training scenes call an object that passes another one; the benchmark has none.
     assert {motion for _, _, motion in drawn} == {*MOTIONS, "across"}
     assert not set(drawn) & set(held_out_kinds())
+
+
+def test_shipped_plan(pipeline: Pipeline) -> None:
+    """It fits the weights, gives what the preset says, and was found without the held-out combinations."""
+    plan = pipeline.folder.shipped_plan()
+    request = pipeline.folder.request("a red ball bounces")
+    plan.require(
+        pipeline.model.config.num_layers, pipeline.model.config.num_heads, fingerprint(pipeline.model)
+    )
+    assert plan.fingerprint
+    assert plan.table == request.policy.roles
+    assert plan.num_dummy == request.policy.dummy_heads(96) == plan.counts["dummy"]
+    prompts = (Path(__file__).parents[1] / "tools" / "plan_prompts.txt").read_text().splitlines()
+    assert len(prompts) == 24
+    for color, shape, motion in held_out_kinds():
+        assert not any(f"{color} {shape} {MOTIONS[motion]}" in prompt for prompt in prompts)
+    for prompt in prompts:
+        assert pipeline.text.unknown_words(prompt) == []
 
 
 def test_preset_is_what_the_weights_are(pipeline: Pipeline) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import write_model
+from dummyforcing.atlas import Atlas
 from dummyforcing.cli import DESCRIPTION, main
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
@@ -97,6 +98,60 @@ def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["heads", "--plan", str(plan), "-o", str(picture)]) == 0
     assert capsys.readouterr().out == found
     assert picture.exists()
+
+
+def test_heads_atlas(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, report, kept, plan = (tmp_path / name for name in ("p.txt", "a.html", "a.npz", "plan.json"))
+    prompts.write_text(f"{PROMPT}\n\n  a blue cube spins \n")
+    options = ["--model", model, "--prompts", str(prompts), "--steps", "all", "--chunks", "all"]
+    files = ["-o", str(report), "--save", str(kept), "--save-plan", str(plan)]
+    assert main(["heads", *options, "--frames", "33", "--seeds", "2", "--seed", "4", *files]) == 0
+    printed = capsys.readouterr()
+    assert "12/12" in printed.err
+    assert "4 videos under 24 conditions" in printed.out
+    assert "dummy: 6 heads, see the last frame" in printed.out
+    assert {path.name for path in tmp_path.iterdir()} == {"p.txt", "a.html", "a.npz", "plan.json"}
+    atlas = Atlas.load(kept)
+    assert atlas.settings.prompts == (PROMPT, "a blue cube spins")
+    assert (atlas.settings.seeds, atlas.settings.chunks, atlas.settings.calls) == (
+        (4, 5),
+        (1, 2),
+        (0, 1, None),
+    )
+    assert str(atlas.settings.made["command"]).startswith("dummyforcing ")
+    found = Plan.load(plan)
+    assert found.chunk is None
+    assert "a blue cube spins" in report.read_text()
+
+    again = ["heads", "--atlas", str(kept), "--model", model]
+    assert main([*again, "-o", str(tmp_path / "b.html"), "--save-plan", str(tmp_path / "same.json")]) == 0
+    assert Plan.load(tmp_path / "same.json") == found
+    assert (tmp_path / "b.html").read_text() == report.read_text()
+    capsys.readouterr()
+    assert (
+        main([*again, "-o", str(tmp_path / "b.png"), "--policy", "official", "--dummy-fraction", "0.25"]) == 0
+    )
+    assert "dummy: 3 heads, see the last frame" in capsys.readouterr().out
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_heads_atlas_of_a_part(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", model, "--steps", "1,commit", "--chunks", "2", "--frames", "33", "--save", "a.npz"]
+    assert main(["heads", PROMPT, *options]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "heads.html"}
+    settings = Atlas.load("a.npz").settings
+    assert (settings.prompts, settings.chunks, settings.calls) == ((PROMPT,), (2,), (1, None))
+
+
+def test_shipped_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", "--plan", "shipped", "-o", str(tmp_path / "h.png")]) == 0
+    assert "dummy: 48 heads" in capsys.readouterr().out
+    options = ["-o", str(tmp_path / "a.mp4"), "--frames", "9", "--plan", "shipped"]
+    assert main(["generate", PROMPT, *options, "--save-plan", str(tmp_path / "p.json")]) == 0
+    assert Plan.load(tmp_path / "p.json") == Plan.load(bundled_folders()["tiny"] / "plan.json")
 
 
 @pytest.mark.parametrize(
@@ -259,10 +314,53 @@ def test_output_that_cannot_be_written(refused, tmp_path: Path, option: str) -> 
         assert "annot write /proc/a" in refused(*args, f"/proc/a{suffix}")
 
 
+def test_bad_atlas_options(refused, model: str, tmp_path: Path) -> None:
+    prompts, report = tmp_path / "p.txt", tmp_path / "a.html"
+    for content, message in ((b"", "holds no prompts"), (b"\xff\xfe", "are no text")):
+        prompts.write_bytes(content)
+        assert message in refused("heads", "--prompts", prompts, "-o", report)
+    prompts.write_text(PROMPT)
+    source = ("heads", "--prompts", prompts, "--model", model, "-o", report)
+    for options, message in (
+        (["--steps", "first"], "write all, or a list such as 1,3,commit"),
+        (["--chunks", "1,,2"], "write all, or a list such as 1,3."),
+        (["--steps", "7"], "no denoising step 7 to watch; there are 0 to 1"),
+        (["--chunks", "0"], "no chunk 0 to watch; there are 1 to 6"),
+        (["--seeds", "0"], "take 1 or more"),
+        (["--policy", "dense"], "does not classify heads"),
+        (["--save", tmp_path / "a.zip"], "ends in .npz"),
+    ):
+        assert message in refused(*source, *options)
+    assert "cannot be read" in refused("heads", "--prompts", tmp_path / "none.txt")
+    assert "cannot be read" in refused("heads", "--atlas", tmp_path / "none.npz", "-o", report)
+    assert "is not an atlas" in refused("heads", "--atlas", prompts, "-o", report)
+    assert "as .png only" in refused("heads", "--plan", "shipped", "-o", report)
+    assert "ships no head plan" in refused(
+        "heads", "--plan", "shipped", "--model", model, "-o", tmp_path / "a.png"
+    )
+
+
+def test_ctrl_c_leaves_no_atlas(model: str, tmp_path: Path) -> None:
+    files = ("-o", tmp_path / "a.html", "--save", tmp_path / "a.npz", "--save-plan", tmp_path / "p.json")
+    args = command("heads", PROMPT, "--model", model, "--frames", 9 + 12 * 50, *files)
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while not re.search(rb" [1-9]\d*/51 ", seen):
+        seen += os.read(process.stderr.fileno(), 4096)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.rstrip().endswith(b"Interrupted.")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_heads_needs_one_source(refused, tmp_path: Path) -> None:
     assert "either a prompt" in refused("heads", "-o", tmp_path / "h.png")
     assert "either a prompt" in refused("heads", PROMPT, "--plan", "p.json", "-o", tmp_path / "h.png")
-    assert "ends in .png" in refused("heads", PROMPT, "-o", tmp_path / "h.pdf")
+    assert "either a prompt" in refused("heads", PROMPT, "--atlas", "a.npz", "-o", tmp_path / "h.png")
+    assert "ends in .png or .html" in refused("heads", PROMPT, "-o", tmp_path / "h.pdf")
 
 
 def test_plan_of_a_video_without_one(refused, model: str, tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def test_batch_is_its_singles(pipeline: Pipeline, policy: str) -> None:
         assert video.timings.pixel_frames == 3 * 45
 
 
+def test_shipped_plan(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ships no head plan"):
+        pipeline.folder.request(PROMPT, plan="shipped")
+    folder = Path(shutil.copytree(pipeline.folder.path, tmp_path / "random"))
+    plan = pipeline.find_plan(pipeline.folder.request(PROMPT, seed=9))
+    plan.save(folder / "plan.json")
+    one = load(folder, device="cpu").generate(PROMPT, frames=21, plan="shipped")
+    assert one.plan == plan
+    assert np.array_equal(one.frames, pipeline.generate(PROMPT, frames=21, plan=plan).frames)
+    plan = replace(plan, fingerprint="other")
+    plan.save(folder / "plan.json")
+    with pytest.raises(UserError, match="made with model other"):
+        load(folder, device="cpu").generate(PROMPT, frames=21, plan="shipped")
+
+
 def test_given_plan_is_small_from_the_first_chunk(pipeline: Pipeline) -> None:
     plan = pipeline.find_plan(pipeline.files.request(PROMPT))
     assert plan == pipeline.generate(PROMPT, frames=33).plan

@@ -1,6 +1,8 @@
 """The rollout: what holds for any policy, and the methods' own promises."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from dummyforcing import sampling
 from dummyforcing.errors import UserError
 from dummyforcing.heads import dense, dummy, official, parse_policy, window
 from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.samplers import SAMPLERS, RecomputeSession
 from dummyforcing.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
 
@@ -288,3 +291,21 @@ def test_backends_agree():
     model = small_model()
     one, other = (video(model, "dummy", backend=backend) for backend in ("sdpa", "reference"))
     torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS.values(), ids=SAMPLERS)
+def test_memory_is_freed_with_the_session(kind) -> None:
+    """Without the garbage collector, which does not know how much memory of a GPU hangs on a cycle."""
+    model = small_model()
+    options = {"first_latent": lambda: torch.zeros(1, 1, *SHAPE)} if kind is RecomputeSession else {}
+    session = kind(model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), frames=12, **options)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            session.next_chunk()
+        held = [weakref.ref(session), weakref.ref(session.cache), weakref.ref(session.cache[0].buffers[0].k)]
+        del session
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()

@@ -14,6 +14,7 @@ With a `reach`, no key is further than that many frames from the newest one: pin
 video, which means to turn their keys on, and recent frames that would share their positions are hidden.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -259,7 +260,10 @@ class KVCache:
         self.frames_reserved = frames or 0
         self.frames = 0
         """Committed latent frames."""
-        self._layers = [LayerCache(self, rows, chunk_frames) for rows in self._slots(plans)]
+        # Layers refer back weakly: a cache that nobody needs any more frees its memory at once, not when the
+        # garbage collector finds the cycle.
+        back: KVCache = weakref.proxy(self)
+        self._layers = [LayerCache(back, rows, chunk_frames) for rows in self._slots(plans)]
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers[layer]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -49,6 +50,8 @@ class ModelFiles:
     """Of `transformer`, `text_encoder` and `vae`."""
     vae_width: float
     """Channels of the VAE at its widest resolution, per pixel."""
+    folder: Path | None = None
+    """Of a bundled model or one of the user's own."""
 
     @classmethod
     def open(
@@ -100,7 +103,7 @@ class ModelFiles:
         counts = {"transformer": count_parameters(config), **PARAMETERS}
         if isinstance(parts, Path):
             counts |= {part: _count(find_part(parts, part)) for part in PARAMETERS}
-        return cls(preset, config, transformer, tuple(loras), parts, counts, _vae_width(parts))
+        return cls(preset, config, transformer, tuple(loras), parts, counts, _vae_width(parts), folder)
 
     @property
     def key(self) -> str:
@@ -121,7 +124,7 @@ class ModelFiles:
         seed: int = 0,
         policy: str | Policy = "dummy",
         dummy_fraction: float | None = None,
-        plan: Plan | None = None,
+        plan: Plan | Literal["shipped"] | None = None,
         image: str | Path | None = None,
         video: str | Path | None = None,
         strength: float | None = None,
@@ -137,7 +140,7 @@ class ModelFiles:
             seed: Of the first sample's noise.
             policy: Name or policy.
             dummy_fraction: Share of dummy heads.
-            plan: A plan to use instead of finding one.
+            plan: A plan to use instead of finding one; `shipped`: the model's own.
             image: Image to begin with.
             video: Video to begin with, or to make this one from.
             strength: How much of `video` is made anew.
@@ -161,6 +164,8 @@ class ModelFiles:
         if not 0 <= seed < 2**63:
             raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
         chosen = self.policy(policy)
+        if plan == "shipped":
+            plan = self.shipped_plan()
         if dummy_fraction is not None:
             if plan is not None or chosen.roles is None:
                 cause = (
@@ -185,6 +190,20 @@ class ModelFiles:
             fade=fade,
             **begin,
         )
+
+    def shipped_plan(self) -> Plan:
+        """The head plan that comes with the model, found over many prompts.
+
+        Raises:
+            UserError: If there is none.
+        """
+        path = self.folder / "plan.json" if self.folder else None
+        if path is None or not path.is_file():
+            raise UserError(
+                f"Model '{self.preset.name}' ships no head plan; leave the plan out, or make one with "
+                "'dummyforcing heads --save-plan'."
+            )
+        return Plan.load(path)
 
     def estimate(self, request: Request, dtype: torch.dtype, *, loaded: bool = False) -> MemoryEstimate:
         """Estimate the memory that a request needs.

@@ -27,6 +27,7 @@ from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import Plan
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
 from dummyforcing.rollout import Rollout
+from dummyforcing.session import Observer
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 from dummyforcing.video import write_mp4
@@ -172,7 +173,8 @@ class Pipeline:
         Raises:
             UserError: If the memory does not suffice.
         """
-        self._prepare(request)
+        self._require_memory(request)
+        self.warn_of(request)
         return self._chunks(request)
 
     def find_plan(self, request: Request) -> Plan:
@@ -183,15 +185,23 @@ class Pipeline:
         """
         if request.policy.roles is None:
             raise UserError(f"Policy '{request.policy.name}' does not classify heads; take 'dummy'.")
-        self._prepare(request)
-        rollout = self._rollout(request)
+        self.warn_of(request)
+        rollout = self.rollout(request)
         while rollout.session.plan.chunk is None:
             rollout.next_latents()
         return rollout.session.plan
 
-    def _prepare(self, request: Request) -> None:
-        """Refuse what does not fit into memory, and warn of what the model was never taught."""
-        self.files.require_memory(request, self.dtype, self.device, loaded=True)
+    def rollout(self, request: Request, observer: Observer | None = None) -> Rollout:
+        """Begin the videos of a request of this pipeline's `files`.
+
+        Raises:
+            UserError: If the memory does not suffice.
+        """
+        self._require_memory(request)
+        return self._begin(request, observer)
+
+    def warn_of(self, request: Request) -> None:
+        """Warn of what the model was never taught."""
         preset = self.files.preset
         if preset.max_frames is not None and request.frames > preset.max_frames:
             warnings.warn(
@@ -210,12 +220,15 @@ class Pipeline:
                 stacklevel=3,
             )
 
-    def _rollout(self, request: Request) -> Rollout:
-        return Rollout(self.files.preset, self.model, self.text, self.vae, request)
+    def _require_memory(self, request: Request) -> None:
+        self.files.require_memory(request, self.dtype, self.device, loaded=True)
+
+    def _begin(self, request: Request, observer: Observer | None = None) -> Rollout:
+        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer)
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
         start = time.perf_counter()
-        rollout = self._rollout(request)
+        rollout = self._begin(request)
         session, timings = rollout.session, Timings()
         for _ in range(request.chunks):
             began = time.perf_counter()

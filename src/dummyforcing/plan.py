@@ -46,7 +46,7 @@ class Plan:
     policy: str
     """Name of the policy."""
     chunk: int | None = None
-    """The chunk that was scored; None: nothing was."""
+    """The chunk that was scored; None: nothing was, or several were."""
     score_pass: str | None = None
     """`denoise` or `commit`: the pass that was scored."""
     seed: int | None = None

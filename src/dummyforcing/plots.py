@@ -16,11 +16,17 @@ OTHER = "#6a9f58"
 
 
 def save_head_map(path: str | Path, plan: Plan) -> None:
-    """Draw a plan as a map of layers x heads, one colour per role, and save it as a PNG.
+    """Draw a plan and save it as a PNG.
 
     Raises:
         UserError: If the file cannot be written; nothing is left then.
     """
+    with replacing(Path(path)) as part:
+        head_map(plan).savefig(part, format="png", dpi=150)
+
+
+def head_map(plan: Plan) -> Figure:
+    """Draw a plan as a map of layers x heads, one colour per role."""
     names = list(plan.counts)
     layers, heads = len(plan.roles), len(plan.roles[0])
     colours = [COLOURS.get(name, OTHER) for name in names]
@@ -43,8 +49,7 @@ def save_head_map(path: str | Path, plan: Plan) -> None:
         loc="outside lower left",
         frameon=False,
     )
-    with replacing(Path(path)) as part:
-        figure.savefig(part, format="png", dpi=150)
+    return figure
 
 
 def print_head_map(plan: Plan) -> None:

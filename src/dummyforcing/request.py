@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ class Options(TypedDict, total=False):
     `official`, or a policy of your own."""
     dummy_fraction: float | None
     """Share of the heads that become dummy; the preset's by default."""
-    plan: Plan | None
-    """Used from the first chunk on; nothing is classified then."""
+    plan: Plan | Literal["shipped"] | None
+    """Used from the first chunk on, nothing is classified then; `shipped`: the one that the model brings."""
     image: str | Path | None
     """Image file that the video begins with, on models that can."""
     video: str | Path | None

@@ -13,7 +13,7 @@ from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
 from dummyforcing.sampling import Schedule, make_schedule
-from dummyforcing.session import Session
+from dummyforcing.session import Observer, Session
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
@@ -22,21 +22,28 @@ class Rollout:
     """The state of one video, or of a batch of them, from noise to pixel frames."""
 
     def __init__(
-        self, preset: Preset, model: CausalWan, text: TextEncoder, vae: VideoDecoder, request: Request
+        self,
+        preset: Preset,
+        model: CausalWan,
+        text: TextEncoder,
+        vae: VideoDecoder,
+        request: Request,
+        observer: Observer | None = None,
     ) -> None:
         """Encode the prompts and what the video begins with, and start its session."""
-        self._vae, self._text, self._batch = vae, text, len(request.prompts)
-        self._decoder = vae.stream()
+        self._text, self._batch = text, len(request.prompts)
         self._switches, self._fade = deque(request.switches), request.fade
-        self._begin: deque[Tensor] = deque()
+        self._given: deque[Tensor] = deque()
         if request.start is not None:
-            self._begin.extend(torch.split(self._encode(request.start), preset.chunk_frames, dim=1))
-        self._pixels: Tensor | None = None  # the last ones, as far as the sampler's context reaches back
-        self._context = preset.pixel_frames(preset.context_frames) if preset.context_frames else 0
+            latents = _encode(vae, request.start, self._batch)
+            self._given.extend(torch.split(latents, preset.chunk_frames, dim=1))
+        self._pixels = _Pixels(
+            vae, preset.pixel_frames(preset.context_frames) if preset.context_frames else 0
+        )
 
         options: dict[str, Any] = {}
         if preset.sampler == "recompute":
-            first = None if preset.keep_first_frame else self._first_latent
+            first = None if preset.keep_first_frame else self._pixels.first_latent
             options |= {"context_frames": preset.context_frames, "first_latent": first}
         height, width = (side // vae.stride for side in request.size)
         self.session: Session = SAMPLERS[preset.sampler](
@@ -53,39 +60,62 @@ class Rollout:
             reach=preset.reach,
             recache_frames=preset.recache_frames,
             global_sink=preset.global_sink,
-            source=None if request.source is None else self._encode(request.source),
+            source=None if request.source is None else _encode(vae, request.source, self._batch),
+            observer=observer,
             **options,
         )
 
     def next_latents(self) -> Tensor:
         """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made."""
-        if self._begin:
-            latents = self._begin.popleft()
+        if self._given:
+            latents = self._given.popleft()
             self.session.extend(latents)
-            return latents
-        if self._switches and self._switches[0].frame <= self.session.frames:
-            prompt = self._switches.popleft().prompt
-            self.session.set_prompt(self._text.encode([prompt] * self._batch), chunks=self._fade)
-        return self.session.next_chunk()
+        else:
+            if self._switches and self._switches[0].frame <= self.session.frames:
+                prompt = self._switches.popleft().prompt
+                self.session.set_prompt(self._text.encode([prompt] * self._batch), chunks=self._fade)
+            latents = self.session.next_chunk()
+        self._pixels.waiting = latents
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixel frames of the next latents, `(B, n, H, W, 3)` uint8."""
-        pixels = self._decoder.decode(latents)
+        return self._pixels.decode(latents)
+
+
+class _Pixels:
+    """Decodes a video, and encodes a pixel frame of it where a sampler's context begins with one.
+
+    Apart from `Rollout`, so that no session refers back to what holds it: its memory is freed at once.
+    """
+
+    def __init__(self, vae: VideoDecoder, context: int) -> None:
+        self._vae, self._stream, self._context = vae, vae.stream(), context
+        self._last: Tensor | None = None  # as many pixel frames as the context reaches back
+        self.waiting: Tensor | None = None
+        """Latents that nobody has asked the pixel frames of."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.waiting = None
+        pixels = self._stream.decode(latents)
         if self._context:
-            known = pixels if self._pixels is None else torch.cat([self._pixels, pixels], 1)
-            self._pixels = known[:, -self._context :]
+            known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
+            self._last = known[:, -self._context :]
         return pixels
 
-    def _first_latent(self) -> Tensor:
+    def first_latent(self) -> Tensor:
         """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
-        assert self._pixels is not None
-        latent: Tensor = self._vae.encode(self._pixels[:, :1])
+        if self.waiting is not None:
+            self.decode(self.waiting)
+        assert self._last is not None
+        latent: Tensor = self._vae.encode(self._last[:, :1])
         return latent
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Latents of `pixels (n, H, W, 3)` for every sample, `(B, F, C, h, w)`."""
-        latents = self._vae.encode(torch.from_numpy(pixels)[None])
-        return latents.expand(self._batch, -1, -1, -1, -1)
+
+def _encode(vae: VideoDecoder, pixels: NDArray[np.uint8], batch: int) -> Tensor:
+    """Latents of `pixels (n, H, W, 3)` for every sample, `(B, F, C, h, w)`."""
+    latents: Tensor = vae.encode(torch.from_numpy(pixels)[None])
+    return latents.expand(batch, -1, -1, -1, -1)
 
 
 def _schedule(args: ScheduleArgs, strength: float = 1.0) -> Schedule:

@@ -12,6 +12,7 @@ from dummyforcing.files import temporary
 if TYPE_CHECKING:
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk, Pipeline
+    from dummyforcing.plan import Plan
     from dummyforcing.request import Request
 
 Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
@@ -24,7 +25,7 @@ LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE
 Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
 PolicyName = Annotated[str, arg(metavar="NAME")]
-PlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: find one)")]
+PlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: find one)")]
 NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Annotated[
@@ -82,10 +83,43 @@ def parse_switches(texts: Sequence[str]) -> list[tuple[float, str]]:
     return switches
 
 
-def check_output(path: Path | None, suffix: str) -> None:
+def read_plan(path: Path | None, files: "ModelFiles") -> "Plan | None":
+    """The head plan of a file, or `shipped`, the model's own."""
+    from dummyforcing.plan import Plan
+
+    if path is None:
+        return None
+    return files.shipped_plan() if str(path) == "shipped" else Plan.load(path)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; empty lines do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"The prompts {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The prompts {path} are no text; write one prompt per line, in UTF-8.") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise UserError(f"{path} holds no prompts; write one per line.")
+    return prompts
+
+
+def parse_list(text: str | None, option: str, *words: str) -> list[str] | None:
+    """Split `0,3` into whole numbers, among which `words` may stand; `all`, the default, gives None."""
+    if text is None or text == "all":
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() or part in words for part in parts):
+        example = ",".join(["1", "3", *words])
+        raise UserError(f"{option} '{text}' cannot be read; write all, or a list such as {example}.")
+    return parts
+
+
+def check_output(path: Path | None, *suffixes: str) -> None:
     """Refuse a file that could not be written, before any work is done for it."""
     if path is None:
         return
-    if path.suffix.lower() != suffix:
-        raise UserError(f"Cannot write {path}: give a file name that ends in {suffix}.")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"Cannot write {path}: give a file name that ends in {' or '.join(suffixes)}.")
     temporary(path).unlink()

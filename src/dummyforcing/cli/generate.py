@@ -26,6 +26,7 @@ from dummyforcing.cli.common import (
     parse_size,
     parse_switches,
     progress,
+    read_plan,
 )
 from dummyforcing.errors import UserError
 
@@ -101,7 +102,7 @@ def generate(
             (as the model was trained). Also window:SINK,RECENT (so many first and last ones) and official (as
             the public code).
         dummy_fraction: Share of all heads that become dummy.
-        plan: Head plan to use from the first chunk on.
+        plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
@@ -118,7 +119,6 @@ def generate(
 
     from dummyforcing.cli.report import print_comparison, print_results
     from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.plan import Plan
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     if frames is None:
@@ -130,7 +130,7 @@ def generate(
         seed=seed,
         policy=policy,
         dummy_fraction=dummy_fraction,
-        plan=Plan.load(plan) if plan else None,
+        plan=read_plan(plan, files),
         image=image,
         video=video,
         strength=strength,

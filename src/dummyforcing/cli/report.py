@@ -12,7 +12,9 @@ from dummyforcing.presets import PUBLIC, Preset, ScheduleArgs, bundled_folders, 
 if TYPE_CHECKING:
     import torch
 
+    from dummyforcing.atlas import Atlas
     from dummyforcing.convert import PartReport
+    from dummyforcing.heads import Policy
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk
     from dummyforcing.request import Request
@@ -59,6 +61,22 @@ def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
     ]
     mean = sum(errors) / sum(chunk.frames.size for chunk in chunks)
     return float(10 * np.log10(255**2 / mean)) if mean else float("inf")
+
+
+def print_atlas(atlas: "Atlas", policy: "Policy") -> None:
+    """Print the main figures of an atlas."""
+    from dummyforcing.atlas.report import above
+    from dummyforcing.atlas.stability import single_videos, stability
+
+    videos, conditions = atlas.mass.shape[0] * atlas.mass.shape[1], int(np.prod(atlas.mass.shape[:4]))
+    same, _ = single_videos(atlas, policy)
+    scores = atlas.scored(policy)
+    quarter = stability(scores, scores.shape[-3] * scores.shape[-2] // 4)
+    print(
+        f"Measured on {videos} videos under {conditions} conditions: {above(atlas, policy):.0%} of the heads "
+        f"spend over 80% on the current chunk, the dummiest quarter has core ratio {quarter.overall:.2f}, "
+        f"and a single video finds {same:.0%} of the roles of this plan."
+    )
 
 
 def print_models() -> None:
