@@ -180,6 +180,9 @@ def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) ->
 def sample(pipeline: Pipeline, policy: str, frames: int, size: tuple[int, int] | None) -> dict[str, object]:
     """Make one video; seconds of its chunks, and rates over all but the first and the one after a plan."""
     stages: dict[str, dict[str, float]] = {}
+    preset = pipeline.files.preset
+    tail = preset.current_frames // preset.chunk_frames - 1  # chunks of windows that only shrink
+    frames += 4 * preset.chunk_frames * tail
     request = pipeline.files.request(PROMPT, frames=frames, size=size, policy=policy)
     chunks = []
     with stage(f"video, {policy}", stages):
@@ -195,7 +198,8 @@ def sample(pipeline: Pipeline, policy: str, frames: int, size: tuple[int, int] |
         }
         for (before, _, _), (now, count, cache) in pairwise(chunks)
     ]
-    steady = steps[-max(1, len(steps) // 2) :]
+    full = steps[: len(steps) - tail]
+    steady = full[-max(1, len(full) // 2) :]
     count = steady[-1]["pixel_frames"]
     return {
         **stages[f"video, {policy}"],
@@ -215,6 +219,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the checkpoints are written")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--presets", nargs="+", default=["self-forcing", "rolling-forcing", "krea-realtime"])
+    parser.add_argument(
+        "--commands", nargs="*", default=["self-forcing"], help="also time these as a user calls them"
+    )
     parser.add_argument("--policies", nargs="+", default=["native", "dummy"])
     parser.add_argument("--frames", type=int, default=81, help="pixel frames per video")
     parser.add_argument("--device", default="auto")
@@ -254,7 +261,7 @@ def main() -> None:
             results[name]["offloaded"] = sample(pipeline, "dummy", args.frames, size)
             del pipeline
             torch.cuda.empty_cache()
-        if not args.small:
+        if name in args.commands and not args.small:
             results[name]["command"] = command(name, path, base, args.folder, args.frames)
         write_results(args.output, results, device)
 
