@@ -150,10 +150,10 @@ encoder, tokenizer and VAE come from `Wan-AI/Wan2.1-T2V-1.3B`, or `-14B` for Kre
 MEASURED_INTRODUCTION = """## Measured
 
 Random weights of the real sizes, written in each model's own layout, loaded and sampled by the real code at
-832x480 with 81 pixel frames (Rolling Forcing: 129): UMT5-XXL, transformer and Wan VAE. They are right for speed
-and memory, and say nothing about quality; no published weights have been run with this version. FPS are of the
-second half of the video; first frames are not warmed up. Most of what Rolling Forcing and Krea attend to is
-current, so there is little for Dummy Forcing to leave out.
+832x480 with 81 pixel frames (Rolling Forcing: 129): UMT5-XXL, transformer and Wan VAE. They are right for
+speed and memory, and say nothing about quality; no published weights have been run with this version. FPS are
+of the second half of the video; first frames are not warmed up. Most of what Rolling Forcing and Krea attend
+to is current, so there is little for Dummy Forcing to leave out.
 """
 
 
