@@ -69,8 +69,8 @@ def test_held_out_kinds_are_never_trained_on() -> None:
 
 def test_shipped_plan(pipeline: Pipeline) -> None:
     """It fits the weights, gives what the preset says, and was found without the held-out combinations."""
-    plan = pipeline.folder.shipped_plan()
-    request = pipeline.folder.request("a red ball bounces")
+    plan = pipeline.files.shipped_plan()
+    request = pipeline.files.request("a red ball bounces")
     plan.require(
         pipeline.model.config.num_layers, pipeline.model.config.num_heads, fingerprint(pipeline.model)
     )
