@@ -10,7 +10,6 @@ Source: Dummy Forcing (arXiv:2601.20499), online head classification, dynamic he
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 from inspect import signature
 from typing import Literal
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dummyforcing.cache import Segment
+from dummyforcing.criteria import CRITERIA, Role, assign_roles
 from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan
 
@@ -43,14 +43,6 @@ RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
 
 
-class Role(StrEnum):
-    """What a head is."""
-
-    DUMMY = "dummy"
-    SINK = "sink"
-    NEIGHBOR = "neighbor"
-
-
 @dataclass(frozen=True)
 class Policy:
     """How the roles of heads are found, and which past each role gets."""
@@ -70,10 +62,14 @@ class Policy:
     """Score all denoising steps of that chunk, or its commit pass."""
     first_frames: int = 1
     """How many of the oldest visible past frames count as the first ones."""
+    last_frames: int = 0
+    """How many of the newest past frames count as current."""
+    criterion: str = "dhp"
+    """How the dummy heads are chosen: a name of `criteria.CRITERIA`."""
     rows: int | Fraction | None = 256
     """Query rows per scoring call, drawn with replacement: a number, a share, or None for every row once."""
     seed: int = 0
-    """Seeds the draw of rows."""
+    """Seeds the draw of rows, and of heads where the criterion is `random`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dummy_fraction <= 1:
@@ -83,6 +79,10 @@ class Policy:
         if self.roles is not None and self.classify_at_chunk < 1:
             raise UserError(
                 "Heads can be classified at chunk 1 at the earliest: chunk 0 has no past to look at."
+            )
+        if self.criterion not in CRITERIA:
+            raise UserError(
+                f"There is no criterion {self.criterion!r}; the criteria are {', '.join(CRITERIA)}."
             )
 
     def dummy_heads(self, total: int) -> int:
@@ -112,6 +112,20 @@ def dummy(neighbor: int = 3) -> Policy:
     """Dummy Forcing, scored while denoising over the whole past; neighbor heads see `neighbor` frames."""
     roles = _roles(neighbor)
     return Policy("dummy", HeadContext(0, None), roles)
+
+
+def anchored(neighbor: int = 3) -> Policy:
+    """Dummy Forcing in which every head also sees what its role leaves out, at one frame more per head.
+
+    Sink heads also see the last frame and neighbor heads also the first one; dummy heads see two frames, so
+    that they still share an attention call with the sink heads.
+    """
+    roles = {
+        Role.DUMMY: HeadContext(0, 2),
+        Role.SINK: HeadContext(1, 1),
+        Role.NEIGHBOR: HeadContext(1, neighbor),
+    }
+    return Policy("anchored", HeadContext(0, None), roles)
 
 
 def official(ar_start: int = 1, m: int = 1, chunk: int = 3) -> Policy:
@@ -151,6 +165,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "dense": dense,
     "window": window,
     "dummy": dummy,
+    "anchored": anchored,
     "official": official,
 }
 
@@ -225,9 +240,11 @@ def attention_mass(q: Tensor, k: Tensor, regions: Tensor) -> Tensor:
 class HeadScorer:
     """Accumulates where heads look, over the scored calls of one chunk."""
 
-    def __init__(self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler) -> None:
+    def __init__(
+        self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler, last_frames: int = 0
+    ) -> None:
         self.rows = rows
-        self._first = first_frames
+        self._first, self._last = first_frames, last_frames
         self._sum = torch.zeros(batch, layers, heads, 3)
         self._calls = [0] * layers
 
@@ -244,7 +261,8 @@ class HeadScorer:
         score = torch.empty(q.shape[0], 1, q.shape[2], 3, device=q.device)
         for segment in segments:
             tokens = segment.k.shape[1] // len(segment.frames[0])
-            regions = frame_regions(torch.tensor(segment.frames), q.shape[1] // tokens, self._first)
+            current = q.shape[1] // tokens + self._last
+            regions = frame_regions(torch.tensor(segment.frames), current, self._first)
             regions = regions.to(q.device).repeat_interleave(tokens, dim=1)
             segment.scatter(score, attention_mass(segment.select(rows), segment.k, regions)[:, None])
         self._sum[:, layer] += score[:, 0]
@@ -271,29 +289,6 @@ def frame_regions(frames: Tensor, current: int, first: int) -> Tensor:
     return regions.masked_fill(age_rank >= frames.shape[1] - current, 2)
 
 
-def assign_roles(scores: Tensor, num_dummy: int) -> tuple[tuple[Role, ...], ...]:
-    """Dynamic head programming: choose the dummy heads whose past costs least to lose, then sort the rest.
-
-    With p0 and p1 the masses on first and middle frames, each normalised over all heads, a dummy head costs
-    max(p0, p1). Taking the cheapest heads is the exact optimum of the summed cost.
-
-    Args:
-        scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
-        num_dummy: How many heads become dummy.
-
-    Returns:
-        The role of each head, layer by layer; ties go by layer, then head.
-    """
-    layers, heads, _ = scores.shape
-    mass = scores.double().cpu().reshape(-1, 3)
-    first, middle = (mass / mass.sum(0).clamp_min(torch.finfo(torch.float64).tiny)).T[:2].tolist()
-    cost = [max(p) for p in zip(first, middle, strict=True)]
-    roles = [Role.NEIGHBOR if p0 < p1 else Role.SINK for p0, p1 in zip(first, middle, strict=True)]
-    for head in sorted(range(len(cost)), key=cost.__getitem__)[:num_dummy]:
-        roles[head] = Role.DUMMY
-    return tuple(tuple(roles[layer * heads : (layer + 1) * heads]) for layer in range(layers))
-
-
 def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | None = None) -> Plan:
     """Turn scores into a plan.
 
@@ -308,14 +303,15 @@ def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | Non
     """
     assert policy.roles is not None
     num_dummy = policy.dummy_heads(scores.shape[0] * scores.shape[1])
+    roles = assign_roles(scores, num_dummy, policy.criterion, policy.seed)
     return Plan(
-        roles=assign_roles(scores, num_dummy),
+        roles=roles,
         table={str(role): context for role, context in policy.roles.items()},
         policy=policy.name,
         chunk=chunk,
         score_pass=policy.score_pass,
         seed=policy.seed,
-        num_dummy=num_dummy,
+        num_dummy=sum(row.count(Role.DUMMY) for row in roles),
         scores=tuple(tuple(tuple(round(x, 7) for x in head) for head in row) for row in scores.tolist()),
         fingerprint=fingerprint,
     )

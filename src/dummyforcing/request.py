@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     seed: int
     """Seeds the noise; sample i of a batch uses `seed + i`. 0 by default."""
     policy: str | Policy
-    """`dummy` by default; `dense`, `window:SINK,RECENT`, `official`, or a policy of your own."""
+    """`dummy` by default; `anchored`, `dense`, `window:SINK,RECENT`, `official`, or one of your own."""
     dummy_fraction: float | None
     """Share of the heads that become dummy; the preset's by default."""
     plan: Plan | None
@@ -191,10 +191,11 @@ class ModelFolder:
         defaults = self.preset.dummy
         complete = {
             "dummy": f"dummy:{defaults.neighbor_frames}",
+            "anchored": f"anchored:{defaults.neighbor_frames}",
             "official": f"official:{defaults.classify_at_chunk},1,{self.preset.chunk_frames}",
         }
         chosen = parse_policy(complete.get(policy, policy))
-        if chosen.name != "dummy":
+        if chosen.name not in ("dummy", "anchored"):
             return chosen
         return replace(
             chosen,

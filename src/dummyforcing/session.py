@@ -186,7 +186,12 @@ class Session:
         config, policy = self.model.config, self.policy
         rows = row_sampler(policy)
         return HeadScorer(
-            self.latent_shape[0], config.num_layers, config.num_heads, policy.first_frames, rows
+            self.latent_shape[0],
+            config.num_layers,
+            config.num_heads,
+            policy.first_frames,
+            rows,
+            policy.last_frames,
         )
 
     def _draw(self) -> Tensor:
