@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dummyforcing import heads
 from dummyforcing.cache import KVCache
@@ -35,23 +36,51 @@ def random_scores(layers, heads, seed=0):
 # Scoring
 
 
-@pytest.mark.parametrize("block_elements", [1, 2**24])
+@pytest.mark.parametrize("block_elements", [1, 700, 2**24])
 def test_attention_mass_equals_an_explicit_softmax(monkeypatch, block_elements):
     monkeypatch.setattr(heads, "BLOCK_ELEMENTS", block_elements)
     torch.manual_seed(0)
     q, k = 4 * torch.randn(2, 7, 3, 8), 4 * torch.randn(2, 200, 3, 8)
-    regions = torch.randint(3, (3, 200))
     weights = torch.einsum("brhd,bshd->bhrs", q.double(), k.double()).div(8**0.5).softmax(-1).mean(2)
-    expected = torch.stack([(weights * (regions == r)).sum(-1) for r in range(3)], -1)
-    mass = attention_mass(q, k, regions)
-    torch.testing.assert_close(mass, expected.float(), atol=2e-6, rtol=0)
+    mass = attention_mass(q, k, 5)
+    torch.testing.assert_close(mass, weights.unflatten(-1, (5, 40)).sum(-1).float(), atol=2e-6, rtol=0)
     assert mass.dtype == torch.float32
 
 
 def test_attention_mass_survives_huge_logits():
-    q, k = torch.full((1, 1, 1, 4), 100.0), torch.full((1, 3, 1, 4), -100.0)
-    mass = attention_mass(q, k, torch.tensor([[0, 1, 2]]))
-    torch.testing.assert_close(mass, torch.full((1, 1, 3), 1 / 3))
+    q, k = torch.full((1, 1, 1, 4), 100.0), torch.full((1, 6, 1, 4), -100.0)
+    torch.testing.assert_close(attention_mass(q, k, 3), torch.full((1, 1, 3), 1 / 3))
+    torch.testing.assert_close(attention_mass(q, -k, 3), torch.full((1, 1, 3), 1 / 3))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation put out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_scoring_holds_a_block_of_logits_however_many_queries_and_keys(monkeypatch):
+    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", 4096)
+    tokens, width = 40, 4
+    for rows, slots in ((100, 4), (400, 16)):
+        q, k = torch.randn(1, rows, 2, width), torch.randn(1, slots * tokens, 2, width)
+        with LargestTensor() as mode:
+            attention_mass(q, k, slots)
+        assert mode.elements <= 4096 + 2 * rows * slots
+        assert mode.elements < rows * tokens * 2, "the test needs more than a block of logits for one frame"
+
+
+def test_scoring_turns_one_frame_of_keys_at_a_time_into_float32():
+    k = torch.randn(1, 30 * 40, 2, 64).bfloat16()
+    with LargestTensor() as mode:
+        attention_mass(torch.randn(1, 1, 2, 64).bfloat16(), k, 30)
+    assert mode.elements == k.numel() // 30
 
 
 def test_regions_follow_the_frames_that_slots_really_hold():

@@ -11,6 +11,7 @@ Source: Dummy Forcing (arXiv:2601.20499), online head classification, dynamic he
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from inspect import signature
 from typing import Literal
 
@@ -34,13 +35,17 @@ __all__ = [
     "attention_mass",
     "make_plan",
     "parse_policy",
+    "region_mass",
 ]
 
 BLOCK_ELEMENTS = 2**24
-"""Most logits that scoring holds at a time (64 MiB), beyond 64 keys."""
+"""Most logits that scoring holds at a time (64 MiB), beyond one query row of one frame."""
 
 RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
+
+Labels = Callable[[Tensor, int], Tensor]
+"""`label(frames, current)`: the region of each frame slot, `(H, slots)` int64; arguments as `frame_regions`."""
 
 
 @dataclass(frozen=True)
@@ -210,31 +215,56 @@ def row_sampler(policy: Policy) -> RowSampler:
     return sample
 
 
-def attention_mass(q: Tensor, k: Tensor, regions: Tensor) -> Tensor:
-    """Measure the attention that each head spends on the first frames, the middle and the current chunk.
+def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
+    """Measure the share of attention that each head spends on each frame slot.
 
-    Keys are visited in blocks with a running maximum, as in flash attention, so memory stays bounded.
+    The softmax over all keys is one over slots, of the log of each slot's summed exponentials. So slots are
+    visited one at a time, queries in blocks, and memory does not grow with the number of keys.
 
     Args:
         q: Query rows, RoPE applied, `(B, R, H, D)`.
         k: Visible keys, RoPE applied, `(B, S, H, D)`.
-        regions: Region of each key for each head, `(H, S)` int64: 0 first, 1 middle, 2 current.
+        slots: How many frames `S` holds.
 
     Returns:
-        Mean over the rows, `(B, H, 3)` float32; the three sum to 1.
+        Mean over the rows, `(B, H, slots)` float32; the slots sum to 1.
     """
     q = q.transpose(1, 2).float() * q.shape[-1] ** -0.5
-    member = F.one_hot(regions, 3).float()
-    top = torch.full(q.shape[:3], -torch.inf, device=q.device)
-    mass = torch.zeros(*q.shape[:3], 3, device=q.device)
-    step = max(64, BLOCK_ELEMENTS // top.numel())
-    for s in range(0, k.shape[1], step):
-        logits = q @ k[:, s : s + step].permute(0, 2, 3, 1).float()
-        peak = torch.maximum(top, logits.amax(-1))
-        weights = logits.sub_(peak[..., None]).exp_()
-        mass = mass * (top - peak).exp()[..., None] + weights @ member[:, s : s + step]
-        top = peak
-    return (mass / mass.sum(-1, keepdim=True)).mean(2)
+    tokens = k.shape[1] // slots
+    step = max(1, BLOCK_ELEMENTS // (tokens * q.shape[0] * q.shape[1]))
+    log_mass = q.new_empty(*q.shape[:3], slots)
+    for slot, keys in enumerate(k.split(tokens, dim=1)):
+        keys = keys.permute(0, 2, 3, 1).float()
+        for rows in range(0, q.shape[2], step):
+            block = slice(rows, rows + step)
+            log_mass[:, :, block, slot] = (q[:, :, block] @ keys).logsumexp(-1)
+    return log_mass.softmax(-1).mean(2)
+
+
+def region_mass(q: Tensor, segments: Sequence[Segment], rows: Tensor, label: Labels, count: int) -> Tensor:
+    """Measure the share of attention that each head spends on each region of frames, in one attention call.
+
+    Args:
+        q: Queries of the current chunk, RoPE applied, `(B, L, H, D)`.
+        segments: What they attend to.
+        rows: The query rows to look at, `(R,)` int64.
+        label: Tells the region of each frame.
+        count: How many regions there are.
+
+    Returns:
+        Mean over the rows, `(B, H, count)` float32; the regions sum to 1.
+    """
+    # Copies to a GPU wait for nothing here: the rollout runs on while heads are watched.
+    chosen = q.index_select(1, rows.to(q.device, non_blocking=True))
+    out = torch.empty(q.shape[0], 1, q.shape[2], count, device=q.device)
+    for segment in segments:
+        slots = len(segment.frames[0])
+        current = q.shape[1] * slots // segment.k.shape[1]
+        regions = F.one_hot(label(torch.tensor(segment.frames), current), count).float()
+        mass = attention_mass(segment.select(chosen), segment.k, slots)
+        part = torch.einsum("bhs,hsr->bhr", mass, regions.to(q.device, non_blocking=True))
+        segment.scatter(out, part[:, None])
+    return out[:, 0]
 
 
 class HeadScorer:
@@ -244,7 +274,7 @@ class HeadScorer:
         self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler, last_frames: int = 0
     ) -> None:
         self.rows = rows
-        self._first, self._last = first_frames, last_frames
+        self._label = partial(frame_regions, first=first_frames, last=last_frames)
         self._sum = torch.zeros(batch, layers, heads, 3)
         self._calls = [0] * layers
 
@@ -257,15 +287,7 @@ class HeadScorer:
             segments: What the queries attend to.
         """
         self._sum = self._sum.to(q.device)
-        rows = q.index_select(1, self.rows(layer, q.shape[1]).to(q.device))
-        score = torch.empty(q.shape[0], 1, q.shape[2], 3, device=q.device)
-        for segment in segments:
-            tokens = segment.k.shape[1] // len(segment.frames[0])
-            current = q.shape[1] // tokens + self._last
-            regions = frame_regions(torch.tensor(segment.frames), current, self._first)
-            regions = regions.to(q.device).repeat_interleave(tokens, dim=1)
-            segment.scatter(score, attention_mass(segment.select(rows), segment.k, regions)[:, None])
-        self._sum[:, layer] += score[:, 0]
+        self._sum[:, layer] += region_mass(q, segments, self.rows(layer, q.shape[1]), self._label, 3)
         self._calls[layer] += 1
 
     def scores(self) -> Tensor:
@@ -273,20 +295,21 @@ class HeadScorer:
         return self._sum.cpu() / torch.tensor(self._calls)[:, None, None]
 
 
-def frame_regions(frames: Tensor, current: int, first: int) -> Tensor:
+def frame_regions(frames: Tensor, current: int, first: int, last: int = 0) -> Tensor:
     """Tell for each frame slot whether it holds a first frame (0), a middle one (1) or a current one (2).
 
     Args:
         frames: Absolute frame number in each slot, `(H, slots)` int64, in any order.
         current: How many frames, the newest ones, are the current chunk.
         first: How many of the oldest past frames count as first.
+        last: How many of the newest past frames count as current.
 
     Returns:
         `(H, slots)` int64.
     """
     age_rank = frames.argsort(1).argsort(1)
     regions = torch.where(age_rank < first, 0, 1)
-    return regions.masked_fill(age_rank >= frames.shape[1] - current, 2)
+    return regions.masked_fill(age_rank >= frames.shape[1] - current - last, 2)
 
 
 def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | None = None) -> Plan:
