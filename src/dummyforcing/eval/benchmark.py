@@ -1,4 +1,4 @@
-"""Judge a model of the rendered world on the held-out prompts: colour, shape and motion, by exact detectors.
+"""Judge a model of the rendered world on the held-out prompts: exact detectors, and all measures of `suite`.
 
     python -m dummyforcing.eval.benchmark --output benchmarks/results/tiny-quality.json
 
@@ -22,10 +22,11 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dummyforcing.eval.detect import Verdict, judge, summary
-from dummyforcing.eval.prompts import benchmark_scenes, two_object_scenes
+from dummyforcing.eval.detect import Verdict, summary
+from dummyforcing.eval.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from dummyforcing.eval.render import render
 from dummyforcing.eval.results import write_results
+from dummyforcing.eval.suite import aggregate, measure
 from dummyforcing.eval.world import Scene
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.video import save_contact_sheet
@@ -46,7 +47,7 @@ class Settings:
     frames: int = 81
     """Pixel frames per video."""
     limit: int = 64
-    """How many of the 64 prompts to use."""
+    """How many of the held-out prompts to use."""
     pairs: bool = True
     """Also the 16 two-object prompts, reported apart."""
     ceiling: bool = True
@@ -55,13 +56,18 @@ class Settings:
     """auto, cpu or cuda."""
 
 
-def judged(scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str) -> dict[str, object]:
-    """Make and judge one video per scene; the counts, and each failure with its reasons."""
-    verdicts: list[Verdict] = []
-    for index, scene in enumerate(tqdm(scenes, desc=title)):
-        verdicts.append(judge(make(index, scene), scene))
-    failures = {s.prompt: v.reasons for s, v in zip(scenes, verdicts, strict=True) if v.reasons}
-    return {**summary(verdicts), "failures": failures}
+def judged(
+    pipeline: Pipeline, scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str
+) -> dict[str, object]:
+    """Make and judge one video per scene: the counts, each failure with its reasons, and all measures."""
+    preset = pipeline.folder.preset
+    rows = [
+        measure(make(index, scene), scene, preset.chunk_frames, preset.fps)
+        for index, scene in enumerate(tqdm(scenes, desc=title))
+    ]
+    failures = {scene.prompt: row.reasons for scene, row in zip(scenes, rows, strict=True) if row.reasons}
+    verdicts = [Verdict(bool(row.color), bool(row.shape), bool(row.motion)) for row in rows]
+    return {**summary(verdicts), "failures": failures, "measures": aggregate(rows)}
 
 
 def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
@@ -78,8 +84,8 @@ def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict
         return pixels
 
     return {
-        "renders": judged(scenes, truth, "renders"),
-        "renders_after_vae": judged(scenes, decoded, "after VAE"),
+        "renders": judged(pipeline, scenes, truth, "renders"),
+        "renders_after_vae": judged(pipeline, scenes, decoded, "after VAE"),
     }
 
 
@@ -95,18 +101,18 @@ def run(settings: Settings) -> None:
     """Generate, judge, write."""
     settings.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
     pipeline = load(settings.model, device=settings.device)
-    single = benchmark_scenes()[: settings.limit]
+    single = benchmark_scenes(min(settings.limit, MAX_SCENES))
     results: dict[str, object] = {"model": settings.model, "pixel_frames": settings.frames}
     if settings.ceiling:
         results["ceiling"] = ceiling(pipeline, single, settings)
     for policy in settings.policies:
         videos: list[Frames] = []
         make = partial(_generate, pipeline, policy, settings.frames, videos)
-        part = {"one_object": judged(single, make, policy)}
+        part = {"one_object": judged(pipeline, single, make, policy)}
         picture = settings.output.with_name(f"{settings.output.stem}-{policy}.png")
         save_contact_sheet(picture, videos[:32], labels=[scene.prompt for scene in single[:32]])
         if settings.pairs:
-            part["two_objects"] = judged(two_object_scenes(), make, f"{policy}, pairs")
+            part["two_objects"] = judged(pipeline, two_object_scenes(), make, f"{policy}, pairs")
         results[policy] = part
     write_results(settings.output, results, pipeline.device)
 

@@ -16,6 +16,7 @@ from dummyforcing.eval.outline import FOLDS, normalise, overlaps, turning
 from dummyforcing.eval.pieces import Piece, find_pieces
 from dummyforcing.eval.world import SHAPES, Scene, Thing
 
+_MIN_TWIN = 0.1  # share of the frames
 _MIN_SHARE = 0.9  # of the frames in which the main object has the right color
 
 # A jittery outline costs thin shapes more overlap than compact ones. Clean outlines reach 0.92 and more.
@@ -31,9 +32,13 @@ class Found:
         shape: Its shape, or None if the outline is like none of them.
         motion: A key of `MOTIONS`, or None if it does none of them.
         track: Where it is.
-        color_share: Share of its frames in which it has that color.
+        color_at: The palette color (index into `COLORS`) that it has in every frame, `(T,)`; -1 out of sight.
+        color_share: Share of its frames in which it has its color.
+        has_twin: Whether there is another object of its color, at least a third as large, in a tenth of the
+            frames or more.
         largest_share: Share of the frames with any object in which this one is the largest.
         shape_scores: Mean overlap (IoU) of the outline with each shape at its best rotation.
+        shape_at: The same for every frame, `(T, S)` in the order of `SHAPES`; zero where it is not whole.
         motion_scores: How well each motion's rules are met, 0 to 1; 0.5 is the threshold.
     """
 
@@ -41,9 +46,12 @@ class Found:
     shape: str | None
     motion: str | None
     track: Track
+    color_at: NDArray[np.int8]
     color_share: float
+    has_twin: bool
     largest_share: float
     shape_scores: Mapping[str, float]
+    shape_at: Floats
     motion_scores: Mapping[str, float]
 
     @property
@@ -62,6 +70,11 @@ class Detection:
     """The objects of a video, the one with the most visible area first."""
 
     objects: tuple[Found, ...]
+
+    @property
+    def count(self) -> int:
+        """How many objects there are; more than two of one color count as two."""
+        return sum(1 + found.has_twin for found in self.objects)
 
     def of_color(self, color: str) -> Found | None:
         """The object of that color."""
@@ -94,7 +107,7 @@ def detect(frames: NDArray[np.uint8]) -> Detection:
     largest = areas.argmax(0)[np.any([piece.visible for piece in pieces], axis=0)]
     found = []
     for i, piece in enumerate(pieces):
-        shape, overlap, angle = _shape(piece)
+        shape, overlap, overlap_at, angle = _shape(piece)
         track = Track(piece.x, piece.y, piece.area, angle, piece.visible, piece.whole)
         motions = motion_scores(track, pillar)
         motion = max(motions, key=motions.__getitem__)
@@ -104,9 +117,12 @@ def detect(frames: NDArray[np.uint8]) -> Detection:
                 shape=shape,
                 motion=motion if motions[motion] >= 0.5 else None,
                 track=track,
+                color_at=piece.color_at,
                 color_share=piece.color_share,
+                has_twin=_has_twin(piece),
                 largest_share=float((largest == i).mean()) if len(largest) else 0.0,
                 shape_scores=overlap,
+                shape_at=overlap_at,
                 motion_scores=motions,
             )
         )
@@ -114,16 +130,20 @@ def detect(frames: NDArray[np.uint8]) -> Detection:
 
 
 def judge(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
-    """Compare a video with the scene that its prompt describes.
+    """Compare a video with the scene that its prompt describes: `verdict(detect(frames), scene)`."""
+    return verdict(detect(frames), scene)
+
+
+def verdict(detection: Detection, scene: Scene) -> Verdict:
+    """Compare what was found with the scene that the prompt describes.
 
     With one object the largest one of the video counts, whatever its color; with two, things are matched by
     color.
 
     Args:
-        frames: `(T, H, W, 3)` uint8, square pictures.
+        detection: What was found.
         scene: What the video should show.
     """
-    detection = detect(frames)
     if not detection.objects:
         return Verdict(False, False, False, ("no object is seen",))
     alone = len(scene.things) == 1
@@ -169,7 +189,7 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, object]:
     }
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion, 95% by default."""
     if count == 0:
         return 0.0, 1.0
@@ -199,20 +219,26 @@ def _margin(scores: Mapping[str, float]) -> float:
     return best - second
 
 
-def _shape(piece: Piece) -> tuple[str | None, dict[str, float], Floats]:
-    """Shape, mean overlap with every shape and angle `(T,)`, from the frames that show the whole outline."""
+def _has_twin(piece: Piece) -> bool:
+    """Whether another object of its color is there; what a pillar cuts in two is still one, so not there."""
+    return bool(piece.whole.any() and (piece.apart > piece.area / 3)[piece.whole].mean() >= _MIN_TWIN)
+
+
+def _shape(piece: Piece) -> tuple[str | None, dict[str, float], Floats, Floats]:
+    """Shape, mean overlap with each shape, overlaps `(T, S)` and angle `(T,)` where the outline is whole."""
     whole = piece.whole
     angle = np.zeros(len(whole), np.float32)
+    overlap_at = np.zeros((len(whole), len(SHAPES)), np.float32)
     if not whole.any():
-        return None, dict.fromkeys(SHAPES, 0.0), angle
+        return None, dict.fromkeys(SHAPES, 0.0), overlap_at, angle
     outlines = normalise(piece.light[whole], piece.x[whole], piece.y[whole], piece.area[whole])
-    overlap = overlaps(outlines)
+    overlap = overlap_at[whole] = overlaps(outlines)
     scores = dict(zip(SHAPES, overlap.mean(0).tolist(), strict=True))
     shape = max(scores, key=scores.__getitem__)
     votes = float((overlap.argmax(1) == SHAPES.index(shape)).mean())
     if scores[shape] < _MIN_OVERLAP[shape] or votes < 0.6:
-        return None, scores, angle
+        return None, scores, overlap_at, angle
     if shape in FOLDS:
         turned = turning(outlines, FOLDS[shape])
         angle = np.interp(np.arange(len(whole)), np.flatnonzero(whole), turned).astype(np.float32)
-    return shape, scores, angle
+    return shape, scores, overlap_at, angle

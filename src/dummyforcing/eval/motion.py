@@ -61,7 +61,7 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
     steady = min(fluent, _ramp(abs(growth), 0.9, 0.5))
     here = min(fluent, _ramp(moved, 0.4, 0.2))
 
-    absences = _absences(track)
+    absences = [absence.kind for absence in find_absences(track)]
     if "hidden" in absences and pillar:
         scores["behind"] = min(fluent, _ramp(dx, 0.3, 0.6))
     elif "out" in absences or ("left" in absences and not long):
@@ -103,14 +103,27 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
     return scores
 
 
-def _absences(track: Track) -> list[str]:
-    """The times when most of the object is out of sight: where, and whether it comes back.
+@dataclass(frozen=True)
+class Absence:
+    """A time of three pixel frames or more in which most of an object is out of sight.
 
-    Returns:
-        For each time of three pixel frames or more: "hidden" (in the middle, between two sights), "out"
-        (beyond a border, back at the same side), "left" (beyond a border at the start or end) or "lost".
+    Attributes:
+        kind: "hidden" (in the middle, between two sights), "out" (beyond a border, back at the same side),
+            "left" (beyond a border at the start or end) or "lost" (anything else).
+        first: Its first pixel frame.
+        end: The pixel frame after its last one.
     """
+
+    kind: str
+    first: int
+    end: int
+
+
+def find_absences(track: Track) -> list[Absence]:
+    """The times when most of an object is out of sight: where, and whether it comes back."""
     free = np.flatnonzero(track.whole)
+    if not len(free):
+        return []
     half = min(FPS, len(free) - 1)  # compare with the second before and after: it may grow or shrink
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(track.area[free], half, "reflect"), 2 * half + 1
@@ -118,7 +131,7 @@ def _absences(track: Track) -> list[str]:
     usual = np.interp(np.arange(len(track.area)), free, np.median(windows, 1))
     lost = track.area < 0.4 * usual
     ends = np.flatnonzero(np.diff(np.concatenate(([False], lost, [False]))))
-    kinds = []
+    found = []
     for first, last in zip(ends[::2], ends[1::2] - 1, strict=True):
         if last - first < 2:
             continue
@@ -129,12 +142,11 @@ def _absences(track: Track) -> list[str]:
             at = at[:, [0 if first > 0 else 1]]
         if (np.abs(at).max(0) > 0.65).all():
             same = bool((np.abs(at[:, 0] - at[:, -1]) < 0.5).all())
-            kinds.append("left" if not inner else "out" if same else "lost")
-        elif inner and (np.abs(at[0]) < 0.5).all():
-            kinds.append("hidden")
+            kind = "left" if not inner else "out" if same else "lost"
         else:
-            kinds.append("lost")
-    return kinds
+            kind = "hidden" if inner and (np.abs(at[0]) < 0.5).all() else "lost"
+        found.append(Absence(kind, int(first), int(last) + 1))
+    return found
 
 
 def spread(values: Floats) -> float:

@@ -32,21 +32,26 @@ class Piece:
 
     Attributes:
         color: The palette color that it has in most frames.
-        color_share: Share of its frames in which it has that color.
+        color_at: The palette color (index into `COLORS`) of most of its pixels in every frame, `(T,)`; -1
+            where nothing is visible.
+        color_share: Share of its frames in which it has its main color.
         light: `(T, G, G)` brightness in units of the threshold: above 1 inside, below around it, 0 elsewhere.
         x: Centroid of what is visible, `(T,)`; the last known one while nothing is.
         y: Likewise.
         area: Visible area, `(T,)`, in units in which the picture has 4.
+        apart: Area of the same colors that is not connected to it, `(T,)`: another object of that color.
         visible: Whether there is anything to see, `(T,)`.
         whole: Whether nothing cuts the outline: no border, no pillar, no other object, `(T,)`.
     """
 
     color: str
+    color_at: Labels
     color_share: float
     light: Floats
     x: Floats
     y: Floats
     area: Floats
+    apart: Floats
     visible: Bools
     whole: Bools
 
@@ -64,15 +69,17 @@ def find_pieces(frames: NDArray[np.uint8]) -> tuple[list[Piece], bool]:
     pillar = _has_pillar(pictures)
     pieces = []
     for i, blob in enumerate(blobs):
-        color, share = _main_color(labels, blob)
+        color, color_at, share = _main_color(labels, blob)
         pieces.append(
             Piece(
                 color,
+                color_at,
                 share,
                 light=(_box(blob.mask, 3) > 0) * value / np.float32(level),
                 x=_hold(blob.x, blob.visible),
                 y=_hold(blob.y, blob.visible),
                 area=blob.area,
+                apart=blob.apart,
                 visible=blob.visible,
                 whole=_uncut(blob, blobs[:i] + blobs[i + 1 :], pillar),
             )
@@ -87,7 +94,8 @@ def _shrink(frames: NDArray[np.uint8]) -> Floats:
     """Bring frames to `(T, 3, G, G)` in [0, 1]."""
     pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
     mode = "area" if frames.shape[1] >= _GRID else "bilinear"
-    small: Floats = F.interpolate(pictures, (_GRID, _GRID), mode=mode).numpy()
+    # Contiguous: torch keeps the channels innermost, where numpy's reductions over pixels are slow.
+    small: Floats = F.interpolate(pictures, (_GRID, _GRID), mode=mode).contiguous().numpy()
     return small
 
 
@@ -178,21 +186,24 @@ def _has_pillar(pictures: Floats) -> bool:
 
 @dataclass(frozen=True)
 class _Blob:
-    """Pixels of one object `(T, G, G)` with their centroid and area, each `(T,)`."""
+    """Pixels of one object `(T, G, G)`; their centroid and area, and the area left out, each `(T,)`."""
 
     mask: Bools
     x: Floats
     y: Floats
     area: Floats
+    apart: Floats
 
     @classmethod
     def of(cls, mask: Bools) -> "_Blob":
         """Measure the largest connected piece of a mask."""
+        total = mask.sum((1, 2))
         mask = _largest_piece(mask)
         ticks = ((np.arange(_GRID) + 0.5) * (2 / _GRID) - 1).astype(np.float32)
         pixels = mask.sum((1, 2)).astype(np.float32)
         x, y = (mask.sum(axis).astype(np.float32) @ ticks / np.maximum(pixels, 1) for axis in (1, 2))
-        return cls(mask, x, y, pixels * np.float32(4 / _GRID**2))
+        pixel = np.float32(4 / _GRID**2)
+        return cls(mask, x, y, pixels * pixel, (total - pixels).astype(np.float32) * pixel)
 
     @property
     def visible(self) -> Bools:
@@ -217,12 +228,13 @@ def _separate(labels: Labels, colors: Sequence[int]) -> list[_Blob]:
     return blobs
 
 
-def _main_color(labels: Labels, blob: _Blob) -> tuple[str, float]:
-    """The color that a blob has in most frames, and the share of its frames in which it has it."""
+def _main_color(labels: Labels, blob: _Blob) -> tuple[str, Labels, float]:
+    """The color that a blob has in most frames, that of every frame, and the share of the first in them."""
     inside = np.where(blob.mask, labels, -1)
     counts = np.stack([(inside == color).sum((1, 2)) for color in range(len(COLORS))])
-    votes = np.bincount(counts.argmax(0)[blob.visible], minlength=len(COLORS))
-    return list(COLORS)[int(votes.argmax())], float(votes.max() / max(1, votes.sum()))
+    color_at = np.where(blob.visible, counts.argmax(0), -1).astype(np.int8)
+    votes = np.bincount(color_at[blob.visible], minlength=len(COLORS))
+    return list(COLORS)[int(votes.argmax())], color_at, float(votes.max() / max(1, votes.sum()))
 
 
 def _uncut(blob: _Blob, others: Sequence[_Blob], pillar: bool) -> Bools:
