@@ -1,4 +1,4 @@
-"""Write the measured tables of the README from the committed results.
+"""Write the measured tables of the README, and docs/reproduction.md, from the committed results.
 
 python benchmarks/tables.py           # rewrite them
 python benchmarks/tables.py --check   # fail if they are out of date
@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from page import page, read_results, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,12 +34,6 @@ def percent(part: dict[str, Any]) -> str:
     """A rate with its 95% interval."""
     low, high = part["interval"]
     return f"{part['percent']:.0f}% ({low:.0f}-{high:.0f})"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def speed() -> str:
@@ -83,22 +79,24 @@ def quality() -> str:
 
 
 def main() -> None:
-    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README."""
+    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README, and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if anything would change")
     args = parser.parse_args()
     readme = ROOT / "README.md"
-    old = new = readme.read_text()
+    new = readme.read_text()
     for name, make in {"speed": speed, "quality": quality}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, rest = new.split(begin)
         new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
-    if args.check and new != old:
-        raise SystemExit("README.md is out of date: run python benchmarks/tables.py")
-    if not args.check:
-        readme.write_text(new)
+    reproduction = ROOT / "docs" / "reproduction.md"
+    for path, text in {readme: new, reproduction: page(read_results(RESULTS))}.items():
+        if args.check and (not path.exists() or path.read_text() != text):
+            raise SystemExit(f"{path.name} is out of date: run python benchmarks/tables.py")
+        if not args.check:
+            path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def damages(path: DensePath, call: DenseCall, removed: Sequence[Sequence[int]], 
     together = 64 if path.device.type == "cuda" else 8
     errors = [
         (path.again(call, part) - call.x0).double().square().flatten(1).mean(1)
-        for part in seen.split(together)
+        for part in torch.split(seen, together)
     ]
     return (torch.cat(errors) / call.x0.double().var(correction=0)).cpu()
 
@@ -103,8 +103,8 @@ def orders(scores: dict[str, Tensor], alone: Tensor, elsewhere: list[int], seed:
 
     Args:
         scores: From `DensePath.scores`.
-        alone: What each head's removal alone did while the heads were scored, `(heads,)`: a call per head, but
-            it tells how much attention mass leaves unsaid.
+        alone: What each head's removal alone did while the heads were scored, `(heads,)`: it takes a call per
+            head, but tells how much attention mass leaves unsaid.
         elsewhere: From `measured_ranking`, of other videos.
         seed: Of the random draws.
     """
