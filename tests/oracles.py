@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dummyforcing.model import CausalWan, ModelConfig, TextKV
 from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.rope import apply_rope, rope_table
 from dummyforcing.sampling import make_schedule
 
 SCHEDULE = make_schedule([1000, 750, 500, 250], shift=5.0)
@@ -38,11 +39,14 @@ def small_model(layers: int = 2, heads: int = 3, head_dim: int = 8, seed: int = 
     return model
 
 
-def small_text(model: CausalWan, batch: int = 1, seed: int = 1) -> TextKV:
+def small_prompt(model: CausalWan, batch: int = 1, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     config = model.config
-    prompt = torch.randn(batch, config.text_len, config.text_dim, generator=generator)
-    return model.embed_text(prompt.to(model.patch_embedding.weight.dtype))
+    return torch.randn(batch, config.text_len, config.text_dim, generator=generator)
+
+
+def small_text(model: CausalWan, batch: int = 1, seed: int = 1) -> TextKV:
+    return model.embed_text(small_prompt(model, batch, seed).to(model.patch_embedding.weight.dtype))
 
 
 def random_plan(layers: int, heads: int, seed: int, contexts: Sequence[HeadContext] | None = None) -> Plan:
@@ -89,3 +93,76 @@ class HeadMemory:
     def _trim(self) -> None:
         if self.context.recent is not None:
             self.ring = self.ring[len(self.ring) - min(len(self.ring), self.context.recent) :]
+
+
+class KeepEverything:
+    """A cache that keeps all keys as they are before RoPE, and for each head a list of the frames it sees."""
+
+    def __init__(self, plans: Sequence[Plan], tokens: int, chunk: int, reach: int | None = None) -> None:
+        self.plans, self.tokens, self.chunk, self.reach, self.past = plans, tokens, chunk, reach, 0
+        self.memory = [[[HeadMemory(c) for c in row] for row in plan.contexts] for plan in plans]
+        self.k: dict[int, Tensor] = {}
+        self.v: dict[int, Tensor] = {}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, pinned: bool = True) -> Tensor:
+        """Attention of queries and keys without RoPE, over whatever each head sees, wherever it stands."""
+        last = self.past * self.tokens
+        self.k[layer] = torch.cat([self.k[layer][:, :last], k], 1) if layer in self.k else k
+        self.v[layer] = torch.cat([self.v[layer][:, :last], v], 1) if layer in self.v else v
+        end = self.k[layer].shape[1] // self.tokens
+        moved = max(0, end - self.reach) if self.reach else 0
+        # Every frame twice: where it was made, and moved on.
+        positions = torch.cat([torch.arange(end), torch.arange(end) + moved])
+        masks = [
+            [self._sees(head, end, moved, pinned) for head in sample]
+            for sample in (sample[layer] for sample in self.memory)
+        ]
+        mask = torch.tensor(masks).repeat_interleave(self.tokens, -1)
+        keys = self.rotated(self.k[layer].repeat(1, 2, 1, 1), positions)
+        queries = self.rotated(q, torch.arange(self.past, end))
+        return softmax_attention(queries, keys, self.v[layer].repeat(1, 2, 1, 1), mask[:, :, None])
+
+    def rotated(self, x: Tensor, frames: Tensor) -> Tensor:
+        """`x` with RoPE."""
+        return apply_rope(x, *rope_table(frames, 1, self.tokens, x.shape[-1]))
+
+    def _sees(self, head: HeadMemory, end: int, moved: int, pinned: bool) -> list[bool]:
+        sink, recent = head.context.sink, head.context.recent
+        if self.past < sink:
+            moved = 0
+        here, there = [False] * end, [False] * end
+        for frame in {*head.visible, *range(self.past, end)}:
+            if frame < sink and pinned:
+                (there if moved else here)[frame] = True
+            elif frame < sink:
+                here[frame] = frame >= moved
+            else:
+                fits = recent is None or frame >= end - recent - self.chunk
+                here[frame] = fits and frame >= moved + (sink if pinned else 0)
+        return here + there
+
+    def commit(self, frames: int) -> None:
+        new = range(self.past, self.past + frames)
+        self.past += frames
+        for head in self._heads():
+            head.commit(new)
+
+    def apply(self, plans: Sequence[Plan]) -> None:
+        for sample, plan in zip(self.memory, plans, strict=True):
+            for row, contexts in zip(sample, plan.contexts, strict=True):
+                for head, context in zip(row, contexts, strict=True):
+                    head.convert(context)
+
+    def rewind(self, frames: int) -> None:
+        self.past -= frames
+        for head in self._heads():
+            head.ring = []
+            head.pinned = [frame for frame in head.pinned if frame < self.past]
+
+    def reset(self) -> None:
+        self.rewind(self.past)
+        for head in self._heads():
+            head.pinned = []
+
+    def _heads(self) -> list[HeadMemory]:
+        return [head for sample in self.memory for row in sample for head in row]

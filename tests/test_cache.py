@@ -2,81 +2,73 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dummyforcing.attention import attend
 from dummyforcing.cache import KVCache
+from dummyforcing.errors import UserError
 from dummyforcing.heads import official
 from dummyforcing.plan import HeadContext, Plan
-from oracles import HeadMemory, random_plan, softmax_attention
+from oracles import KeepEverything, random_plan
 
-HEAD_DIM = 4
-
-
-def make_cache(plans, tokens=1, chunk=3, frames=None):
-    return KVCache(plans, head_dim=HEAD_DIM, tokens_per_frame=tokens, chunk_frames=chunk, frames=frames)
+HEAD_DIM = 8
 
 
-class KeepEverything:
-    """The oracle: all keys of all frames, and for each sample, layer and head the frames that it sees."""
+def make_cache(plans, tokens=1, chunk=3, frames=None, reach=None):
+    return KVCache(
+        plans, head_dim=HEAD_DIM, tokens_per_frame=tokens, chunk_frames=chunk, frames=frames, reach=reach
+    )
 
-    def __init__(self, plans, tokens, chunk):
-        self.tokens, self.chunk, self.past = tokens, chunk, 0
-        self.memory = [[[HeadMemory(c) for c in row] for row in plan.contexts] for plan in plans]
-        self.k, self.v = {}, {}
 
-    def attend(self, layer, q, k, v):
-        last = self.past * self.tokens
-        k = torch.cat([self.k[layer][:, :last], k], 1) if layer in self.k else k
-        v = torch.cat([self.v[layer][:, :last], v], 1) if layer in self.v else v
-        self.k[layer], self.v[layer] = k, v
-        frame = torch.arange(k.shape[1]) // self.tokens
-        mask = torch.stack(
-            [
-                torch.stack(
-                    [
-                        (frame >= self.past) | torch.isin(frame, torch.tensor([*head.visible]))
-                        for head in sample
-                    ]
-                )
-                for sample in (sample[layer] for sample in self.memory)
-            ]
-        )
-        return softmax_attention(q, k, v, mask[:, :, None])
+class Both:
+    """The cache and the oracle, driven alike."""
 
-    def commit(self):
-        new = range(self.past, self.past + self.chunk)
-        self.past += self.chunk
-        for head in self._heads():
-            head.commit(new)
+    def __init__(self, plans, tokens=1, chunk=3, reach=None, frames=None):
+        torch.manual_seed(0)
+        self.cache = make_cache(plans, tokens, chunk, frames, reach)
+        self.oracle = KeepEverything(plans, tokens, chunk, reach)
+        self.layers, self.heads = len(plans[0].contexts), len(plans[0].contexts[0])
+
+    def run(self, frames, pinned=True):
+        """One pass; all that the cache hands out is compared."""
+        assert self.cache.frames == self.oracle.past
+        new = torch.arange(self.oracle.past, self.oracle.past + frames)
+        for layer in range(self.layers):
+            shape = (self.cache.batch, frames * self.oracle.tokens, self.heads, HEAD_DIM)
+            q, k, v = torch.randn(3, *shape)
+            q_turned, k_turned = (self.oracle.rotated(x, new) for x in (q, k))
+            segments = self.cache[layer].write(k_turned, v, pinned)
+            expected = self.oracle.attend(layer, q, k, v, pinned)
+            torch.testing.assert_close(attend(q_turned, segments), expected, atol=2e-5, rtol=0)
+
+    def commit(self, frames):
+        self.cache.commit(frames)
+        self.oracle.commit(frames)
 
     def apply(self, plans):
-        for sample, plan in zip(self.memory, plans, strict=True):
-            for row, contexts in zip(sample, plan.contexts, strict=True):
-                for head, context in zip(row, contexts, strict=True):
-                    head.convert(context)
+        self.cache.apply(plans)
+        self.oracle.apply(plans)
 
-    def _heads(self):
-        return [head for sample in self.memory for row in sample for head in row]
+    def rewind(self, frames):
+        self.cache.rewind(frames)
+        self.oracle.rewind(frames)
+
+    def reset(self):
+        self.cache.reset()
+        self.oracle.reset()
 
 
-def run_both(plans, applied, at, chunks, tokens, chunk, heads, layers=2, frames=None):
+def run_both(plans, applied, at, chunks, tokens, chunk, frames=None, reach=None):
     """Compare cache and oracle over `chunks` chunks; plans change to `applied` after chunk `at`."""
-    torch.manual_seed(0)
-    batch = len(plans)
-    cache, oracle = make_cache(plans, tokens, chunk, frames), KeepEverything(plans, tokens, chunk)
+    both = Both(plans, tokens, chunk, reach, frames)
     for number in range(chunks):
         for _ in range(2):
-            for layer in range(layers):
-                q, k, v = torch.randn(3, batch, chunk * tokens, heads, HEAD_DIM)
-                out = attend(q, cache[layer].write(k, v))
-                torch.testing.assert_close(out, oracle.attend(layer, q, k, v), atol=2e-5, rtol=0)
-        cache.commit()
-        oracle.commit()
+            both.run(chunk)
+        both.commit(chunk)
         if number == at:
-            cache.apply(applied)
-            oracle.apply(applied)
+            both.apply(applied)
+    return both
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,7 +84,7 @@ def run_both(plans, applied, at, chunks, tokens, chunk, heads, layers=2, frames=
 def test_any_plan_is_dense_attention_with_a_mask(seed, batch, heads, chunk, tokens, known_length, same_plan):
     plans = [random_plan(2, heads, seed + (0 if same_plan else i)) for i in range(batch)]
     frames = 5 * chunk if known_length else None
-    run_both(plans, plans, None, 5, tokens, chunk, heads, frames=frames)
+    run_both(plans, plans, None, 5, tokens, chunk, frames=frames)
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,8 +97,11 @@ def test_any_plan_is_dense_attention_with_a_mask(seed, batch, heads, chunk, toke
     initial=st.sampled_from(
         [HeadContext(0, None), HeadContext(2, 4), HeadContext(3, 1), HeadContext(2, None)]
     ),
+    reach=st.sampled_from([None, None, 7, 11]),
 )
-def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial):
+def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial, reach):
+    if reach:  # what was once out of reach cannot be pinned later
+        initial = HeadContext(max(2, initial.sink), initial.recent)
     before = [Plan.uniform(2, heads, initial)] * batch
     contexts = [
         HeadContext(0, 1),
@@ -116,7 +111,88 @@ def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial):
         HeadContext(0, None),
     ]
     after = [random_plan(2, heads, seed + i, contexts) for i in range(batch)]
-    run_both(before, after, at, at + 5, 2, chunk, heads)
+    run_both(before, after, at, at + 5, 2, chunk, reach=reach)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 2),
+    tokens=st.integers(1, 2),
+    chunk=st.integers(1, 3),
+    in_progress=st.integers(2, 4),
+    more=st.none() | st.integers(0, 9),
+    pinned=st.booleans(),
+)
+def test_windows_of_many_chunks_of_which_one_is_committed(
+    seed, batch, tokens, chunk, in_progress, more, pinned
+):
+    """Rolling Forcing's passes: a window grows and shrinks, its first chunk is committed on its own."""
+    reach = None if more is None else in_progress * chunk + 2 + more
+    plans = [random_plan(2, 4, seed + i) for i in range(batch)]
+    if not pinned:  # then visible frames depend on the sink, and no plan mixes heads
+        plans = [Plan.uniform(2, 4, HeadContext(2, None if more is None else reach))] * batch
+    both = Both(plans, tokens, in_progress * chunk, reach)
+    for chunks in [*range(1, in_progress), *[in_progress] * 5, *range(in_progress - 1, 0, -1)]:
+        both.run(chunks * chunk)
+        if chunks == in_progress or both.cache.frames:
+            both.run(chunk, pinned)
+            both.commit(chunk)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    chunk=st.integers(1, 3),
+    steps=st.lists(st.sampled_from(["chunk", "chunk", "short", "again", "reset", "apply"]), max_size=14),
+    reach=st.sampled_from([None, 9, 12]),
+    window=st.integers(1, 4),
+)
+@example(seed=0, chunk=3, steps=["short", "chunk", "chunk", "chunk", "again"], reach=9, window=4)
+def test_the_past_is_written_again(seed, chunk, steps, reach, window):
+    """Passes of any length, rewritten frames and fresh starts in any order."""
+    contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 3), HeadContext(2, 2), HeadContext(3, 5)]
+    both = Both([random_plan(2, 4, seed, contexts)] * 2, 2, chunk, reach)
+    for number, step in enumerate(["chunk", *steps, "chunk"]):
+        if step == "reset":
+            both.reset()
+        elif step == "apply" and both.cache.frames:
+            # Frames that no head pins any more cannot be pinned again.
+            both.apply([random_plan(2, 4, seed + number, contexts[:1] + contexts[2:3])] * 2)
+        elif step == "again":
+            frames = min(window * chunk, both.cache.frames)
+            both.rewind(frames)
+            if frames:
+                both.run(frames)
+                both.commit(frames)
+        else:
+            frames = 1 if step == "short" else chunk
+            both.run(frames)
+            both.run(frames)
+            both.commit(frames)
+
+
+def test_pinned_frames_move_with_the_video_for_ever():
+    """After many chunks the keys are exact: each turn starts from the key as it was made."""
+    plan = random_plan(1, 4, 3, [HeadContext(3, 6), HeadContext(1, 0), HeadContext(0, 1)])
+    both = Both([plan], reach=12)
+    sizes = set()
+    for _ in range(340):
+        both.cache[0].write(*torch.zeros(2, 1, 3, 4, HEAD_DIM)) if both.cache.frames > 9 else both.run(3)
+        both.commit(3)
+        sizes.add(both.cache.nbytes)
+    assert len(sizes) == 1
+    both.oracle.k[0], both.oracle.v[0] = (
+        torch.cat([x[0][:, :12], torch.zeros(1, 3 * 340 - 12, 4, HEAD_DIM)], 1)
+        for x in (both.oracle.k, both.oracle.v)
+    )
+    both.run(3)
+
+
+def test_pinned_frames_and_current_ones_must_fit_into_the_reach():
+    make_cache([Plan.uniform(1, 2, HeadContext(6, 3))], chunk=15, reach=21)
+    with pytest.raises(UserError, match="cannot keep 7 first frames"):
+        make_cache([Plan.uniform(1, 2, HeadContext(7, 3))], chunk=15, reach=21)
 
 
 def test_a_longer_context_does_not_bring_frames_back():
@@ -169,6 +245,7 @@ def test_segments_hold_prefixes_of_static_buffers():
     for _ in range(6):
         segments = cache[0].write(*torch.randn(2, 1, 6, 4, HEAD_DIM))
         now = [(s.k.data_ptr(), s.v.data_ptr()) for s in segments]
+        assert now == [(b.k.data_ptr(), b.v.data_ptr()) for b in cache[0].buffers]
         assert places in (None, now)
         places = now
         cache.commit()

@@ -6,7 +6,7 @@ import torch
 from dummyforcing.heads import parse_policy
 from dummyforcing.pipeline import load
 from dummyforcing.session import Session
-from oracles import SCHEDULE, SHAPE, small_model, small_text
+from oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,9 +21,9 @@ def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.Mon
     latents, plans = [], []
     for device in ("cpu", "cuda"):
         model = small_model()
-        text = [(k.to(device), v.to(device)) for k, v in small_text(model, batch=2)]
+        prompt = small_prompt(model, batch=2)
         session = Session(
-            model.to(device), text, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
+            model.to(device), prompt, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
         )
         latents.append(torch.cat(list(session), dim=1).cpu())
         plans.append([plan.roles for plan in session.plans])

@@ -15,7 +15,7 @@ from dummyforcing.pipeline import load
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.sampling import make_schedule
 from dummyforcing.session import Session
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_text
+from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text
 
 ONE_STEP = make_schedule([1000], shift=5.0)
 PROMPT = "a red ball bounces on a green floor"
@@ -24,7 +24,7 @@ NOTHING, ALL = HeadContext(0, 0), HeadContext(0, None)
 
 def start(model, policy, schedule=SCHEDULE, seed=3):
     policy = parse_policy(policy) if isinstance(policy, str) else policy
-    return Session(model, small_text(model), policy, schedule, (1, *SHAPE), seeds=[seed])
+    return Session(model, small_prompt(model), policy, schedule, (1, *SHAPE), seeds=[seed])
 
 
 def open_path(model, schedule=SCHEDULE, seed=3):

@@ -10,24 +10,20 @@ from dummyforcing.errors import UserError
 from dummyforcing.heads import dense, dummy, official, parse_policy, window
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.session import Session
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_text, softmax_attention
+from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official", "official:2,1"]
 
 
-def start(model, policy="dummy", seeds=(0,), text=None, schedule=SCHEDULE, **options):
+def start(model, policy="dummy", seeds=(0,), prompt=None, schedule=SCHEDULE, **options):
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     batch = options.pop("batch", None) or len(seeds)
-    text = text or small_text(model, batch)
-    return Session(model, text, policy, schedule, (batch, *SHAPE), seeds=seeds, **options)
+    prompt = small_prompt(model, batch) if prompt is None else prompt
+    return Session(model, prompt, policy, schedule, (batch, *SHAPE), seeds=seeds, **options)
 
 
 def video(model, *args, frames=15, **options):
     return torch.cat(list(start(model, *args, frames=frames, **options)), 1)
-
-
-def sample_of(text, index):
-    return [(k[index : index + 1], v[index : index + 1]) for k, v in text]
 
 
 def test_dense_rollout_equals_whole_passes_without_a_cache():
@@ -54,7 +50,7 @@ def test_dense_rollout_equals_whole_passes_without_a_cache():
             if step < 3:
                 x = sampling.renoise(x, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
         done = torch.cat([done, x], 1)
-    torch.testing.assert_close(video(model, "dense", [3], text, frames=9), done, atol=2e-5, rtol=0)
+    torch.testing.assert_close(video(model, "dense", [3], frames=9), done, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -68,11 +64,11 @@ def test_same_seed_same_video(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_batch_equals_its_samples(policy):
     model = small_model(layers=3, heads=4)
-    text = small_text(model, 3)
-    batched = start(model, policy, [1, 2, 3], text, frames=15)
+    prompt = small_prompt(model, 3)
+    batched = start(model, policy, [1, 2, 3], prompt, frames=15)
     together = torch.cat(list(batched), 1)
     for i, seed in enumerate((1, 2, 3)):
-        single = start(model, policy, [seed], sample_of(text, i), frames=15)
+        single = start(model, policy, [seed], prompt[i : i + 1], frames=15)
         alone = torch.cat(list(single), 1)
         assert batched.plans[i].roles == single.plan.roles
         torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5, rtol=0)
@@ -83,9 +79,9 @@ def test_a_batch_equals_its_samples(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_interleaved_sessions_do_not_meet(policy):
     model = small_model()
-    texts = small_text(model, seed=1), small_text(model, seed=2)
-    expected = [video(model, policy, [seed], text) for seed, text in enumerate(texts)]
-    sessions = [start(model, policy, [seed], text) for seed, text in enumerate(texts)]
+    prompts = small_prompt(model, seed=1), small_prompt(model, seed=2)
+    expected = [video(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
+    sessions = [start(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
     chunks = [[], []]
     for _ in range(5):
         for session, parts in zip(sessions, chunks, strict=True):
@@ -119,7 +115,7 @@ def test_arguments_that_do_not_fit():
     with pytest.raises(UserError, match="chunks of 3"):
         start(model, frames=7)
     with pytest.raises(ValueError, match="text for 2 samples"):
-        start(model, text=small_text(model, 2))
+        start(model, prompt=small_prompt(model, 2))
     with pytest.raises(ValueError, match="5 calls"):
         start(model, skips=[False] * 4)
     with pytest.raises(ValueError, match="2 seeds for 1 samples"):
@@ -150,20 +146,16 @@ def test_scores_are_those_of_the_pass_that_the_policy_names():
     model = small_model(heads=4)
     recorded = []
 
-    class Recorder(Session):
-        def _attention(self, scorer, commit=False):
-            inner = super()._attention(scorer, commit)
-
-            def attention(layer, q, k, v):
-                recorded.append((self.frames // 3, commit, layer, q, k))
-                return inner(layer, q, k, v)
-
-            return attention
+    def record(call, layer, q, segments):
+        (segment,) = segments
+        at = [segment.frames[0].index(frame) for frame in range(3 * call.chunk, 3 * call.chunk + 3)]
+        tokens = segment.k.unflatten(1, (len(segment.frames[0]), -1))
+        recorded.append((call.chunk, call.step is None, layer, q, tokens[:, at].flatten(1, 2)))
 
     for score_pass in ("denoise", "commit"):
         recorded.clear()
         policy = dataclasses.replace(dummy(), score_pass=score_pass, rows=None)
-        session = Recorder(model, small_text(model), policy, SCHEDULE, (1, *SHAPE), frames=6)
+        session = start(model, policy, frames=6, observer=record)
         list(session)
         expected = torch.zeros(2, 4, 3)
         for layer in range(2):
@@ -261,15 +253,15 @@ def test_skipped_calls_reuse_the_last_residual():
 
     draw = sampling.seeded_noise([0])
     session = start(model, "dummy", [0], frames=6)
-    session._rope = model.rope(torch.arange(3), *SHAPE[1:])
+    rope = model.rope(torch.arange(3), *SHAPE[1:])
     x = draw((1, 3, *SHAPE))
     residual = None
     with torch.inference_mode():
         for step, skip in enumerate([False, True, False, True]):
-            tokens, time = model.patchify(x), session._times[step]
+            tokens, time = model.patchify(x), session._times[SCHEDULE.timesteps[step]]
             if not skip:
-                attention = session._attention(None)
-                residual = model.transform(tokens, time, session._text, session._rope, attention) - tokens
+                attention = session._attention(step)
+                residual = model.transform(tokens, time, session._text, rope, attention) - tokens
             velocity = model.unpatchify(tokens + residual, time, *SHAPE[1:])
             x = sampling.x0_from_velocity(x, velocity, SCHEDULE.sigmas[step])
             if step < 3:

@@ -68,7 +68,7 @@ def test_teacher_forcing_trains_what_a_session_runs(chunks: int) -> None:
     model, schedule = small_model(), make_schedule([1000, 500, 250], shift=3.0)
     embeds = torch.randn(batch, model.config.text_len, model.config.text_dim)
     session = RecordingSession(
-        model, model.embed_text(embeds), parse_policy("dense"), schedule, (batch, *SHAPE),
+        model, embeds, parse_policy("dense"), schedule, (batch, *SHAPE),
         chunk_frames=CHUNK, seeds=[0, 1], frames=frames,
     )  # fmt: skip
     latents = torch.cat(list(session), dim=1)

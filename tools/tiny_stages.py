@@ -208,10 +208,10 @@ def judge(run: Run, seconds: float) -> None:
             part = scenes[first : first + 16]
             with torch.no_grad():
                 tokens = tokenize(networks.tokenizer, [scene.prompt for scene in part]).to(run.device)
-                text = model.embed_text(networks.embed(tokens))
+                embeds = networks.embed(tokens)
             seeds = range(first, first + len(part))
             session = Session(
-                model, text, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
+                model, embeds, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
                 seeds=list(seeds), frames=chunks * CHUNK,
             )  # fmt: skip
             stream = decoder.stream()

@@ -1,22 +1,29 @@
 """The KV cache: static frame slots for every head, written in place.
 
 A head with context (sink, recent) owns `sink` pinned slots and a ring of `recent + chunk` slots; a slot is
-one frame of keys and values. The current chunk is written straight into its slots, where every denoising step
-overwrites it and the commit pass leaves it. What a head may see is then always a prefix of its buffer: keys
-carry absolute positions, so attention does not care about their order. Nothing is concatenated, moved or
-allocated once the rings are full.
+one frame of keys and values. The current frames are written straight into their slots, where every denoising
+step overwrites them and the commit pass leaves them. What a head may see is then always a prefix of its
+buffer: keys carry their positions, so attention does not care about their order. Nothing is concatenated,
+moved or allocated once the rings are full. (Where passes differ in length, the prefix has gaps, and what is
+visible is gathered.)
 
 Heads of a layer with equally many visible frames share one buffer and one attention call, a `Segment`. So
 dummy heads (0, 1) and sink heads (1, 0) are packed without any code for it.
+
+With a `reach`, no key is further than that many frames from the newest one: pinned frames move along with the
+video, which means to turn their keys on, and recent frames that would share their positions are hidden.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.rope import apply_rope, rope_table
+from dummyforcing.slots import Slots, runs
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Segment:
     v: Tensor
     """Values, likewise."""
     frames: tuple[tuple[int, ...], ...]
-    """The absolute frame in each slot of `S`, for each of the `H'` heads."""
+    """The frame, counted from the start of the cache, in each slot of `S`, for each of the `H'` heads."""
 
     @property
     def is_whole(self) -> bool:
@@ -57,144 +64,154 @@ class Segment:
             out.copy_(part)
 
 
-@dataclass(frozen=True)
-class Slots:
-    """Where one head keeps its frames: pinned first frames, then a ring."""
-
-    context: HeadContext
-    start: int = 0
-    """Earlier frames never reached the ring: they were gone when the plan was applied."""
-
-    @property
-    def _ring_start(self) -> int:
-        return max(self.context.sink, self.start)
-
-    def recent(self, past: int) -> range:
-        """Visible frames in the ring when `past` frames are committed."""
-        oldest = 0 if self.context.recent is None else past - self.context.recent
-        return range(max(self._ring_start, oldest), past)
-
-    def visible(self, past: int) -> list[int]:
-        """All visible past frames when `past` frames are committed."""
-        return [*range(min(self.context.sink, past)), *self.recent(past)]
-
-    def slot(self, frame: int, chunk: int) -> int:
-        """The slot of a frame that is visible or current, with `chunk` frames per chunk."""
-        if frame < self.context.sink:
-            return frame
-        place = frame - self._ring_start
-        if self.context.recent is not None:
-            place %= self.context.recent + chunk
-        return self.context.sink + place
-
-    def convert(self, context: HeadContext, past: int) -> "Slots":
-        """The slots of the same head under another context.
-
-        The ring takes over what the ring held. A pinned frame can become a pinned frame only: it is no
-        recent frame any more, as in the public code.
-
-        Raises:
-            ValueError: If a frame to pin is no longer there.
-        """
-        recent = self.recent(past)
-        if not set(range(min(context.sink, past))) <= {*self.visible(past)}:
-            raise ValueError(f"the first {context.sink} frames are no longer in a cache of {self.context}")
-        return Slots(context, recent.start if recent else past)
-
-
 class _Buffer:
     """Keys and values of the heads that form one segment."""
 
     def __init__(
-        self, cache: "KVCache", samples: list[int], slots: Sequence[Slots], heads: list[int], past: int
+        self, cache: "KVCache", samples: list[int], slots: Sequence[Slots], heads: list[int]
     ) -> None:
         self.cache, self.samples = cache, samples
-        # Heads with the same slots are neighbours, so that one copy writes all of them.
+        # Heads with the same slots are neighbours, so that one copy serves all of them.
         first = {s: i for i, s in reversed(list(enumerate(slots)))}
         self.heads = sorted(heads, key=lambda head: first[slots[head]])
         self.slots = [slots[head] for head in self.heads]
+        self._groups = [(s, self.slots.index(s), self.slots.count(s)) for s in dict.fromkeys(self.slots)]
         total = self.slots[0].context.total
         self.bounded = total is not None
-        count = cache.frames_reserved if total is None else total + cache.chunk_frames
-        shape = (len(samples), count * cache.tokens_per_frame, len(self.heads), cache.head_dim)
-        self.k, self.v = (torch.empty(shape, dtype=cache.dtype, device=cache.device) for _ in "kv")
+        if total is None:
+            count = max(cache.frames_reserved, len(self.slots[0].held(cache.frames)))
+        else:
+            count = total + cache.chunk_frames
+        self.k, self.v = self._empty(count), self._empty(count)
+        # Pinned keys as they came, if they are to move: turned from here every time, errors don't add up.
+        pinned = max(s.context.sink for s in self.slots) if cache.reach is not None else 0
+        self.pinned_k = self._empty(pinned)
+        self._shifts = [0] * len(self._groups)
         everyone, every_head = len(samples) == cache.batch, self.heads == list(range(len(slots)))
         self._samples = None if everyone else torch.tensor(samples, device=cache.device)
         self._heads = None if every_head else torch.tensor(self.heads, device=cache.device)
-        self.turn(past)
+        self._pass: tuple[int, int, bool] | None = None
 
-    def turn(self, past: int) -> None:
-        """Get ready for the chunk that starts at frame `past`."""
-        self.past = past
-        chunk, tokens = self.cache.chunk_frames, self.cache.tokens_per_frame
-        visible = len(self.slots[0].visible(past)) + chunk
-        if not self.bounded and visible * tokens > self.k.shape[1]:
-            self.k, self.v = (_grown(t, visible * tokens) for t in (self.k, self.v))
-        frames: dict[Slots, tuple[int, ...]] = {}
-        self._runs: list[tuple[int, int, slice, slice]] = []
-        for lo, slots in enumerate(self.slots):
-            if slots in frames:
-                continue
-            hi = lo + self.slots.count(slots)
-            shown = [*slots.visible(past), *range(past, past + chunk)]
-            frames[slots] = tuple(sorted(shown, key=lambda frame: slots.slot(frame, chunk)))
-            for begin, end, slot in _runs([slots.slot(past + i, chunk) for i in range(chunk)]):
-                target = slice(slot * tokens, (slot + end - begin) * tokens)
-                self._runs.append((lo, hi, slice(begin * tokens, end * tokens), target))
-        k, v = self.k[:, : visible * tokens], self.v[:, : visible * tokens]
-        self.segment = Segment(self._samples, self._heads, k, v, tuple(frames[s] for s in self.slots))
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes + self.pinned_k.nbytes
 
-    def write(self, k: Tensor, v: Tensor) -> Segment:
-        # Not at once in `commit`: after the last chunk, or before a plan is applied, it would grow in vain.
-        if self.past != self.cache.frames:
-            self.turn(self.cache.frames)
+    def write(self, k: Tensor, v: Tensor, pinned: bool) -> Segment:
+        now = (self.cache.frames, k.shape[1] // self.cache.tokens_per_frame, pinned)
+        if self._pass != now:
+            self._turn(*now)
+            self._pass = now
         for buffer, new in ((self.k, self.segment.select(k)), (self.v, self.segment.select(v))):
-            for lo, hi, source, target in self._runs:
+            for lo, hi, source, target in self._writes:
                 buffer[:, target, lo:hi] = new[:, source, lo:hi]
-        return self.segment
+        if not self._gathers:
+            return self.segment
+        k, v = (
+            torch.cat([buffer[:, :, lo:hi].index_select(1, tokens) for lo, hi, tokens in self._gathers], 2)
+            for buffer in (self.k, self.v)
+        )
+        return replace(self.segment, k=k, v=v)
+
+    def _turn(self, past: int, current: int, pinned: bool) -> None:
+        """Get ready for a pass over `current` frames from `past` on."""
+        size, end = self.cache.tokens_per_frame, past + current
+        visible = [slots.visible(past, end, pinned) for slots, _, _ in self._groups]
+        count = len(visible[0])
+        if not self.bounded and count * size > self.k.shape[1]:
+            self.k, self.v = (_grown(t, count * size) for t in (self.k, self.v))
+        self.move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._groups])
+        self._writes: list[tuple[int, int, slice, slice]] = []
+        shown: list[tuple[int, ...]] = []
+        places: list[tuple[int, int, list[int]]] = []
+        for (slots, lo, heads), frames in zip(self._groups, visible, strict=True):
+            new = [(frame, slots.slot(frame)) for frame in frames if frame >= past]
+            for frame, slot, length in runs(new):
+                source = slice((frame - past) * size, (frame - past + length) * size)
+                target = slice(slot * size, (slot + length) * size)
+                self._writes.append((lo, lo + heads, source, target))
+            frames = sorted(frames, key=slots.slot)
+            shown += [tuple(frames)] * heads
+            places.append((lo, lo + heads, [slots.slot(frame) for frame in frames]))
+        k, v = (buffer[:, : count * size] for buffer in (self.k, self.v))
+        self.segment = Segment(self._samples, self._heads, k, v, tuple(shown))
+        is_prefix = all(slots == list(range(count)) for _, _, slots in places)
+        self._gathers = [] if is_prefix else [(lo, hi, self._tokens(slots)) for lo, hi, slots in places]
+
+    def move_pinned(self, shifts: Sequence[int]) -> None:
+        """Turn the pinned keys of each group of heads to stand so many frames after their own."""
+        for i, ((slots, lo, heads), shift) in enumerate(zip(self._groups, shifts, strict=True)):
+            if shift == self._shifts[i] or not slots.context.sink:
+                continue
+            span, columns = slice(slots.context.sink * self.cache.tokens_per_frame), slice(lo, lo + heads)
+            if self._shifts[i] == 0:
+                self.pinned_k[:, span, columns] = self.k[:, span, columns]
+            turn = rope_table(torch.tensor([shift]), 1, 1, self.cache.head_dim, self.cache.device)
+            self.k[:, span, columns] = apply_rope(self.pinned_k[:, span, columns], *turn)
+            self._shifts[i] = shift
+
+    def unmoved(self) -> "_Buffer":
+        """This buffer with the pinned keys where they were made."""
+        self.move_pinned([0] * len(self._groups))
+        return self
+
+    def _empty(self, frames: int) -> Tensor:
+        shape = len(self.samples), frames * self.cache.tokens_per_frame, len(self.heads), self.cache.head_dim
+        return torch.empty(shape, dtype=self.cache.dtype, device=self.cache.device)
+
+    def _tokens(self, slots: list[int]) -> Tensor:
+        """The tokens of some slots."""
+        within = torch.arange(self.cache.tokens_per_frame)
+        tokens = torch.tensor(slots)[:, None] * self.cache.tokens_per_frame + within
+        return tokens.flatten().to(self.cache.device)
 
 
 class LayerCache:
     """The cache of one layer."""
 
-    def __init__(self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], past: int = 0) -> None:
+    def __init__(self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self._cache, self.rows = cache, rows
         self.buffers: list[_Buffer] = []
         for row in dict.fromkeys(rows):
             samples = [sample for sample, other in enumerate(rows) if other == row]
+            # Heads of equal size that see equally many frames in the next pass do so in all later ones.
             groups: dict[tuple[int | None, int], list[int]] = {}
             for head, slots in enumerate(row):
-                groups.setdefault((slots.context.total, len(slots.visible(past))), []).append(head)
-            self.buffers += [_Buffer(cache, samples, row, heads, past) for heads in groups.values()]
+                count = len(slots.visible(cache.frames, end))
+                groups.setdefault((slots.context.total, count), []).append(head)
+            self.buffers += [_Buffer(cache, samples, row, heads) for heads in groups.values()]
 
-    def write(self, k: Tensor, v: Tensor) -> list[Segment]:
-        """Put the current chunk's keys and values in place; later writes before `commit` overwrite them.
+    def write(self, k: Tensor, v: Tensor, pinned: bool = True) -> list[Segment]:
+        """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
 
         Args:
-            k: Keys, RoPE applied, `(B, chunk tokens, H, D)`.
+            k: Keys, RoPE applied, `(B, tokens, H, D)`; any number of whole frames. Of a pass that is longer
+                than a head's ring, the head gets the newest frames.
             v: Values, likewise.
+            pinned: Whether pinned frames stay visible beyond the cache's reach.
 
         Returns:
             What to attend to; every head of every sample is in exactly one segment.
         """
-        return [buffer.write(k, v) for buffer in self.buffers]
+        return [buffer.write(k, v, pinned) for buffer in self.buffers]
 
-    def convert(self, contexts: Sequence[tuple[HeadContext, ...]], past: int) -> "LayerCache":
-        """This layer's cache with other contexts, one row of contexts per sample."""
-        rows = [
-            tuple(slots.convert(context, past) for slots, context in zip(*pair, strict=True))
-            for pair in zip(self.rows, contexts, strict=True)
-        ]
-        layer = LayerCache(self._cache, rows, past)
-        chunk = self._cache.chunk_frames
+    def rebuilt(self, rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
+        """This layer's cache with other slots, one row per sample, and what these still hold of the past.
+
+        Args:
+            rows: The slots of every sample's heads.
+            end: One more than the newest frame of the next pass.
+        """
+        past = self._cache.frames
+        layer = LayerCache(self._cache, rows, end)
+        old_buffers = [buffer.unmoved() for buffer in self.buffers]
         for new in layer.buffers:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
-                frames = slots.visible(past)
-                to = [slots.slot(frame, chunk) for frame in frames]
+                frames = slots.held(past)
+                to = [slots.slot(frame) for frame in frames]
                 for row, sample in enumerate(new.samples):
-                    old = next(b for b in self.buffers if sample in b.samples and head in b.heads)
+                    old = next(b for b in old_buffers if sample in b.samples and head in b.heads)
                     at = (old.samples.index(sample), old.heads.index(head))
-                    source = [old.slots[at[1]].slot(frame, chunk) for frame in frames]
+                    source = [old.slots[at[1]].slot(frame) for frame in frames]
                     for target, origin in ((new.k, old.k), (new.v, old.v)):
                         self._frames(target, row, column)[to] = self._frames(origin, *at)[source]
         return layer
@@ -214,6 +231,7 @@ class KVCache:
         head_dim: int,
         tokens_per_frame: int,
         chunk_frames: int,
+        reach: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         frames: int | None = None,
@@ -224,29 +242,31 @@ class KVCache:
             plans: One per sample; samples with equal plans share their buffers.
             head_dim: Channels of one head, `D`.
             tokens_per_frame: Tokens of one latent frame.
-            chunk_frames: Latent frames per chunk.
+            chunk_frames: Most current frames of a denoising pass, commonly the latent frames of a chunk.
+            reach: How far attention reaches, in frames, the current ones included: pinned frames move along,
+                to stay as near. None: without end.
             dtype: Of keys and values.
             device: Where they live.
             frames: How many frames to make room for in heads that see the whole past; beyond that they grow
                 by one chunk at a time.
+
+        Raises:
+            UserError: If a head pins more frames than the reach has room for.
         """
         self.head_dim, self.tokens_per_frame, self.chunk_frames = head_dim, tokens_per_frame, chunk_frames
-        self.dtype, self.device = dtype, device
+        self.reach, self.dtype, self.device = reach, dtype, device
         self.batch = len(plans)
         self.frames_reserved = frames or 0
         self.frames = 0
         """Committed latent frames."""
-        self._layers = [
-            LayerCache(self, [tuple(Slots(context) for context in row) for row in rows])
-            for rows in zip(*(plan.contexts for plan in plans), strict=True)
-        ]
+        self._layers = [LayerCache(self, rows, chunk_frames) for rows in self._slots(plans)]
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers[layer]
 
-    def commit(self) -> None:
-        """Make the current chunk part of the past."""
-        self.frames += self.chunk_frames
+    def commit(self, frames: int | None = None) -> None:
+        """Make the first `frames` current frames part of the past; None: a whole chunk."""
+        self.frames += self.chunk_frames if frames is None else frames
 
     def apply(self, plans: Sequence[Plan]) -> None:
         """Change what the heads see from now on, keeping of the past what they still need.
@@ -255,25 +275,63 @@ class KVCache:
             plans: One per sample.
 
         Raises:
+            UserError: If a head pins more frames than the reach has room for.
             ValueError: If a plan needs first frames that the cache no longer has.
         """
-        for number, rows in enumerate(zip(*(plan.contexts for plan in plans), strict=True)):
-            # One layer at a time: the old and the new buffers of all layers never exist together.
-            self._layers[number] = self._layers[number].convert(rows, self.frames)
+        for number, rows in enumerate(self._slots(plans)):
+            old = self._layers[number].rows
+            new = [
+                tuple(slots.convert(wanted, self.frames) for slots, wanted in zip(*pair, strict=True))
+                for pair in zip(old, rows, strict=True)
+            ]
+            self._rebuild(number, new, self.frames + self.chunk_frames)
+
+    def rewind(self, frames: int) -> None:
+        """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once."""
+        end = self.frames
+        self.frames -= frames
+        for number, layer in enumerate(self._layers):
+            rows = [tuple(replace(slots, start=self.frames) for slots in row) for row in layer.rows]
+            self._rebuild(number, rows, end)
+
+    def reset(self) -> None:
+        """Forget all frames: the next one is frame 0."""
+        self.frames = 0
+        for number, layer in enumerate(self._layers):
+            rows = [tuple(replace(slots, start=0) for slots in row) for row in layer.rows]
+            if rows != layer.rows:
+                self._rebuild(number, rows, self.chunk_frames)
+
+    def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
+        # One layer at a time: the old and the new buffers of all layers never exist together.
+        self._layers[number] = self._layers[number].rebuilt(rows, end)
+
+    def _slots(self, plans: Sequence[Plan]) -> list[list[tuple[Slots, ...]]]:
+        """The slots that plans ask for: of every layer, sample and head."""
+        return [
+            [tuple(self._slots_of(context) for context in row) for row in rows]
+            for rows in zip(*(plan.contexts for plan in plans), strict=True)
+        ]
+
+    def _slots_of(self, context: HeadContext) -> Slots:
+        if self.reach is not None:
+            room = self.reach - self.chunk_frames
+            if context.sink > room:
+                raise UserError(
+                    f"A head of this model cannot keep {context.sink} first frames: of the {self.reach} that "
+                    f"attention reaches, {self.chunk_frames} are current, so take {room} at most."
+                )
+            if context.recent is None:
+                context = HeadContext(context.sink, self.reach)
+        return Slots(context, self.chunk_frames, self.reach)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(b.k.nbytes + b.v.nbytes for layer in self._layers for b in layer.buffers)
+        return sum(buffer.nbytes for layer in self._layers for buffer in layer.buffers)
 
 
 def _grown(buffer: Tensor, tokens: int) -> Tensor:
     larger = buffer.new_empty(buffer.shape[0], tokens, *buffer.shape[2:])
     larger[:, : buffer.shape[1]] = buffer
     return larger
-
-
-def _runs(slots: list[int]) -> list[tuple[int, int, int]]:
-    """Split consecutive frames into runs of consecutive slots: `(first frame, end frame, first slot)`."""
-    starts = [i for i in range(len(slots)) if i == 0 or slots[i] != slots[i - 1] + 1]
-    return [(a, b, slots[a]) for a, b in zip(starts, [*starts[1:], len(slots)], strict=True)]

@@ -179,11 +179,9 @@ class Pipeline:
 
     def _session(self, request: Request) -> Session:
         batch, (height, width) = len(request.prompts), request.size
-        with torch.inference_mode():
-            text = self.model.embed_text(self.text.encode(request.prompts))
         return Session(
             self.model,
-            text,
+            self.text.encode(request.prompts),
             request.policy,
             self.schedule,
             (batch, self.model.config.in_dim, height // self.vae.stride, width // self.vae.stride),

@@ -58,8 +58,11 @@ def make_schedule(steps: Sequence[float], shift: float, warp: bool = True) -> Sc
     return Schedule(tuple(timesteps.tolist()), tuple(sigmas[nearest].tolist()))
 
 
-def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:
-    """Estimate the clean latents: x - sigma * velocity, in float64, returned in the dtype of `x`."""
+def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """Estimate the clean latents: x - sigma * velocity, in float64, returned in the dtype of `x`.
+
+    `sigma` may be a float64 tensor that broadcasts, such as one level per frame, `(F, 1, 1, 1)`.
+    """
     return (x.double() - sigma * velocity.double()).to(x.dtype)
 
 

@@ -1,21 +1,25 @@
 """One rollout: a video made chunk by chunk.
 
-    session = Session(model, model.embed_text(prompt), parse_policy("dummy"), schedule, shape, seeds=[0])
+    session = Session(model, prompt_embeds, parse_policy("dummy"), schedule, shape, seeds=[0])
     for latents in session: ...
 
-The whole method is in `next_chunk`: score -> plan -> cache -> attend.
+The whole method is in `next_chunk`: score -> plan -> cache -> attend. `samplers.py` has other loops over the
+same passes.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import KVCache
+from dummyforcing.cache import KVCache, Segment
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
-from dummyforcing.model import Attention, CausalWan, TextKV, fingerprint
+from dummyforcing.model import Attention, CausalWan, fingerprint
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import (
     COMMIT_TIMESTEP,
@@ -27,13 +31,49 @@ from dummyforcing.sampling import (
 )
 
 
+@dataclass(frozen=True)
+class Call:
+    """One pass of the network."""
+
+    chunk: int
+    """The chunk that it works on; of several, the oldest."""
+    step: int | None
+    """The denoising step of that chunk; None: a commit pass."""
+
+
+Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
+"""`observer(call, layer, q, segments)`: sees every self-attention, after the current frames' keys and values
+are in the cache; `q (B, L, H, D)` are the queries with RoPE applied."""
+
+
+class SessionOptions(TypedDict, total=False):
+    """The optional arguments of `Session`."""
+
+    chunk_frames: int
+    seeds: Sequence[int] | NoiseSource
+    plan: Plan | None
+    skips: Sequence[bool] | None
+    first_schedule: Schedule | None
+    frames: int | None
+    reach: int | None
+    recache_frames: int
+    global_sink: bool
+    backend: str
+    observer: Observer | None
+
+
 class Session:
-    """The state of one rollout of a batch of videos; the model holds none of it."""
+    """The state of one rollout of a batch of videos; the model holds none of it.
+
+    This is the block loop: a chunk goes through all denoising steps, then through a commit pass that makes it
+    past. For the classification of heads, first frames are the oldest visible ones, current is the chunk, and
+    what lies between is the middle.
+    """
 
     def __init__(
         self,
         model: CausalWan,
-        text: TextKV,
+        prompt_embeds: Tensor,
         policy: Policy,
         schedule: Schedule,
         latent_shape: tuple[int, int, int, int],
@@ -42,14 +82,19 @@ class Session:
         seeds: Sequence[int] | NoiseSource = (0,),
         plan: Plan | None = None,
         skips: Sequence[bool] | None = None,
+        first_schedule: Schedule | None = None,
         frames: int | None = None,
+        reach: int | None = None,
+        recache_frames: int = 0,
+        global_sink: bool = True,
         backend: str = "sdpa",
+        observer: Observer | None = None,
     ) -> None:
         """Start a rollout.
 
         Args:
             model: On its device, in its dtype.
-            text: From `model.embed_text`, for the whole batch.
+            prompt_embeds: Text encoder output, zero in padded rows, `(B, text_len, text_dim)`.
             policy: How heads get their contexts.
             schedule: The denoising steps of every chunk.
             latent_shape: `(B, C, h, w)` of one latent frame of every sample.
@@ -57,20 +102,24 @@ class Session:
             seeds: One per sample, or a source of noise; a chunk draws its noise, then one tensor per step
                 but the last.
             plan: A plan made earlier: nothing is classified then, and the cache is small from chunk 0 on.
-            skips: From `teacache.skip_table`.
+            skips: From `teacache.skip_table`, for the chunks of `schedule`.
+            first_schedule: Other steps for the first chunk that is made; None: the same.
             frames: Length of the video in latent frames; None: no end.
+            reach: See `KVCache`; None: keys stay at their absolute positions.
+            recache_frames: After a change of the prompt, write so many of the newest frames again, as far as
+                heads see them; 0: the past stays as it is.
+            global_sink: Whether the first frames stay pinned then; else the first rewritten ones take over.
             backend: A name of `attention.BACKENDS`.
+            observer: Is shown every self-attention.
 
         Raises:
             UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
-            ValueError: If `text` is not for this batch, or `skips` has the wrong length.
+            ValueError: If `prompt_embeds` are not for this batch, or `skips` has the wrong length.
         """
         if frames is not None and frames % chunk_frames:
             raise UserError(f"{frames} latent frames cannot be made in chunks of {chunk_frames}.")
-        batch, _, self.height, self.width = latent_shape
-        if len(text[0][0]) != batch:
-            raise ValueError(f"text for {len(text[0][0])} samples, latents for {batch}")
         layers, heads = model.config.num_layers, model.config.num_heads
+        batch, _, self.height, self.width = latent_shape
         self._fingerprint = fingerprint(model)
         if plan is None:
             self.plans = [Plan.uniform(layers, heads, policy.initial, policy.name)] * batch
@@ -78,12 +127,17 @@ class Session:
             plan.require(layers, heads, self._fingerprint)
             self.plans = [plan] * batch
         self._classify_at = None if plan or not policy.roles else policy.classify_at_chunk
-        # The whole past is kept to the end, or until the plan shrinks the cache.
-        kept = frames if self._classify_at is None else (self._classify_at + 1) * chunk_frames
+        self._first_frames = policy.first_frames
+        self._is_planned = plan is not None
+        self._scorer: HeadScorer | None = None
 
-        self.model, self.policy, self.schedule = model, policy, schedule
-        self.latent_shape, self.chunk_frames, self.total_frames = latent_shape, chunk_frames, frames
-        self._text, self._backend = text, backend
+        self.model, self.policy, self.latent_shape = model, policy, latent_shape
+        self.schedule, self.first_schedule = schedule, first_schedule
+        self.chunk_frames, self.total_frames = chunk_frames, frames
+        self.frames = 0
+        """Finished latent frames."""
+        self._recache_frames, self._global_sink = recache_frames, global_sink
+        self._backend, self._observer = backend, observer
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
         weight = model.patch_embedding.weight
         self._dtype, self._device = weight.dtype, weight.device
@@ -92,24 +146,27 @@ class Session:
             self.plans,
             head_dim=model.config.head_dim,
             tokens_per_frame=(self.height // patch_h) * (self.width // patch_w),
-            chunk_frames=chunk_frames,
+            chunk_frames=self._most_current,
+            reach=reach,
             dtype=self._dtype,
             device=self._device,
-            frames=kept,
+            frames=self._most_cached,
         )
+        self._origin = 0  # the position of the cache's frame 0
+        self._place = (-1, 0)  # the frames that `_angles` are of
+        self._tail = torch.empty(batch, 0, *latent_shape[1:], device=self._device)
+        self._prompts: list[Tensor] = []
+        self._use_prompt(prompt_embeds)
         # All frames of a chunk have the same timestep, and so have all chunks: one embedding per step serves.
+        timesteps = {*schedule.timesteps, *(first_schedule or schedule).timesteps, COMMIT_TIMESTEP}
         with torch.inference_mode():
-            calls = torch.tensor([*schedule.timesteps, COMMIT_TIMESTEP], device=self._device)
-            self._times = [model.embed_time(timestep.reshape(1, 1)) for timestep in calls]
-        self._skips = tuple(skips or [False] * len(calls))
-        if len(self._skips) != len(calls):
-            raise ValueError(f"skips must cover {len(calls)} calls: the denoising steps and the commit pass")
+            self._times = {t: model.embed_time(torch.tensor([[t]], device=self._device)) for t in timesteps}
+        calls = len(schedule.timesteps) + 1
+        self._skips = tuple(skips or [False] * calls)
+        if len(self._skips) != calls:
+            raise ValueError(f"skips must cover {calls} calls: the denoising steps and the commit pass")
         self._residual: Tensor | None = None
-
-    @property
-    def frames(self) -> int:
-        """Finished latent frames."""
-        return self.cache.frames
+        self._is_first = True
 
     @property
     def plan(self) -> Plan:
@@ -128,72 +185,203 @@ class Session:
         Returns:
             Its latents, `(B, chunk_frames, C, h, w)` float32.
         """
-        chunk = self.frames // self.chunk_frames
-        scorer = self._new_scorer() if chunk == self._classify_at else None
-        scored = self.policy.score_pass
-        numbers = torch.arange(self.frames, self.frames + self.chunk_frames)
-        self._rope = self.model.rope(numbers, self.height, self.width)
+        self._advance_prompt()
+        self._scorer = self._new_scorer()
+        x0 = self._generate()
+        self._commit(x0)
+        self._apply_scores()
+        return self._finish(x0)
 
-        x0 = self._denoise(self._draw(), 0, scorer if scored == "denoise" else None)
-        for step, sigma in enumerate(self.schedule.sigmas[1:], start=1):
-            x = renoise(x0, self._draw(), sigma)
-            x0 = self._denoise(x, step, scorer if scored == "denoise" else None)
-        self._commit(x0, scorer if scored == "commit" else None)
+    @torch.inference_mode()
+    def extend(self, latents: Tensor) -> None:
+        """Go on from frames that are there already, such as an image or a clip; they count as finished.
 
-        if scorer is not None:
-            self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scorer.scores()]
-            self.cache.apply(self.plans)
+        Args:
+            latents: Clean latents, `(B, F, C, h, w)`; whole chunks.
+
+        Raises:
+            UserError: If they are no whole chunks.
+        """
+        for x0 in self._chunks_of(latents):
+            self._advance_prompt()
+            self._commit(x0)
+            self._finish(x0)
+
+    def set_prompt(self, prompt_embeds: Tensor, *, chunks: int = 1) -> None:
+        """Change the prompt, from the next chunk on.
+
+        Args:
+            prompt_embeds: As at the start.
+            chunks: Over how many chunks the old prompt fades into the new one, in equal steps from the old
+                one itself; 1: the next chunk has the new one.
+
+        Raises:
+            ValueError: If `prompt_embeds` are not for this batch.
+        """
+        old, new = self.prompt_embeds, self._checked(prompt_embeds)
+        shares = torch.linspace(0, 1, chunks).tolist() if chunks > 1 else [1.0]
+        self._prompts = [torch.lerp(old, new, share) for share in shares]
+
+    def _advance_prompt(self) -> None:
+        """Take the next prompt, if there is one."""
+        if self._prompts:
+            self._use_prompt(self._prompts.pop(0))
+            if self._recache_frames and self.frames:
+                self._recache()
+
+    def _use_prompt(self, prompt_embeds: Tensor) -> None:
+        self.prompt_embeds = self._checked(prompt_embeds)
+        with torch.inference_mode():
+            self._text = self.model.embed_text(self.prompt_embeds.to(self._dtype))
+
+    def _checked(self, prompt_embeds: Tensor) -> Tensor:
+        if len(prompt_embeds) != self.latent_shape[0]:
+            raise ValueError(f"text for {len(prompt_embeds)} samples, latents for {self.latent_shape[0]}")
+        return prompt_embeds.to(self._device)
+
+    def _recache(self) -> None:
+        """Write the newest frames again, in one pass and all visible to each other, under the new prompt."""
+        totals = [context.total for plan in self.plans for row in plan.contexts for context in row]
+        bounded = [total for total in totals if total is not None]
+        latents = self._tail
+        if len(bounded) == len(totals):  # more than the largest context and a chunk has no place
+            chunks = math.ceil(max(bounded) / self.chunk_frames) + 1
+            latents = latents[:, -chunks * self.chunk_frames :]
+        frames = latents.shape[1]
+        if self._global_sink:
+            self.cache.rewind(frames)
+        else:
+            self._origin += self.cache.frames - frames
+            self.cache.reset()
+        self._commit(latents)
+
+    @property
+    def _steps(self) -> Schedule:
+        """The denoising steps of the chunk that is being made."""
+        return self.first_schedule if self._is_first and self.first_schedule else self.schedule
+
+    def _generate(self) -> Tensor:
+        """Denoise fresh noise in all steps, to the latents of one chunk."""
+        x0 = self._denoise(self._draw(), 0)
+        for step, sigma in enumerate(self._steps.sigmas[1:], start=1):
+            x0 = self._denoise(renoise(x0, self._draw(), sigma), step)
+        self._is_first = False
         return x0
 
-    def _denoise(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
+    def _denoise(self, x: Tensor, step: int) -> Tensor:
         """Estimate the clean latents in one denoising step, `(B, F, C, h, w)` float32, as `x`."""
-        return x0_from_velocity(x, self._velocity(x, step, scorer), self.schedule.sigmas[step])
+        return x0_from_velocity(x, self._velocity(x, step), self._steps.sigmas[step])
 
-    def _velocity(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
+    def _velocity(self, x: Tensor, step: int) -> Tensor:
         """What the network predicts in a denoising step, or what TeaCache puts in its place."""
-        time = self._times[step]
+        time = self._times[self._steps.timesteps[step]]
         tokens = self.model.patchify(x.to(self._dtype))
-        if self._skips[step] and self._residual is not None:
+        if self._skips[step] and self._residual is not None and self._steps is self.schedule:
             hidden = tokens + self._residual
         else:
-            attention = self._attention(scorer)
-            hidden = self.model.transform(tokens, time, self._text, self._rope, attention)
+            rope, attention = self._rope(x.shape[1]), self._attention(step)
+            hidden = self.model.transform(tokens, time, self._text, rope, attention)
             self._residual = hidden - tokens if any(self._skips) else None
         return self.model.unpatchify(hidden, time, self.height, self.width)
 
-    def _commit(self, x0: Tensor, scorer: HeadScorer | None) -> None:
-        """Write a finished chunk's clean keys and values into the cache: it is past from now on."""
+    def _commit(self, x0: Tensor) -> None:
+        """Write clean latents' keys and values into the cache: these frames are past from now on."""
+        time, frames = self._times[COMMIT_TIMESTEP], x0.shape[1]
         tokens = self.model.patchify(x0.to(self._dtype))
-        attention = self._attention(scorer, commit=True)
-        self.model.transform(tokens, self._times[-1], self._text, self._rope, attention, kv_only=True)
-        self.cache.commit()
+        rope, attention = self._rope(frames), self._attention(None, kv_only=True)
+        self.model.transform(tokens, time, self._text, rope, attention, kv_only=True)
+        self.cache.commit(frames)
 
-    def _attention(self, scorer: HeadScorer | None, commit: bool = False) -> Attention:
-        """Self-attention of the current chunk through the cache."""
+    def _attention(self, step: int | None, kv_only: bool = False) -> Attention:
+        """Self-attention of the current frames through the cache, in a denoising step or a commit pass."""
+        call = Call(self.frames // self.chunk_frames, step)
         last = self.model.config.num_layers - 1
+        scored = (step is None) == (self.policy.score_pass == "commit")
+        scorer = self._scorer if scored else None
+        pinned = self._keeps_pinned(step)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            segments = self.cache[layer].write(k, v)
+            segments = self.cache[layer].write(k, v, pinned)
             if scorer is not None:
                 scorer.observe(layer, q, segments)
-            if commit and layer == last:
+            if self._observer is not None:
+                self._observer(call, layer, q, segments)
+            if kv_only and layer == last:
                 return q  # nobody reads what the last block of a commit pass attends to
             return attend(q, segments, self._backend)
 
         return attention
 
-    def _new_scorer(self) -> HeadScorer:
+    def _new_scorer(self) -> HeadScorer | None:
+        """What scores the heads while the chunk to classify at is made; None for other chunks."""
+        if self._classify_at is None or self.frames < self._classify_at * self.chunk_frames:
+            return None
         config, policy = self.model.config, self.policy
-        rows = row_sampler(policy)
         return HeadScorer(
             self.latent_shape[0],
             config.num_layers,
             config.num_heads,
-            policy.first_frames,
-            rows,
+            self._first_frames,
+            row_sampler(policy),
             policy.last_frames,
         )
+
+    def _apply_scores(self) -> None:
+        """Once the heads are scored, plan what they see from now on, and let the cache shrink."""
+        if self._scorer is not None:
+            chunk, scores = self.frames // self.chunk_frames, self._scorer.scores()
+            self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scores]
+            self.cache.apply(self.plans)
+            self._is_planned, self._classify_at, self._scorer = True, None, None
+
+    def _finish(self, x0: Tensor) -> Tensor:
+        """Count finished frames, and remember as many as are needed later."""
+        self.frames += x0.shape[1]
+        if self._remembered:
+            self._tail = torch.cat([self._tail, x0], 1)[:, -self._remembered :]
+        return x0
+
+    def _chunks_of(self, latents: Tensor) -> Sequence[Tensor]:
+        if not latents.shape[1] or latents.shape[1] % self.chunk_frames:
+            raise UserError(
+                f"A video that is made in chunks of {self.chunk_frames} latent frames cannot go on from "
+                f"{latents.shape[1]}; take a multiple of {self.chunk_frames}."
+            )
+        return torch.split(latents.to(self._device, torch.float32), self.chunk_frames, dim=1)
+
+    def _rope(self, frames: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the current frames; computed once for all passes at the same place."""
+        place = (self._origin + self.cache.frames, frames)
+        if self._place != place:
+            self._place = place
+            self._angles = self.model.rope(self._positions(frames), self.height, self.width)
+        return self._angles
+
+    def _positions(self, frames: int) -> Tensor:
+        """Where the next `frames` frames stand in time."""
+        start = self._origin + self.cache.frames
+        return torch.arange(start, start + frames)
 
     def _draw(self) -> Tensor:
         batch, *size = self.latent_shape
         return self._noise((batch, self.chunk_frames, *size)).to(self._device, torch.float32)
+
+    def _keeps_pinned(self, step: int | None) -> bool:
+        """Whether pinned frames stay visible beyond the reach in a pass."""
+        return True
+
+    @property
+    def _most_current(self) -> int:
+        """The most frames that are current at a time."""
+        return self.chunk_frames
+
+    @property
+    def _most_cached(self) -> int | None:
+        """The most frames that a head which sees the whole past can have; None: no bound."""
+        # The whole past is kept to the end, or until the plan shrinks the cache.
+        return self.total_frames if self._classify_at is None else (self._classify_at + 1) * self.chunk_frames
+
+    @property
+    def _remembered(self) -> int:
+        """How many of the newest frames' latents are needed later."""
+        return self._recache_frames

@@ -56,6 +56,12 @@ class Golden:
         return model.eval().requires_grad_(False)
 
     @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """`(B, C, h, w)` of one latent frame."""
+        config = self.meta["config"]
+        return 1, config["latent_channels"], config["latent_height"], config["latent_width"]
+
+    @property
     def schedule(self) -> Schedule:
         """The denoising steps of the file."""
         meta = self.meta

@@ -1,72 +1,95 @@
-"""Runs the library's own session on a golden file's inputs and notes what it does, by the file's names."""
+"""Runs the library's own sessions on a golden file's inputs and notes what they do, by the file's names."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from goldenfile import Golden
 from torch import Tensor
 
 from dummyforcing.heads import HeadScorer, Policy
+from dummyforcing.sampling import COMMIT_TIMESTEP, NoiseSource, Schedule
 from dummyforcing.session import Session
 
 
 class NotingSession(Session):
-    """A session that notes velocities, x0 and module outputs of every call, the commit pass included.
+    """A block loop that notes velocities, x0 and module outputs of every call, commit passes included.
 
     A commit pass has no velocity, as nothing needs it. So a full pass is run before it, with the session's
     own attention: the commit pass then overwrites the same cache slots with the same values.
     """
 
-    def __init__(self, golden: Golden, policy: Policy, rows: Tensor | None = None, **options: object) -> None:
-        model, noise, meta = golden.model, golden["noise"], golden.meta
-        assert meta["context_noise"] == 0
+    def __init__(
+        self,
+        golden: Golden,
+        policy: Policy,
+        rows: Tensor | None = None,
+        *,
+        prompt: str = "prompt_embeds",
+        schedule: Schedule | None = None,
+        noise: NoiseSource | None = None,
+        **options: Any,
+    ) -> None:
+        model, meta = golden.model, golden.meta
+        assert meta.get("context_noise", 0) == 0
+        schedule = schedule or golden.schedule
         self.noted: dict[str, Tensor] = {}
         self.probes: dict[int, dict[str, Tensor]] = defaultdict(dict)
         self.rows = rows
-        self._golden, self._call = golden, 0
+        self._call, self._commit_name = 0, "chunk{}/clean"
         self._hook(model)
         super().__init__(
             model,
-            model.embed_text(golden["prompt_embeds"]),
+            golden[prompt],
             policy,
-            golden.schedule,
-            (noise.shape[0], *noise.shape[2:]),
+            schedule,
+            golden.latent_shape,
             chunk_frames=meta["frames_per_chunk"],
-            seeds=_stored_noise(golden),
+            seeds=noise or in_order(block_draws(golden, len(schedule.sigmas))),
             **options,
         )
 
-    def _denoise(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
-        x0 = super()._denoise(x, step, scorer)
+    def _denoise(self, x: Tensor, step: int) -> Tensor:
+        x0 = super()._denoise(x, step)
         self.noted[f"chunk{self._chunk}/step{step}/x0"] = x0
         return x0
 
-    def _velocity(self, x: Tensor, step: int, scorer: HeadScorer | None) -> Tensor:
-        velocity = super()._velocity(x, step, scorer)
+    def _velocity(self, x: Tensor, step: int) -> Tensor:
+        velocity = super()._velocity(x, step)
         self.noted[f"chunk{self._chunk}/step{step}/flow"] = velocity
-        self._note_times(step)
+        self._note_times(self._steps.timesteps[step])
         return velocity
 
-    def _commit(self, x0: Tensor, scorer: HeadScorer | None) -> None:
-        frames = torch.arange(self.frames, self.frames + self.chunk_frames)
-        time, attention = self._times[-1], self._attention(None)
-        self.noted[f"chunk{self._chunk}/clean/flow"] = self.model(x0, time, self._text, frames, attention)
-        self._note_times(-1)
-        super()._commit(x0, scorer)
+    def _commit(self, x0: Tensor) -> None:
+        scorer, self._scorer = self._scorer, None  # this pass is not the session's own
+        self.noted[f"{self._commit_name.format(self._chunk)}/flow"] = commit_flow(self, x0)
+        self._note_times(COMMIT_TIMESTEP)
+        self._scorer = scorer
+        super()._commit(x0)
+
+    def _recache(self) -> None:
+        self._commit_name = "recache_before_chunk{}"
+        super()._recache()
+        self._commit_name = "chunk{}/clean"
+
+    def extend(self, latents: Tensor) -> None:
+        self._commit_name = "chunk{}/given"
+        super().extend(latents)
+        self._commit_name = "chunk{}/clean"
 
     @property
     def _chunk(self) -> int:
         return self.frames // self.chunk_frames
 
-    def _new_scorer(self) -> HeadScorer:
+    def _new_scorer(self) -> HeadScorer | None:
         scorer = super()._new_scorer()
-        if self.rows is not None:
+        if scorer is not None and self.rows is not None:
             scorer.rows = lambda layer, length: self.rows[layer]
         return scorer
 
-    def _note_times(self, step: int) -> None:
-        probes, time = self.probes[self._call], self._times[step]
+    def _note_times(self, timestep: float) -> None:
+        probes, time = self.probes[self._call], self._times[timestep]
         probes["time_embedding"] = time.head[0].expand(self.chunk_frames, -1)
         probes["time_projection"] = time.blocks[0].flatten(1).expand(self.chunk_frames, -1)
         probes["text_embedding"] = self._text_embedding
@@ -86,22 +109,45 @@ class NotingSession(Session):
         model.text_embedding.register_forward_hook(lambda _m, _i, out: setattr(self, "_text_embedding", out))
 
 
-def _stored_noise(golden: Golden):
-    """Hand out the file's noise in the order in which a session asks for it."""
-    frames, steps = golden.meta["frames_per_chunk"], len(golden.schedule.sigmas)
+def commit_flow(session: Session, x0: Tensor) -> Tensor:
+    """What the network predicts in a commit pass of `x0`, with the session's own attention."""
+    time, positions = session._times[COMMIT_TIMESTEP], session._positions(x0.shape[1])
+    return session.model(x0, time, session._text, positions, session._attention(None))
 
-    def draws() -> Iterator[Tensor]:
-        for chunk, noise in enumerate(golden["noise"].split(frames, dim=1)):
-            yield noise
-            for step in range(steps - 1):
-                yield golden[f"renoise/chunk{chunk}/step{step}"]
 
-    stored = draws()
+def block_draws(golden: Golden, steps: int, renoise: str = "renoise", given: int = 0) -> Iterator[Tensor]:
+    """The file's noise in the order of the block loop, after `given` chunks; tensors under `renoise`."""
+    frames = golden.meta["frames_per_chunk"]
+    for chunk, noise in list(enumerate(golden["noise"].split(frames, dim=1)))[given:]:
+        yield noise
+        for step in range(steps - 1):
+            yield golden[f"{renoise}/chunk{chunk}/step{step}"]
+
+
+def in_order(tensors: Iterable[Tensor]) -> NoiseSource:
+    """Hand out stored noise in the order in which a session asks for it."""
+    stored = iter(tensors)
     return lambda shape: next(stored)
 
 
-def run(session: NotingSession, chunks: int) -> dict[str, Tensor]:
-    """Make all chunks; returns what was noted, with the whole video as `latents`."""
-    made: Sequence[Tensor] = [session.next_chunk() for _ in range(chunks)]
-    session.noted["latents"] = torch.cat(list(made), 1)
+def run(
+    session: NotingSession, chunks: int, prompts: Mapping[int, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Make all chunks, with other prompts from some chunks on.
+
+    Returns:
+        What was noted, with the chunks as `latents`.
+    """
+    made: list[Tensor] = []
+    for chunk in range(chunks):
+        if prompts and chunk in prompts:
+            session.set_prompt(prompts[chunk])
+        made.append(session.next_chunk())
+    session.noted["latents"] = torch.cat(made, 1)
     return session.noted
+
+
+def schedule_tensors(schedule: Schedule) -> dict[str, Tensor]:
+    """A schedule by the files' names."""
+    values: dict[str, Sequence[float]] = {"timesteps": schedule.timesteps, "sigmas": schedule.sigmas}
+    return {f"denoising_{key}": torch.tensor(value) for key, value in values.items()}

@@ -1,0 +1,108 @@
+"""Krea Realtime of the public code: a context that is recomputed before every block, prompts that fade."""
+
+import pytest
+import torch
+from goldenfile import TOLERANCE, assert_near, cases, files_of, read
+from rollout import commit_flow, in_order, schedule_tensors
+
+from dummyforcing.heads import dense
+from dummyforcing.samplers import RecomputeSession
+from dummyforcing.sampling import make_schedule
+
+
+def schedule_of(golden, name):
+    variant = golden.meta["variants"][name]
+    steps = torch.linspace(1000, 0, variant["num_denoising_steps"]).long().tolist()
+    return make_schedule(steps, golden.meta.get("timestep_shift", 5.0))
+
+
+class NotingRecompute(RecomputeSession):
+    def __init__(self, golden, name, **options):
+        variant = golden.meta["variants"][name]
+        self.noted, self.golden, self.name = {}, golden, name
+        schedule = schedule_of(golden, name)
+        super().__init__(
+            golden.model,
+            golden["prompt_embeds/p0"],
+            dense(),
+            schedule,
+            golden.latent_shape,
+            chunk_frames=golden.meta["frames_per_block"],
+            context_frames=variant["kv_cache_num_frames"],
+            first_latent=None if variant["keep_first_frame"] else self.first_latent,
+            seeds=in_order(draws(golden, name, len(schedule.sigmas))),
+            **options,
+        )
+
+    def first_latent(self):
+        self.used.add(f"first_frame_latent/{self.block}")
+        return self.golden[f"{self.name}/first_frame_latent/{self.block}"]
+
+    used: set = set()
+
+    @property
+    def block(self):
+        return f"block{self.frames // self.chunk_frames}"
+
+    def _context(self):
+        context = super()._context()
+        self.noted[f"recompute_before_{self.block}/context_latents"] = context
+        return context
+
+    def _commit(self, x0):
+        key = f"recompute_before_{self.block}/flow"
+        before = [self.noted[key]] if key in self.noted else []
+        self.noted[key] = torch.cat([*before, commit_flow(self, x0)], 1)
+        super()._commit(x0)
+
+    def _denoise(self, x, step):
+        x0 = super()._denoise(x, step)
+        self.noted[f"{self.block}/step{step}/x0"] = x0
+        return x0
+
+    def _velocity(self, x, step):
+        velocity = super()._velocity(x, step)
+        self.noted[f"{self.block}/step{step}/flow"] = velocity
+        return velocity
+
+
+def draws(golden, name, steps):
+    for block, noise in enumerate(golden[f"{name}/noise"].split(golden.meta["frames_per_block"], dim=1)):
+        yield noise
+        for step in range(steps - 1):
+            yield golden[f"{name}/renoise/block{block}/step{step}"]
+
+
+@pytest.mark.parametrize("known_length", [True, False])
+@pytest.mark.parametrize(("path", "name"), cases("krea"))
+def test_rollout(path, name, known_length):
+    golden = read(path)
+    variant, stored = golden.meta["variants"][name], golden.under(name)
+    session = NotingRecompute(golden, name, frames=stored["latents"].shape[1] if known_length else None)
+    session.used = set()
+    fade = variant["interpolate"] or {"before_block": None}
+    chunks, prompts = [], []
+    for block in range(variant["blocks"]):
+        if block == fade["before_block"]:
+            session.set_prompt(golden[f"prompt_embeds/{fade['target']}"], chunks=fade["steps"])
+        chunks.append(session.next_chunk())
+        prompts.append(session.prompt_embeds)
+    noted = {**session.noted, "latents": torch.cat(chunks, 1)}
+    noted |= {f"schedule/{key}": t for key, t in schedule_tensors(schedule_of(golden, name)).items()}
+    if variant["interpolate"]:
+        faded = prompts[fade["before_block"] :][: fade["steps"]]
+        noted |= {f"interpolated_prompt_embeds/{i}": prompt for i, prompt in enumerate(faded)}
+    inputs = {key for key in stored if key.startswith("renoise/")} | session.used | {"noise"}
+    assert set(stored) == set(noted) | inputs
+    for key, value in noted.items():
+        assert_near(value, stored[key], f"{name}/{key}", 0 if "schedule" in key else TOLERANCE)
+
+
+@pytest.mark.parametrize("path", files_of("krea"))
+def test_every_tensor_of_the_file_is_used(path):
+    golden = read(path)
+    variants = golden.meta["variants"]
+    prefixes = ("model.", *(f"{name}/" for name in variants))
+    targets = {v["interpolate"]["target"] for v in variants.values() if v["interpolate"]}
+    prompts = {f"prompt_embeds/{name}" for name in targets | {"p0"}}
+    assert {n for n in golden.tensors if not n.startswith(prefixes)} == prompts
