@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from claims import CLAIMS, NONE, number
+from claims import APART, CLAIMS, NONE, number
 
 Result = dict[str, Any]
 
@@ -99,8 +99,9 @@ def _claims(results: dict[str, Result]) -> str:
             "speed": "`python benchmarks/speed.py --output benchmarks/results/tiny-speed.json`",
             **{part: f"`python benchmarks/reproduce.py --parts {part}`" for part in PARTS},
         }.get(claim.part, "-")
-        rows.append([claim.paper, ours, command, verdict if verdict == NONE else f"**{verdict}**", why])
-    return table(["claim", "ours", "command", "verdict", "why"], rows)
+        shown = verdict if verdict in (APART, NONE) else f"**{verdict}**"
+        rows.append([claim.text, claim.paper, ours, command, shown, why])
+    return table(["claim", "paper", "ours", "command", "verdict", "why"], rows)
 
 
 def _removal(removal: Result) -> str:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from dummyforcing.eval import removal
-from dummyforcing.eval.jobs import Job, Record, run_jobs
+from dummyforcing.eval.jobs import Job, Record, Workers
 from dummyforcing.eval.prompts import benchmark_scenes, return_scenes
 from dummyforcing.eval.results import write_results
 from dummyforcing.eval.study import LONG_VARIANTS, Run, study_jobs, summarise_run, variants
@@ -81,8 +81,8 @@ TRIAL = Size(
 class Study:
     """The parts of the study; each writes a result file."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.size = args, TRIAL if args.trial else Size()
+    def __init__(self, args: argparse.Namespace, workers: Workers) -> None:
+        self.args, self.workers, self.size = args, workers, TRIAL if args.trial else Size()
         self.folder = ModelFolder.open(args.model)
         for path in (args.output, args.work):
             path.mkdir(parents=True, exist_ok=True)
@@ -165,9 +165,7 @@ class Study:
 
     def run(self, part: str, jobs: Sequence[Job]) -> list[Record]:
         """Run jobs with a progress bar; results in the order of the jobs."""
-        args = self.args
-        devices = [f"cuda:{i}" for i in range(args.gpus)] if args.device == "cuda" else [args.device]
-        steps = run_jobs(jobs, args.work / f"{part}.jsonl", args.model, devices, args.workers)
+        steps = self.workers.run(jobs, self.args.work / f"{part}.jsonl")
         found = dict(tqdm(steps, part, total=len(jobs)))
         return [found[job.name] for job in jobs]
 
@@ -212,9 +210,11 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="two prompts, short videos, coarse: a rehearsal")
     args = parser.parse_args()
     args.work = args.work or (args.output / "work" if args.trial else ROOT / "runs" / "reproduction")
-    study = Study(args)
-    for part in args.parts:
-        getattr(study, part)()
+    devices = [f"cuda:{i}" for i in range(args.gpus)] if args.device == "cuda" else [args.device]
+    with Workers(args.model, devices, args.workers) as workers:
+        study = Study(args, workers)
+        for part in args.parts:
+            getattr(study, part)()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from conftest import write_model
 from dummyforcing.criteria import choose_dummies
 from dummyforcing.eval import removal, study
-from dummyforcing.eval.jobs import Job, read_journal, run_jobs
+from dummyforcing.eval.jobs import Job, Workers, read_journal
 from dummyforcing.eval.suite import Measures
 from dummyforcing.eval.world import prompt_scene
 from dummyforcing.pipeline import load
@@ -144,7 +144,8 @@ def test_jobs_go_on_where_they_stopped(pipeline, folder, tmp_path):
     jobs = [Job(f"job {i}", partial(removal.measure_alone, "a red ball", i)) for i in range(3)]
     journal = tmp_path / "journal.jsonl"
     journal.write_text('{"job": "job 0", "result": "kept"}\n{"job": "job 1", "resu')
-    found = dict(run_jobs(jobs, journal, str(folder), ["cpu"], workers=1))
+    with Workers(str(folder), ["cpu"], 1) as workers:
+        found = dict(workers.run(jobs, journal))
     assert found["job 0"] == "kept"
     for seed in (1, 2):
         expected = removal.measure_alone("a red ball", seed, pipeline)
@@ -155,7 +156,8 @@ def test_jobs_go_on_where_they_stopped(pipeline, folder, tmp_path):
 def test_finished_jobs_need_no_process(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"job": "a", "result": 1}\n{"job": "other", "result": 2}\n')
     jobs = [Job("a", partial(print))]
-    assert list(run_jobs(jobs, tmp_path / "journal.jsonl", "no-such-model", ["cpu"], 1)) == [("a", 1)]
+    with Workers("no-such-model", ["cpu"], 1) as workers:
+        assert list(workers.run(jobs, tmp_path / "journal.jsonl")) == [("a", 1)]
 
 
 @pytest.fixture

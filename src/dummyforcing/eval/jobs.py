@@ -1,13 +1,15 @@
 """Many small jobs on one loaded model per process, in any number of processes, resumable.
 
     jobs = [Job(f"pair {n}", partial(work, n)) for n in range(256)]   # work(n, pipeline) -> record
-    results = dict(run_jobs(jobs, Path("runs/journal.jsonl"), "tiny", ["cuda:0", "cuda:1"], workers=32))
+    with Workers("tiny", ["cuda:0", "cuda:1"], count=32) as workers:
+        results = dict(workers.run(jobs, Path("runs/journal.jsonl")))
 
 Finished jobs are lines of the journal; a job whose name is there does not run again.
 """
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -37,46 +39,52 @@ class Job:
     """A function of a module, or a `partial` of one: it travels to another process."""
 
 
-def run_jobs(
-    jobs: Sequence[Job], journal: Path, model: str, devices: Sequence[str], workers: int
-) -> Iterator[tuple[str, Record]]:
-    """Run the jobs that the journal does not hold yet.
+class Workers:
+    """Processes with one loaded model each. Arithmetic is float32 without TF32, in one thread per process.
 
-    Arithmetic is float32 without TF32, and every process has one thread of its own.
-
-    Args:
-        jobs: In the order in which they start.
-        journal: File of finished jobs, one JSON object per line; its folder must exist.
-        model: Name or folder.
-        devices: Taken in turns by the processes.
-        workers: Processes.
-
-    Yields:
-        Name and result of every job, those of the journal first, the others as they finish.
+    They start when there is something to do, and end with the `with` block.
     """
-    names = {job.name for job in jobs}
-    done = {name: result for name, result in read_journal(journal) if name in names}
-    yield from done.items()
-    left = [job for job in jobs if job.name not in done]
-    if not left:
-        return
-    context = multiprocessing.get_context("spawn")
-    queue: SimpleQueue[str] = context.SimpleQueue()
-    workers = min(workers, len(left))
-    for device in islice(cycle(devices), workers):
-        queue.put(device)
-    # Not `with`: after Ctrl-C or an error the jobs that have not begun must not begin any more.
-    pool = ProcessPoolExecutor(workers, context, _start, (model, queue))
-    try:
-        futures = {pool.submit(_work, job): job for job in left}
+
+    def __init__(self, model: str, devices: Sequence[str], count: int) -> None:
+        """Get ready.
+
+        Args:
+            model: Name or folder.
+            devices: Taken in turns by the processes.
+            count: Processes.
+        """
+        context = multiprocessing.get_context("spawn")
+        queue: SimpleQueue[str] = context.SimpleQueue()
+        for device in islice(cycle(devices), count):
+            queue.put(device)
+        self._pool = ProcessPoolExecutor(count, context, _start, (model, queue))
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, jobs: Sequence[Job], journal: Path) -> Iterator[tuple[str, Record]]:
+        """Run the jobs that the journal does not hold yet.
+
+        Args:
+            jobs: In the order in which they start.
+            journal: File of finished jobs, one JSON object per line; its folder must exist.
+
+        Yields:
+            Name and result of every job, those of the journal first, the others as they finish.
+        """
+        names = {job.name for job in jobs}
+        done = {name: result for name, result in read_journal(journal) if name in names}
+        yield from done.items()
+        futures = {self._pool.submit(_work, job): job.name for job in jobs if job.name not in done}
         with journal.open("a", encoding="utf-8") as file:
             for future in as_completed(futures):
-                name, result = futures.pop(future).name, future.result()
+                name, result = futures.pop(future), future.result()
                 file.write(json.dumps({"job": name, "result": result}) + "\n")
                 file.flush()
                 yield name, result
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def read_journal(journal: Path) -> list[tuple[str, Record]]:
@@ -93,6 +101,7 @@ def read_journal(journal: Path) -> list[tuple[str, Record]]:
 
 def _start(model: str, queue: "SimpleQueue[str]") -> None:
     """Load the model in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # after Ctrl-C nobody waits for the job in hand
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _loaded.append(load(model, device=queue.get(), dtype="float32"))
