@@ -1,19 +1,28 @@
-"""The claims of the paper and of its critics, each with a rule that compares it with our results.
-
-A verdict is `agrees`, `does not agree` or `open` (the interval is too wide to tell): the rules decide. What
-this model cannot tell is `not comparable`.
-"""
+"""The claims of the paper and of its critics, and our own questions, each with the finding that answers it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-Result = dict[str, Any]
+from verdicts import (
+    AGREES,
+    APART,
+    DIFFERS,
+    NONE,
+    OPEN,
+    Result,
+    against,
+    cost,
+    exceeds,
+    negated,
+    no_loss,
+    number,
+    order,
+    runs,
+    worst,
+)
 
-AGREES, DIFFERS, OPEN = "agrees", "does not agree", "open"
-APART, NONE = "not comparable", "not measured"
-MARGIN = 0.005
-"""The paper's tables move by up to half a point: less than that is no loss."""
+Finding = Callable[[dict[str, Result]], tuple[str, str]]
+"""Our figure, in words, and the verdict, from the results by part."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,7 @@ class Claim:
     """The figure that was published; a dash if it is a question of ours."""
     part: str
     """Of the results that the finding needs."""
-    finding: Callable[[dict[str, Result]], tuple[str, str]]
-    """Our figure and the verdict."""
+    finding: Finding
     why: dict[str, str] = field(default_factory=dict)
     """What there is to say, by verdict; under the empty key, whatever the verdict."""
 
@@ -38,57 +46,6 @@ class Claim:
             return "-", NONE, self.why.get(NONE, "")
         ours, verdict = self.finding(results)
         return ours, verdict, self.why.get(verdict, self.why.get("", ""))
-
-
-def number(estimate: Result, scale: float = 1, digits: int = 1, signed: bool = False) -> str:
-    """A mean with its 95% interval."""
-    low, high = estimate["interval"]
-    sign = "+" if signed else ""
-    mean, low, high = (f"{scale * x:{sign}.{digits}f}" for x in (estimate["mean"], low, high))
-    return f"{mean} ({low} to {high})"
-
-
-def exceeds(estimate: Result, bound: float) -> str:
-    """Whether a figure lies above a bound."""
-    low, high = estimate["interval"]
-    return AGREES if low > bound else DIFFERS if high < bound else OPEN
-
-
-def no_loss(difference: Result, margin: float = MARGIN) -> str:
-    """Whether a difference lies above minus the margin."""
-    return exceeds(difference, -margin)
-
-
-def worst(*verdicts: str) -> str:
-    """Of several verdicts that must all hold."""
-    return next(v for v in (DIFFERS, OPEN, AGREES) if v in verdicts)
-
-
-def order(results: dict[str, Result], name: str, key: str, percent: int = 50, kept: str = "none") -> Result:
-    """A figure of the removal study: `damage` or `factor`."""
-    removal = results["removal"]
-    found: Result = removal["orders"][name][kept][key][removal["percents"].index(percent)]
-    return found
-
-
-def against(results: dict[str, Result], name: str, other: str, measure: str, run: str = "5 s") -> Result:
-    """A paired difference of the free rollouts."""
-    found: Result = _run(results, run)["variants"][name][f"against_{other}"][measure]
-    return found
-
-
-def cost(results: dict[str, Result], name: str, run: str = "5 s") -> float:
-    """Past frames that a head sees, mean."""
-    mean: float = _run(results, run)["variants"][name]["measures"]["past_frames"]["mean"]
-    return mean
-
-
-def _run(results: dict[str, Result], run: str) -> Result:
-    found: Result = {
-        **results.get("study", {}).get("runs", {}),
-        **results.get("long", {}).get("runs", {}),
-    }[run]
-    return found
 
 
 def _points(difference: Result) -> str:
@@ -115,7 +72,7 @@ def _removal_free(results: dict[str, Result]) -> tuple[str, str]:
     return f"{_points(difference)} of color, shape, motion, count", no_loss(difference)
 
 
-def _beats(name: str, bound: float = 1.0) -> Callable[[dict[str, Result]], tuple[str, str]]:
+def _beats(name: str, bound: float = 1.0) -> Finding:
     def finding(results: dict[str, Result]) -> tuple[str, str]:
         factors = {p: order(results, name, "factor", p) for p in _percents(results)}
         text = ", ".join(f"{number(f, 1, 2)} at {p}%" for p, f in factors.items())
@@ -124,7 +81,7 @@ def _beats(name: str, bound: float = 1.0) -> Callable[[dict[str, Result]], tuple
     return finding
 
 
-def _no_worse(name: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
+def _no_worse(name: str) -> Finding:
     """Whether a way to score or to choose does at most a tenth more damage than ours."""
 
     def finding(results: dict[str, Result]) -> tuple[str, str]:
@@ -144,9 +101,7 @@ def _packing(results: dict[str, Result]) -> tuple[str, str]:
     return text, AGREES if none["interval"][0] > last["interval"][1] else OPEN
 
 
-def _against(
-    name: str, other: str = "dense", measure: str = "semantic", run: str = "5 s"
-) -> Callable[[dict[str, Result]], tuple[str, str]]:
+def _against(name: str, other: str = "dense", measure: str = "semantic", run: str = "5 s") -> Finding:
     def finding(results: dict[str, Result]) -> tuple[str, str]:
         difference = against(results, name, other, measure, run)
         return _points(difference), no_loss(difference)
@@ -154,7 +109,7 @@ def _against(
     return finding
 
 
-def _all_no_loss(*names: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
+def _all_no_loss(*names: str) -> Finding:
     def finding(results: dict[str, Result]) -> tuple[str, str]:
         found = {name: against(results, name, "dummy", "semantic") for name in names}
         text = "; ".join(f"{name}: {_points(difference)}" for name, difference in found.items())
@@ -165,7 +120,7 @@ def _all_no_loss(*names: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
 
 def _quarter(results: dict[str, Result]) -> tuple[str, str]:
     gain = against(results, "25% dummy", "dummy", "semantic")
-    loss = {"mean": -gain["mean"], "interval": [-end for end in reversed(gain["interval"])]}
+    loss = negated(gain)
     return f"{_points(loss)} for the second quarter", no_loss(loss)
 
 
@@ -188,36 +143,35 @@ def _search(results: dict[str, Result]) -> tuple[str, str]:
     return text, exceeds(dhp["reached"], 0.8)
 
 
-def _worse_seams(run: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
+def _changes(
+    name: str, other: str, measure: str, run: str, unit: str, scale: float = 1, more: bool = True
+) -> Finding:
+    """Whether a measure is more (or less) than under another variant."""
+
     def finding(results: dict[str, Result]) -> tuple[str, str]:
-        difference = against(results, "dummy", "dense", "seam_excess", run)
-        return f"{number(difference, 1, 3, signed=True)} gray levels, {run}", exceeds(difference, 0)
+        difference = against(results, name, other, measure, run)
+        verdict = exceeds(difference if more else negated(difference), 0)
+        return f"{number(difference, scale, 3, signed=True)} {unit}, {run}", verdict
 
     return finding
 
 
-def _less_motion(run: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
-    def finding(results: dict[str, Result]) -> tuple[str, str]:
-        difference = against(results, "dummy", "dense", "dynamic", run)
-        low, high = difference["interval"]
-        text = f"{number(difference, 100, 2, signed=True)} points of moving pixels, {run}"
-        return text, AGREES if high < 0 else DIFFERS if low >= 0 else OPEN
-
-    return finding
-
-
-def _anchored(run: str) -> Callable[[dict[str, Result]], tuple[str, str]]:
-    def finding(results: dict[str, Result]) -> tuple[str, str]:
-        difference = against(results, "anchored", "dummy", "seam_excess", run)
-        low, high = difference["interval"]
-        text = (
-            f"{number(difference, 1, 3, signed=True)} gray levels, {run}, for "
-            f"{cost(results, 'anchored', run):.1f} in place of {cost(results, 'dummy', run):.1f} past frames "
-            "per head"
+def recommendation(results: dict[str, Result]) -> str:
+    """Whether to take `anchored` in place of `dummy`, and what it costs, from seams and right verdicts."""
+    lines = []
+    for run in ("5 s", "10 s", "30 s"):
+        if run not in runs(results):
+            continue
+        seam = against(results, "anchored", "dummy", "seam_excess", run)
+        right = against(results, "anchored", "dummy", "semantic", run)
+        better = seam["interval"][1] < 0 and right["interval"][1] >= 0
+        costs = ", ".join(f"{cost(results, name, run):.2f} ({name})" for name in ("anchored", "dummy"))
+        lines.append(
+            f"- {run}: **{'take' if better else 'no reason to take'} `anchored`**: seams "
+            f"{number(seam, 1, 3, signed=True)} gray levels, right {_points(right)}; past frames per head: "
+            f"{costs}."
         )
-        return text, AGREES if high < 0 else DIFFERS if low > 0 else OPEN
-
-    return finding
+    return "\n".join(lines)
 
 
 def _speed(results: dict[str, Result]) -> tuple[str, str]:
@@ -326,16 +280,36 @@ CLAIMS = (
         _all_no_loss("shipped plan"),
     ),
     Claim("A short window suffices for neighbor heads", "3 frames", "study", _all_no_loss("neighbor 3")),
-    Claim("Critics: seams between chunks get worse", "no figure", "study", _worse_seams("5 s")),
-    Claim("Critics: they do in long videos", "no figure", "long", _worse_seams("30 s")),
+    Claim(
+        "Critics: seams between chunks get worse",
+        "no figure",
+        "study",
+        _changes("dummy", "dense", "seam_excess", "5 s", "gray levels"),
+    ),
+    Claim(
+        "Critics: they do in long videos",
+        "no figure",
+        "long",
+        _changes("dummy", "dense", "seam_excess", "30 s", "gray levels"),
+    ),
     Claim(
         "Critics: less motion in long videos",
         "dynamic degree 26.6, not 42.5 (LongLive, 30 s)",
         "long",
-        _less_motion("30 s"),
+        _changes("dummy", "dense", "dynamic", "30 s", "points of moving pixels", 100, more=False),
     ),
-    Claim("Ours: anchored contexts mend the seams", "-", "study", _anchored("5 s")),
-    Claim("Ours: they do in long videos", "-", "long", _anchored("30 s")),
+    Claim(
+        "Ours: anchored contexts mend the seams",
+        "-",
+        "study",
+        _changes("anchored", "dummy", "seam_excess", "5 s", "gray levels", more=False),
+    ),
+    Claim(
+        "Ours: they do in long videos",
+        "-",
+        "long",
+        _changes("anchored", "dummy", "seam_excess", "30 s", "gray levels", more=False),
+    ),
     Claim(
         "Faster at 480p",
         "1.4 times",

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from claims import APART, CLAIMS, NONE, number
+from claims import CLAIMS, recommendation
+from verdicts import APART, NONE, number
 
 Result = dict[str, Any]
 
@@ -47,6 +48,12 @@ shape, motion and number of objects, in percent, by exact detectors; the differe
 *Past frames* is what a head sees in the last chunk, mean over heads: the cost. PSNR and SSIM to the
 dense video tell how much a method changes the video, not whether that is worse.
 """
+ANCHORED = """## Anchored contexts
+
+`anchored` gives each role what it leaves out, in two attention calls as before: sink heads also see the
+last frame, neighbor heads also the first, dummy heads two frames. We take it where seams are better and
+no fewer things are right, beyond the intervals.
+"""
 LONG = """## Longer videos
 
 *Seam* is the change of the picture from chunk to chunk beyond the change at like places inside of
@@ -78,6 +85,8 @@ def page(results: dict[str, Result]) -> str:
     if "study" in results:
         run = results["study"]["runs"]["5 s"]
         parts.append(f"{STUDY.format(**run)}\n![Quality over cost]({PICTURES}/cost.png)\n\n{_study(run)}\n")
+    if "study" in results:
+        parts.append(f"{ANCHORED}\n{recommendation(results)}\n")
     if "long" in results:
         runs = results["long"]["runs"]
         parts.append(f"{LONG}\n![Measures over the length]({PICTURES}/length.png)\n\n{_long(runs)}\n")

@@ -71,10 +71,10 @@ TRIAL = Size(
     search_chunk=2,
     sets=1,
     set_size=4,
-    frames=45,
-    lengths=(("10 s", 57, 2), ("30 s", 69, 2)),
+    frames=33,
+    lengths=(("10 s", 33, 2), ("30 s", 45, 2)),
     returns=2,
-    batch=2,
+    batch=1,
 )
 
 

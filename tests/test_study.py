@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -160,29 +159,31 @@ def test_finished_jobs_need_no_process(tmp_path):
         assert list(workers.run(jobs, tmp_path / "journal.jsonl")) == [("a", 1)]
 
 
-@pytest.fixture
-def claims(monkeypatch):
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """The scripts beside the package can be imported."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import claims
-
-    yield claims
-    del sys.modules["claims"]
 
 
-def test_verdicts_follow_the_intervals(claims):
+def test_verdicts_follow_the_intervals():
+    import verdicts
+
     def estimate(low, high):
         return {"mean": (low + high) / 2, "interval": [low, high], "n": 9}
 
-    assert claims.exceeds(estimate(1.1, 2), 1) == "agrees"
-    assert claims.exceeds(estimate(0.9, 2), 1) == "open"
-    assert claims.exceeds(estimate(0.2, 0.9), 1) == "does not agree"
-    assert claims.no_loss(estimate(-0.004, 0.02)) == "agrees"
-    assert claims.no_loss(estimate(-0.02, 0.02)) == "open"
-    assert claims.no_loss(estimate(-0.04, -0.01)) == "does not agree"
-    assert claims.worst("agrees", "open") == "open"
-    assert claims.worst("open", "does not agree", "agrees") == "does not agree"
-    assert claims.number(estimate(0.1, 0.3), 100) == "20.0 (10.0 to 30.0)"
+    assert verdicts.exceeds(estimate(1.1, 2), 1) == "agrees"
+    assert verdicts.exceeds(estimate(0.9, 2), 1) == "open"
+    assert verdicts.exceeds(estimate(0.2, 0.9), 1) == "does not agree"
+    assert verdicts.no_loss(estimate(-0.004, 0.02)) == "agrees"
+    assert verdicts.no_loss(estimate(-0.02, 0.02)) == "open"
+    assert verdicts.no_loss(estimate(-0.04, -0.01)) == "does not agree"
+    assert verdicts.negated(estimate(1, 3)) == {"mean": -2, "interval": [-3, -1]}
+    assert verdicts.worst("agrees", "open") == "open"
+    assert verdicts.worst("open", "does not agree", "agrees") == "does not agree"
+    assert verdicts.number(estimate(0.1, 0.3), 100) == "20.0 (10.0 to 30.0)"
 
 
-def test_what_was_not_run_is_said_to_be_not_measured(claims):
-    assert {claim.row({})[1] for claim in claims.CLAIMS} == {"not measured"}
+def test_what_was_not_run_is_said_to_be_not_measured():
+    from claims import CLAIMS
+
+    assert {claim.row({})[1] for claim in CLAIMS} == {"not measured"}

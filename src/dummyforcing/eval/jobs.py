@@ -104,7 +104,10 @@ def _start(model: str, queue: "SimpleQueue[str]") -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # after Ctrl-C nobody waits for the job in hand
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    _loaded.append(load(model, device=queue.get(), dtype="float32"))
+    device = queue.get()
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # else every process would also take memory of the first GPU
+    _loaded.append(load(model, device=device, dtype="float32"))
 
 
 def _work(job: Job) -> Record:
