@@ -31,6 +31,7 @@ COLORS = {
     "anchored": "tab:green",
     "official": "tab:orange",
     "measured plan": "tab:purple",
+    "mass plan": "tab:cyan",
     "random heads": "tab:pink",
     "dearest heads": "tab:red",
 }
@@ -82,7 +83,7 @@ def quality_and_cost(variants: dict[str, Result]) -> plt.Figure:
         for name, variant in variants.items():
             if measure not in variant["measures"]:
                 continue
-            cost, color = variant["measures"]["past_frames"]["mean"], COLORS.get(name, "tab:cyan")
+            cost, color = variant["measures"]["past_frames"]["mean"], COLORS.get(name, "dimgray")
             _point(axes, cost, variant["measures"][measure], color)
             at = (cost, variant["measures"][measure]["mean"])
             axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
@@ -98,7 +99,7 @@ def lengths(runs: dict[str, Result]) -> plt.Figure:
     shown = runs[names[-1]]["variants"]
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, variant in enumerate(shown):
-            color = COLORS.get(variant, "tab:cyan")
+            color = COLORS.get(variant, "dimgray")
             points = [
                 (
                     place + 0.06 * (number - len(shown) / 2),

@@ -125,8 +125,8 @@ class Study:
         """Free rollouts of the usual length under all variants."""
         size = self.size
         scenes = tuple(benchmark_scenes(self.limited(size.prompts)))
-        names = tuple(variants(self.folder, self.plan))
-        run = Run("5 s", size.frames, scenes, size.repeats, names, self.plan, size.batch)
+        names = tuple(variants(self.folder, self.plans))
+        run = Run("5 s", size.frames, scenes, size.repeats, names, self.plans, size.batch)
         self.rollouts("study", [run])
 
     def long(self) -> None:
@@ -141,15 +141,17 @@ class Study:
         self.rollouts(
             "long",
             [
-                Run(name, frames, tuple(scenes), 1, LONG_VARIANTS, self.plan, batch)
+                Run(name, frames, tuple(scenes), 1, LONG_VARIANTS, self.plans, batch)
                 for name, frames, scenes in tests
             ],
         )
 
     @property
-    def plan(self) -> Plan:
-        """The measured plan."""
-        return removal.measured_plan(self.alone, self.folder.request("any", policy="dummy").policy)
+    def plans(self) -> dict[str, Plan]:
+        """Plans for all videos: those of the training prompts, and the one that comes with the model."""
+        plans = removal.fixed_plans(self.alone, self.folder.request("any", policy="dummy").policy)
+        shipped = self.folder.path / "plan.json"
+        return {**plans, "shipped plan": Plan.load(shipped)} if shipped.exists() else plans
 
     def rollouts(self, part: str, runs: Sequence[Run]) -> None:
         """Make and measure the videos of some runs, the longest first, and sum each run up."""

@@ -178,7 +178,8 @@ def test_damage_alone_makes_a_plan(pipeline):
     assert len(results[0]["alone"]) == 12
     assert min(results[0]["alone"]) > 0
     policy = pipeline.folder.request(PROMPT, policy="dummy").policy
-    plan = removal.measured_plan(results, policy)
+    plans = removal.fixed_plans(results, policy)
+    plan = plans["measured plan"]
     mean = [sum(pair) / 2 for pair in zip(results[0]["alone"], results[1]["alone"], strict=True)]
     cheapest = sorted(range(12), key=mean.__getitem__)[:6]
     flat = [role for row in plan.roles for role in row]
@@ -186,6 +187,7 @@ def test_damage_alone_makes_a_plan(pipeline):
     scores = torch.tensor([result["scores"] for result in results]).mean(0)
     sorted_roles = [role for row in assign_roles(scores, 0) for role in row]
     assert all(role in (Role.DUMMY, by_mass) for role, by_mass in zip(flat, sorted_roles, strict=True))
+    assert plans["mass plan"].roles == assign_roles(scores, 6)
 
 
 def test_summary_of_constructed_damages():

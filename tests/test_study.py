@@ -20,7 +20,7 @@ from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.request import ModelFolder
 
 ROOT = Path(__file__).parent.parent
-MEASURED = Plan.uniform(3, 4, HeadContext(0, 2), "measured")
+PLANS = {"measured plan": Plan.uniform(3, 4, HeadContext(0, 2), "measured")}
 SCENES = tuple(
     prompt_scene(kind, np.random.default_rng(0))
     for kind in (("red", "ball", "bounce"), ("blue", "ball", "bounce"))
@@ -43,13 +43,13 @@ def pipeline(folder):
 
 
 def run_of(*names):
-    return study.Run("test", 33, SCENES, 2, names, MEASURED, batch=2)
+    return study.Run("test", 33, SCENES, 2, names, PLANS, batch=2)
 
 
 @pytest.fixture(scope="module")
 def rows(pipeline):
     """Every variant, of one video of three chunks."""
-    run = run_of(*study.variants(pipeline.folder, MEASURED))
+    run = run_of(*study.variants(pipeline.folder, PLANS))
     found = json.loads(json.dumps(study.make_rows(SCENES[:1], 0, run, pipeline)))
     assert found["first"] == 0
     return {name: row for name, (row,) in found["rows"].items()}
@@ -89,19 +89,12 @@ def test_variants_differ_from_dense_and_from_each_other(rows):
 def test_random_heads_change_with_the_batch_and_have_the_right_number(pipeline):
     plans = []
     for seed in (0, 4):
-        options = study.variants(pipeline.folder, MEASURED, seed)["random heads"].options
+        options = study.variants(pipeline.folder, PLANS, seed)["random heads"].options
         video = pipeline.generate(SCENES[0].prompt, frames=33, seed=0, **options)
         plans.append(video.plan)
         dummies = [i for i, role in enumerate(r for row in video.plan.roles for r in row) if role == "dummy"]
         assert dummies == sorted(choose_dummies(torch.tensor(video.plan.scores), 6, "random", seed))
     assert plans[0].roles != plans[1].roles
-
-
-def test_a_shipped_plan_is_a_variant(pipeline, folder, tmp_path):
-    assert "shipped plan" not in study.variants(pipeline.folder, MEASURED)
-    MEASURED.save(tmp_path / "plan.json")
-    with_plan = dataclasses.replace(pipeline.folder, path=tmp_path)
-    assert study.variants(with_plan, MEASURED)["shipped plan"].options == {"plan": MEASURED}
 
 
 def test_past_frames_of_a_plan():

@@ -73,23 +73,25 @@ def _alone(path: DensePath, calls: Sequence[DenseCall]) -> Tensor:
     return torch.stack([damages(path, call, every, 0) for call in calls]).mean(0)
 
 
-def measured_plan(results: Sequence[Record], policy: Policy) -> Plan:
-    """A plan for all videos whose dummy heads are those that alone cost least, mean over some videos.
+def fixed_plans(results: Sequence[Record], policy: Policy) -> dict[str, Plan]:
+    """Two plans for all videos, from the means over some videos.
 
     Args:
         results: From `measure_alone`.
-        policy: Tells the number of dummy heads and the contexts; the other heads are sorted as by it.
+        policy: Tells the number of dummy heads, the contexts, and how the other heads are sorted.
+
+    Returns:
+        `mass plan`, by the policy; in `measured plan` the dummy heads are those that alone cost least.
     """
-    plan = make_plan(policy, torch.tensor([result["scores"] for result in results]).mean(0), SCORED_CHUNK)
-    ranking = measured_ranking(results)
-    width = len(plan.roles[0])
+    scores = torch.tensor([result["scores"] for result in results]).mean(0)
+    by_mass = make_plan(policy, scores, SCORED_CHUNK)
+    ranking, width = measured_ranking(results), scores.shape[1]
     dummies = set(ranking[: policy.dummy_heads(len(ranking))])
-    stay = assign_roles(torch.tensor(plan.scores), 0)
     roles = tuple(
         tuple(Role.DUMMY if layer * width + head in dummies else role for head, role in enumerate(row))
-        for layer, row in enumerate(stay)
+        for layer, row in enumerate(assign_roles(scores, 0))
     )
-    return replace(plan, roles=roles, policy="measured")
+    return {"mass plan": by_mass, "measured plan": replace(by_mass, roles=roles, policy="measured")}
 
 
 def measured_ranking(results: Sequence[Record]) -> list[int]:

@@ -3,7 +3,7 @@
 A variant is what `Pipeline.generate` is told; the table `variants` holds all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -19,7 +19,9 @@ from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
 from dummyforcing.request import ModelFolder, Options
 
-LONG_VARIANTS = ("dense", "window 3+6", "window 1+1", "dummy", "anchored", "measured plan")
+LONG_VARIANTS = ("dense", "window 3+6", "window 1+1", "dummy", "anchored", "mass plan", "measured plan")
+REFERENCES = ("dense", "dummy", "mass plan")
+"""What all variants are compared with."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Run:
     repeats: int
     """Videos per scene and variant, each from its own noise."""
     variants: tuple[str, ...]
-    measured: Plan
-    """Of the variant of that name."""
+    plans: Mapping[str, Plan]
+    """Of the variants that are one plan for all videos."""
     batch: int
     """Videos made together. They are what they would be alone, up to rounding."""
 
@@ -66,12 +68,12 @@ class Row(Measures):
     """Heads with the role."""
 
 
-def variants(folder: ModelFolder, measured: Plan, seed: int = 0) -> dict[str, Variant]:
+def variants(folder: ModelFolder, plans: Mapping[str, Plan], seed: int = 0) -> dict[str, Variant]:
     """All variants by name.
 
     Args:
         folder: Of the model, whose own settings `dummy` has.
-        measured: From `removal.measured_plan`.
+        plans: From `removal.fixed_plans`.
         seed: Of the random heads.
     """
     base = folder.request("any", policy="dummy").policy
@@ -89,7 +91,7 @@ def variants(folder: ModelFolder, measured: Plan, seed: int = 0) -> dict[str, Va
     removed = contexts(nothing, all_past, all_past)
     packed = contexts(last, all_past, all_past)
     unpacked = contexts(nothing, first, neighbor)
-    table = {
+    return {
         "dense": Variant("every head sees the whole past", {"policy": "dense"}),
         "window 3+6": Variant("every head: 3 first, 6 last frames", {"policy": "window:3,6"}),
         "window 1+1": Variant("every head: the first, the last frame", {"policy": "window:1,1"}),
@@ -114,15 +116,11 @@ def variants(folder: ModelFolder, measured: Plan, seed: int = 0) -> dict[str, Va
         "current > 80%": Variant("criterion: current mass above 0.8", chosen(criterion="threshold")),
         "random heads": Variant("control: as many heads, drawn", chosen(criterion="random", seed=seed)),
         "dearest heads": Variant("control: the heads that cost most", chosen(criterion="dearest")),
-        "measured plan": Variant(
-            "one plan, dummy heads by measured damage on other videos", {"plan": measured}
-        ),
+        **{
+            name: Variant("one for all videos, from the first chunk on", {"plan": p})
+            for name, p in plans.items()
+        },
     }
-    shipped = folder.path / "plan.json"
-    if shipped.exists():
-        plan = Plan.load(shipped)
-        table["shipped plan"] = Variant("one plan for all videos, from the first chunk on", {"plan": plan})
-    return table
 
 
 def study_jobs(run: Run) -> list[Job]:
@@ -150,7 +148,7 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: Pipeline) 
         `first`, the number of the first pair, and per variant one row per scene, as dicts.
     """
     prompts = [scene.prompt for scene in scenes]
-    table = variants(pipeline.folder, run.measured, seed)
+    table = variants(pipeline.folder, run.plans, seed)
     dense = pipeline.generate(prompts, frames=run.frames, seed=seed, policy="dense")
     rows = {}
     for name in run.variants:
@@ -191,14 +189,14 @@ def past_frames(plan: Plan, past: int) -> float:
 
 
 def summarise_run(run: Run, results: Sequence[Record], folder: ModelFolder) -> Record:
-    """What a run found: per variant the means with intervals, and the paired differences to dense and dummy.
+    """What a run found: per variant the means with intervals, and the paired differences to `REFERENCES`.
 
     Videos of one prompt are not independent: each prompt counts as one value.
     """
     results = sorted(results, key=lambda result: int(result["first"]))
     rows = {name: [Row(**row) for r in results for row in r["rows"][name]] for name in run.variants}
     prompts = [run.scenes[pair % len(run.scenes)].prompt for pair in range(len(rows["dense"]))]
-    table = variants(folder, run.measured)
+    table = variants(folder, run.plans)
     return {
         "pixel_frames": run.frames,
         "prompts": len(run.scenes),
@@ -209,8 +207,8 @@ def summarise_run(run: Run, results: Sequence[Record], folder: ModelFolder) -> R
                 "measures": aggregate(own, groups=prompts),
                 **{
                     f"against_{other}": differences(own, rows[other], groups=prompts)
-                    for other in ("dense", "dummy")
-                    if other != name
+                    for other in REFERENCES
+                    if other != name and other in rows
                 },
             }
             for name, own in rows.items()
