@@ -67,7 +67,8 @@ def generate(
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise; the same seed gives the same video.
         policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles) or dense (all).
-            Also window:SINK,RECENT (so many first and last ones) and official (as the public code).
+            Also anchored (by their roles, one frame more each), window:SINK,RECENT (so many first and last
+            ones) and official (as the public code).
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on.
         save_plan: Where to write the head plan that was found.

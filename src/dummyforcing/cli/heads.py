@@ -50,7 +50,7 @@ def heads(
         model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise.
-        policy: A policy that classifies heads: dummy or official.
+        policy: A policy that classifies heads: dummy, anchored or official.
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to show instead of finding one.
         save_plan: Where to write the plan that was found.
