@@ -35,6 +35,7 @@ COLORS = {
     "random heads": "tab:pink",
     "dearest heads": "tab:red",
 }
+COSTS = (1, 2, 3, 5, 10, 20)
 MEASURES = {
     "semantic": "color, shape, motion, count right (mean)",
     "seam_excess": "change across seams beyond that inside chunks\n(gray levels)",
@@ -83,11 +84,14 @@ def quality_and_cost(variants: dict[str, Result]) -> plt.Figure:
         for name, variant in variants.items():
             if measure not in variant["measures"]:
                 continue
-            cost, color = variant["measures"]["past_frames"]["mean"], COLORS.get(name, "dimgray")
+            cost, color = variant["measures"]["past_frames"]["mean"], COLORS.get(name, "silver")
             _point(axes, cost, variant["measures"][measure], color)
-            at = (cost, variant["measures"][measure]["mean"])
-            axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
-        axes.set(xlabel="past frames that a head sees, mean", ylabel=MEASURES[measure], xscale="symlog")
+            if name in COLORS:  # the others would hide each other; the table has them
+                at = (cost, variant["measures"][measure]["mean"])
+                axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
+        axes.set(xlabel="past frames that a head sees, mean", ylabel=MEASURES[measure], xscale="log")
+        axes.set_xticks(COSTS, COSTS)
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     return figure
 

@@ -120,21 +120,21 @@ def _removal(removal: Result) -> str:
         [
             name,
             *(number(order[kept]["damage"][i], 100, 2) for kept in ("none", "last") for i in places),
-            *(number(order["none"]["factor"][i], 1, 2) for i in places),
+            *(number(order[kept]["factor"][i], 1, 2) for kept in ("none", "last") for i in places),
         ]
         for name, order in removal["orders"].items()
     ]
     header = [
         "order of the heads",
         *(f"{title}, {p}%" for title in ("no past", "last frame left") for p in shown),
-        *(f"factor, {p}%" for p in shown),
+        *(f"factor, {title}, {p}%" for title in ("no past", "last") for p in shown),
     ]
     return table(header, rows)
 
 
 def _search(search: Result) -> str:
     rows = [
-        [name, *(f"{number(c[key], 100)}%" for key in ("better", "optimum", "reached"))]
+        [name, *(number(c[key], 100, unit="%") for key in ("better", "optimum", "reached"))]
         for name, c in search["criteria"].items()
     ]
     return table(["criterion", "better subsets", "hits the best", "reached"], rows)

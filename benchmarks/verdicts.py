@@ -14,12 +14,15 @@ MARGIN = 0.005
 """The paper's tables move by up to half a point: less than that is no loss."""
 
 
-def number(estimate: Result, scale: float = 1, digits: int = 1, signed: bool = False) -> str:
+def number(estimate: Result, scale: float = 1, digits: int = 1, signed: bool = False, unit: str = "") -> str:
     """A mean with its 95% interval."""
     low, high = estimate["interval"]
     sign = "+" if signed else ""
-    mean, low, high = (f"{scale * x:{sign}.{digits}f}" for x in (estimate["mean"], low, high))
-    return f"{mean} ({low} to {high})"
+    # Adding 0 makes a negative zero positive.
+    mean, low, high = (
+        f"{round(scale * x, digits) + 0.0:{sign}.{digits}f}" for x in (estimate["mean"], low, high)
+    )
+    return f"{mean}{unit} ({low} to {high})"
 
 
 def exceeds(estimate: Result, bound: float) -> str:
