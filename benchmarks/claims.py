@@ -224,8 +224,8 @@ CLAIMS = (
         "removal",
         _factor("random", 1.0, more=True, kept="last"),
         {
-            verdict: "Then only what older frames carry is lost, and attention mass hardly tells how much that "
-            "is: the damage that was measured does (see the table)."
+            verdict: "Then only what older frames carry is lost, and attention mass hardly tells how much "
+            "that is: the damage that was measured does (see the table)."
             for verdict in (DIFFERS, OPEN)
         },
     ),
