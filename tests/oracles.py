@@ -2,14 +2,17 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dummyforcing.model import CausalWan, ModelConfig, TextKV
+from dummyforcing.cache import LayerCache
+from dummyforcing.model import Attention, CausalWan, ModelConfig, TextKV
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.rope import apply_rope, rope_table
 from dummyforcing.sampling import make_schedule
+from dummyforcing.session import Session
 
 SCHEDULE = make_schedule([1000, 750, 500, 250], shift=5.0)
 SHAPE = (4, 4, 6)
@@ -98,8 +101,16 @@ class HeadMemory:
 class KeepEverything:
     """A cache that keeps all keys as they are before RoPE, and for each head a list of the frames it sees."""
 
-    def __init__(self, plans: Sequence[Plan], tokens: int, chunk: int, reach: int | None = None) -> None:
-        self.plans, self.tokens, self.chunk, self.reach, self.past = plans, tokens, chunk, reach, 0
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        tokens: int,
+        chunk: int,
+        reach: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        self.tokens, self.chunk, self.reach, self.past = tokens, chunk, reach, 0
+        self.grid = grid or (1, tokens)
         self.memory = [[[HeadMemory(c) for c in row] for row in plan.contexts] for plan in plans]
         self.k: dict[int, Tensor] = {}
         self.v: dict[int, Tensor] = {}
@@ -124,7 +135,7 @@ class KeepEverything:
 
     def rotated(self, x: Tensor, frames: Tensor) -> Tensor:
         """`x` with RoPE."""
-        return apply_rope(x, *rope_table(frames, 1, self.tokens, x.shape[-1]))
+        return apply_rope(x, *rope_table(frames, *self.grid, x.shape[-1]))
 
     def _sees(self, head: HeadMemory, end: int, moved: int, pinned: bool) -> list[bool]:
         sink, recent = head.context.sink, head.context.recent
@@ -166,3 +177,50 @@ class KeepEverything:
 
     def _heads(self) -> list[HeadMemory]:
         return [head for sample in self.memory for row in sample for head in row]
+
+
+class CheckedCache:
+    """A session's cache with an oracle that goes along."""
+
+    def __init__(self, session: Session) -> None:
+        self.cache, height, width = session.cache, SHAPE[1] // 2, SHAPE[2] // 2
+        tokens, most = height * width, session._most_current
+        self.oracle = KeepEverything(session.plans, tokens, most, session.cache.reach, (height, width))
+
+    def __getitem__(self, layer: int) -> LayerCache:
+        return self.cache[layer]
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.cache, name)
+        if name not in ("commit", "apply", "rewind", "reset"):
+            return value
+
+        def both(*args: Any) -> None:
+            value(*args)
+            getattr(self.oracle, name)(*args)
+
+        return both
+
+
+def checked(session: Session) -> Session:
+    """Let every attention of a session be compared with the oracle's, without the drift of two rollouts."""
+    cache = session.cache = CheckedCache(session)  # type: ignore[assignment]
+    inner, last = session._attention, session.model.config.num_layers - 1
+
+    def make(step: int | None, kv_only: bool = False) -> Attention:
+        fast = inner(step, kv_only)
+
+        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = fast(layer, q, k, v)
+            cos, sin = session.model.rope(session._positions(q.shape[1] // cache.oracle.tokens), *SHAPE[1:])
+            plain_q, plain_k = (apply_rope(x, cos, -sin) for x in (q, k))
+            pinned = session._keeps_pinned(step)
+            expected = cache.oracle.attend(layer, plain_q, plain_k, v, pinned)
+            if not (kv_only and layer == last):
+                torch.testing.assert_close(out, expected, atol=2e-5, rtol=0)
+            return out
+
+        return attention
+
+    session._attention = make  # type: ignore[method-assign]
+    return session

@@ -326,6 +326,12 @@ class KVCache:
         return Slots(context, self.chunk_frames, self.reach)
 
     @property
+    def slots(self) -> int:
+        """How many frames the largest buffer has room for."""
+        most = max(buffer.k.shape[1] for layer in self._layers for buffer in layer.buffers)
+        return most // self.tokens_per_frame
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(buffer.nbytes for layer in self._layers for buffer in layer.buffers)

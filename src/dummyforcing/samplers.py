@@ -3,8 +3,8 @@
 session = SAMPLERS[preset.sampler](model, prompt_embeds, policy, schedule, shape, ...)
 """
 
-from collections.abc import Callable, Mapping
-from typing import Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +12,25 @@ from torch import Tensor
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, Policy
 from dummyforcing.model import CausalWan, TimeEmbedding
-from dummyforcing.sampling import Schedule, renoise, x0_from_velocity
-from dummyforcing.session import Session, SessionOptions
+from dummyforcing.plan import Plan
+from dummyforcing.sampling import NoiseSource, Schedule, renoise, x0_from_velocity
+from dummyforcing.session import Observer, Session
+
+
+class SessionOptions(TypedDict, total=False):
+    """The optional arguments of `Session`."""
+
+    chunk_frames: int
+    seeds: Sequence[int] | NoiseSource
+    plan: Plan | None
+    skips: Sequence[bool] | None
+    first_schedule: Schedule | None
+    frames: int | None
+    reach: int | None
+    recache_frames: int
+    global_sink: bool
+    backend: str
+    observer: Observer | None
 
 
 class RollingSession(Session):

@@ -3,14 +3,11 @@
     session = Session(model, prompt_embeds, parse_policy("dummy"), schedule, shape, seeds=[0])
     for latents in session: ...
 
-The whole method is in `next_chunk`: score -> plan -> cache -> attend. `samplers.py` has other loops over the
-same passes.
+The whole method is in `next_chunk`: score -> plan -> cache -> attend. `samplers.py` has the other loops.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -44,22 +41,6 @@ class Call:
 Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
 """`observer(call, layer, q, segments)`: sees every self-attention, after the current frames' keys and values
 are in the cache; `q (B, L, H, D)` are the queries with RoPE applied."""
-
-
-class SessionOptions(TypedDict, total=False):
-    """The optional arguments of `Session`."""
-
-    chunk_frames: int
-    seeds: Sequence[int] | NoiseSource
-    plan: Plan | None
-    skips: Sequence[bool] | None
-    first_schedule: Schedule | None
-    frames: int | None
-    reach: int | None
-    recache_frames: int
-    global_sink: bool
-    backend: str
-    observer: Observer | None
 
 
 class Session:
@@ -240,13 +221,8 @@ class Session:
         return prompt_embeds.to(self._device)
 
     def _recache(self) -> None:
-        """Write the newest frames again, in one pass and all visible to each other, under the new prompt."""
-        totals = [context.total for plan in self.plans for row in plan.contexts for context in row]
-        bounded = [total for total in totals if total is not None]
-        latents = self._tail
-        if len(bounded) == len(totals):  # more than the largest context and a chunk has no place
-            chunks = math.ceil(max(bounded) / self.chunk_frames) + 1
-            latents = latents[:, -chunks * self.chunk_frames :]
+        """Write the newest frames again under the new prompt, in one pass, visible to each other."""
+        latents = self._tail[:, -self.cache.slots :]  # no head has a place for more
         frames = latents.shape[1]
         if self._global_sink:
             self.cache.rewind(frames)
@@ -276,7 +252,8 @@ class Session:
         """What the network predicts in a denoising step, or what TeaCache puts in its place."""
         time = self._times[self._steps.timesteps[step]]
         tokens = self.model.patchify(x.to(self._dtype))
-        if self._skips[step] and self._residual is not None and self._steps is self.schedule:
+        skip = self._steps is self.schedule and self._skips[step]
+        if skip and self._residual is not None:
             hidden = tokens + self._residual
         else:
             rope, attention = self._rope(x.shape[1]), self._attention(step)
@@ -377,8 +354,7 @@ class Session:
 
     @property
     def _most_cached(self) -> int | None:
-        """The most frames that a head which sees the whole past can have; None: no bound."""
-        # The whole past is kept to the end, or until the plan shrinks the cache.
+        """How long the whole past gets, which is kept to the end or until there is a plan; None: no bound."""
         return self.total_frames if self._classify_at is None else (self._classify_at + 1) * self.chunk_frames
 
     @property

@@ -19,7 +19,7 @@ def schedule_of(golden, name):
 class NotingRecompute(RecomputeSession):
     def __init__(self, golden, name, **options):
         variant = golden.meta["variants"][name]
-        self.noted, self.golden, self.name = {}, golden, name
+        self.noted, self.used, self.golden, self.name = {}, set(), golden, name
         schedule = schedule_of(golden, name)
         super().__init__(
             golden.model,
@@ -37,8 +37,6 @@ class NotingRecompute(RecomputeSession):
     def first_latent(self):
         self.used.add(f"first_frame_latent/{self.block}")
         return self.golden[f"{self.name}/first_frame_latent/{self.block}"]
-
-    used: set = set()
 
     @property
     def block(self):
@@ -79,7 +77,6 @@ def test_rollout(path, name, known_length):
     golden = read(path)
     variant, stored = golden.meta["variants"][name], golden.under(name)
     session = NotingRecompute(golden, name, frames=stored["latents"].shape[1] if known_length else None)
-    session.used = set()
     fade = variant["interpolate"] or {"before_block": None}
     chunks, prompts = [], []
     for block in range(variant["blocks"]):

@@ -10,7 +10,7 @@ from dummyforcing.samplers import RollingSession
 
 
 class NotingRolling(RollingSession):
-    """Notes all windows. The public code runs a clean pass after each, also where its result is overwritten."""
+    """Notes all windows; the public code runs a clean pass after each, even if it is overwritten later."""
 
     def __init__(self, golden, **options):
         meta = golden.meta
