@@ -109,7 +109,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, printed.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("args", [[], ["generate"], ["heads"], ["models"]])
+@pytest.mark.parametrize("args", [[], ["generate"], ["heads"], ["eval"], ["models"]])
 def test_help_is_fast_and_teaches(args: list[str]) -> None:
     code = "import sys\nfrom dummyforcing.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
     code += "    print([n for n in ('torch', 'rich', 'numpy', 'diffusers') if n in sys.modules])"

@@ -139,6 +139,22 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None
             writer.write(piece)
 
 
+def read_mp4(path: str | Path) -> Frames:
+    """Read a whole video.
+
+    Returns:
+        uint8 RGB, `(n, H, W, 3)`.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as a video ({error}); delete it or give another.") from error
+
+
 def side_by_side(videos: Sequence[Frames], labels: Sequence[str] | None = None, gap: int = 4) -> Frames:
     """Put equally long videos (or chunks of them) of the same height next to each other.
 

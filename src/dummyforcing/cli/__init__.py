@@ -1,4 +1,4 @@
-"""The command line: `dummyforcing generate`, `heads` and `models`.
+"""The command line: `dummyforcing generate`, `heads`, `eval` and `models`.
 
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
@@ -11,6 +11,7 @@ from typing import TextIO
 
 import tyro
 
+from dummyforcing.cli.eval import eval
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.cli.models import models
@@ -35,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
     spin_briefly()
     args = sys.argv[1:] if args is None else args
     app = tyro.extras.SubcommandApp()
-    for command in (generate, heads, models):
+    for command in (generate, heads, eval, models):
         # A summary in the list of commands; a command's own help has its whole docstring.
         chosen = command.__name__ in args[:1]
         app.command(help=None if chosen else str(command.__doc__).partition("\n")[0])(command)

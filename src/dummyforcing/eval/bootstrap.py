@@ -6,6 +6,7 @@ gain = paired(with_policy, dense)  # the same prompts and seeds in the same orde
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ from numpy.typing import NDArray
 Values = Sequence[float] | NDArray[np.float64]
 Statistic = Callable[..., NDArray[np.float64]]
 """A function like `numpy.mean`: `statistic(samples, axis=1)` gives one value per row."""
+
+
+class EstimateJson(TypedDict):
+    """The form that an estimate has in result files."""
+
+    mean: float
+    interval: list[float]
+    n: int
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,8 @@ class Estimate:
     count: int
     """Values that it rests on."""
 
-    def as_json(self) -> dict[str, object]:
-        """The form that result files have: `mean`, `interval`, `n`."""
+    def as_json(self) -> EstimateJson:
+        """The form that it has in result files."""
         return {"mean": self.value, "interval": [self.low, self.high], "n": self.count}
 
 

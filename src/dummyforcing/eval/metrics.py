@@ -43,6 +43,12 @@ def luma(frame: Frames) -> NDArray[np.float32]:
     return weighted
 
 
+def _over_channels(choose: np.ufunc, frame: Frames) -> Frames:
+    """The largest or smallest channel of each pixel; far quicker than numpy's reduction of the last axis."""
+    chosen: Frames = choose(choose(frame[..., 0], frame[..., 1]), frame[..., 2])
+    return chosen
+
+
 # --- change between neighboring frames ------------------------------------------------------------------
 
 
@@ -134,7 +140,7 @@ def dynamic_degree(frames: Frames, floor: int = NOISE_FLOOR) -> float | None:
     moving = 0
     for before, now in pairwise(frames):
         difference = np.maximum(before, now) - np.minimum(before, now)  # of uint8: no overflow
-        moving += int(np.count_nonzero((difference > floor).any(2)))
+        moving += int(np.count_nonzero(_over_channels(np.maximum, difference) > floor))
     return moving / ((len(frames) - 1) * frames[0, ..., 0].size)
 
 
@@ -156,8 +162,7 @@ def frame_statistics(frames: Frames) -> dict[str, Curve]:
         y = luma(frame)
         inner = y[1:-1, 1:-1]
         laplacian = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:] - 4 * inner
-        r, g, b = frame[..., 0], frame[..., 1], frame[..., 2]  # far quicker than a maximum over the last axis
-        colorful = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+        colorful = _over_channels(np.maximum, frame) - _over_channels(np.minimum, frame)
         rows.append(
             (
                 y.mean(dtype=np.float64) / 255,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from dummyforcing.eval.bootstrap import Estimate, bootstrap, paired
+from dummyforcing.eval.bootstrap import Estimate, EstimateJson, bootstrap, paired
 from dummyforcing.eval.detect import Detection, detect, verdict, wilson
 from dummyforcing.eval.fidelity import Fidelity, compare
 from dummyforcing.eval.identity import same_on_return
@@ -124,7 +124,7 @@ Row = Measures | Fidelity
 
 def aggregate(
     rows: Sequence[Row], seed: int = 0, groups: Sequence[Hashable] | None = None
-) -> dict[str, dict[str, object]]:
+) -> dict[str, EstimateJson]:
     """Mean, 95% interval and number of videos of every measure that applies to any of them; ready for JSON.
 
     Shares of right verdicts get Wilson intervals, which stay honest at 0 and 1; all else is bootstrapped.
@@ -148,7 +148,7 @@ def aggregate(
 
 def differences(
     rows: Sequence[Row], reference: Sequence[Row], seed: int = 0, groups: Sequence[Hashable] | None = None
-) -> dict[str, dict[str, object]]:
+) -> dict[str, EstimateJson]:
     """What every measure gained over a reference with the same prompts and seeds, in the same order.
 
     Args:

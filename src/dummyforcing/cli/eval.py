@@ -1,0 +1,206 @@
+"""`dummyforcing eval`: videos of a whole prompt set, and what they measure."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from dummyforcing.cli.common import (
+    Device,
+    DType,
+    Fraction,
+    Model,
+    PlanFile,
+    PolicyName,
+    Size,
+    load_for,
+    parse_size,
+)
+from dummyforcing.errors import UnknownWordsWarning, UserError
+
+if TYPE_CHECKING:
+    from dummyforcing.eval.generate import Job, VideoFolder
+    from dummyforcing.request import ModelFolder, Options
+
+TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
+JsonFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")]
+
+
+def eval(
+    prompts: Annotated[
+        Positional[Path | None], arg(metavar="PROMPTS.txt", help_behavior_hint="(or give --scores)")
+    ] = None,
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("eval"),
+    model: Model = "tiny",
+    policy: PolicyName = "dummy",
+    dummy_fraction: Fraction = None,
+    plan: PlanFile = None,
+    frames: Annotated[int, arg(metavar="N")] = 81,
+    size: Size = None,
+    samples: Annotated[int, arg(metavar="N")] = 5,
+    seed: int = 0,
+    shard: Annotated[str, arg(metavar="I/N")] = "0/1",
+    extended: TextFile = None,
+    vbench_info: JsonFile = None,
+    dimension: Annotated[
+        tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all 16)")
+    ] = (),
+    download_networks: FlagCreatePairsOff[bool] = False,
+    scores: Annotated[
+        Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = None,
+) -> None:
+    """Make the videos of a prompt set and measure them, with VBench where it is installed.
+
+    Five videos of each line of prompts.txt in eval/videos, their measures in eval/metrics.json:
+      dummyforcing eval prompts.txt -o eval
+
+    After an interruption the same command goes on. Two processes (or machines) share the work:
+      dummyforcing eval prompts.txt -o eval --shard 0/2
+      dummyforcing eval prompts.txt -o eval --shard 1/2
+
+    The protocol of VBench, for a model that wants long prompts:
+      dummyforcing eval all_dimension.txt --extended all_dimension_longer.txt -o vbench
+        --vbench-info VBench_full_info.json
+
+    Quality, semantic and total score of what VBench has written elsewhere:
+      dummyforcing eval --scores evaluation_results
+
+    Args:
+        prompts: One prompt per line; they name the videos.
+        output: Folder for videos and measures; it keeps to one setting.
+        model: A model of `dummyforcing models`, or a folder in the layout of the bundled one.
+        policy: Which past frames the heads see; as for `dummyforcing generate`.
+        dummy_fraction: Share of all heads that become dummy.
+        plan: Head plan to use from the first chunk on.
+        frames: Pixel frames per video; must fill whole chunks.
+        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
+        samples: Videos per prompt; sample i has the seed --seed + i.
+        seed: Of the noise of sample 0.
+        shard: Make only part I (counted from 0) of N.
+        extended: What the model gets in place of each prompt: one long version per line, in the same order.
+        vbench_info: VBench's VBench_full_info.json, which says what prompts a dimension has.
+        dimension: Only these dimensions of VBench, and only the videos of their prompts.
+            With temporal_flickering, its prompts get 25 videos, for VBench's static filter to choose from.
+        download_networks: Let VBench download the networks that it lacks.
+        scores: Only sum up existing scores: a JSON file, or the folder that VBench wrote into.
+        device: Where to compute; auto takes a GPU if there is one.
+        dtype: Precision of the computation.
+    """
+    if (prompts is None) == (scores is None):
+        raise UserError(
+            "Give either a file of prompts, to make videos, or --scores, to sum up existing ones."
+        )
+    from dummyforcing.cli.scores import print_measures, print_vbench
+    from dummyforcing.eval.vbench import (
+        DIMENSIONS,
+        FLICKER,
+        SAMPLES,
+        STATIC_FILTER_SAMPLES,
+        Outcome,
+        evaluate,
+        read_info,
+        read_results,
+        require_dimensions,
+    )
+
+    require_dimensions(dimension)
+    if scores is not None:
+        raw = read_results(scores)
+        missing = {name: "there is no score of it" for name in DIMENSIONS if name not in raw}
+        print_vbench(Outcome(raw, missing))
+        return
+    assert prompts is not None
+    if samples < 1:
+        raise UserError(f"{samples} samples are no videos; take 1 or more.")
+    if dimension and vbench_info is None:
+        raise UserError("--dimension needs --vbench-info, which says what prompts a dimension has.")
+
+    from dummyforcing.eval.generate import PromptSet, VideoFolder, file_hash, parse_shard, request, summarize
+    from dummyforcing.eval.results import write_results
+    from dummyforcing.plan import Plan
+    from dummyforcing.request import ModelFolder, Options, choose_device, choose_dtype
+
+    part, parts = parse_shard(shard)
+    members = read_info(vbench_info) if vbench_info else {}
+    chosen = PromptSet.read(prompts, extended)
+    if dimension:
+        chosen = chosen.only({prompt for name in dimension for prompt in members[name]})
+        if not chosen.prompts:
+            raise UserError(f"No prompt of {prompts} belongs to {', '.join(dimension)}; take other ones.")
+    more = dict.fromkeys(members[FLICKER], STATIC_FILTER_SAMPLES) if FLICKER in dimension else {}
+    jobs = chosen.jobs(samples, seed, more)
+
+    folder = ModelFolder.open(model)
+    options = Options(
+        frames=frames,
+        size=parse_size(size) or folder.preset.size,
+        policy=policy,
+        dummy_fraction=dummy_fraction,
+        plan=Plan.load(plan) if plan else None,
+    )
+    request(jobs[-1], folder, options)  # refuses now what cannot be made
+    where = choose_device(device)
+    settings = {
+        **options,
+        "model": folder.preset.name,
+        "plan": file_hash(plan) if plan else None,
+        "dtype": str(choose_dtype(dtype, where)),
+        "samples": samples,
+        "seeds": sorted({job.seed for job in jobs}),
+        "dimensions": sorted(dimension),
+        **chosen.hashes,
+    }
+    videos = VideoFolder.open(output, settings, where)
+    _fill(videos, jobs[part::parts], folder, options, device, dtype)
+
+    done = sum(map(videos.is_done, jobs))
+    if done < len(jobs):
+        print(
+            f"{done} of {len(jobs)} videos are there. Run the command once more without --shard when all "
+            "shards are finished: it makes what is missing and sums up."
+        )
+        return
+    names = dimension or tuple(DIMENSIONS)
+    outcome = evaluate(
+        videos.videos, vbench_info, output / "vbench", chosen.prompts, names, str(where), download_networks
+    )
+    flicker = [job for job in jobs if job.prompt in members.get(FLICKER, chosen.prompts)]
+    found = summarize(videos, jobs, flicker, outcome)
+    write_results(output / "metrics.json", {"settings": settings, **found}, where)
+    print_measures(found["measures"], len(jobs))
+    print_vbench(outcome)
+    if FLICKER in outcome.raw:
+        print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
+    print(f"All measures, with those of every video: {output / 'metrics.json'}")
+
+
+def _fill(
+    videos: "VideoFolder",
+    jobs: "Sequence[Job]",
+    folder: "ModelFolder",
+    options: "Options",
+    device: str,
+    dtype: str | None,
+) -> None:
+    """Make and measure the videos that are not there yet, with a bar that tells how long it takes."""
+    from tqdm import tqdm
+
+    from dummyforcing.eval.generate import request
+
+    todo = [job for job in jobs if not videos.is_done(job)]
+    pipeline = None
+    if any(not videos.video(job).exists() for job in todo):
+        pipeline = load_for(folder, request(todo[0], folder, options), device, dtype)
+    preset = folder.preset
+    with warnings.catch_warnings(), tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as bar:
+        warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
+        for job in todo:
+            if pipeline and not videos.video(job).exists():
+                videos.make(job, pipeline, options)
+            videos.measure(job, preset.chunk_frames, preset.fps)
+            bar.update()
