@@ -1,4 +1,4 @@
-"""Write the measured tables of the README from the committed results, and `docs/models.md` from the presets.
+"""Write the README's tables and docs/reproduction.md from the committed results, docs/models.md from presets.
 
 python benchmarks/tables.py           # rewrite them
 python benchmarks/tables.py --check   # fail if they are out of date
@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from page import page, read_results, table
 
 from dummyforcing.presets import PUBLIC, Preset, bundled_folders, find_preset
 
@@ -34,12 +36,6 @@ def percent(part: dict[str, Any]) -> str:
     """A rate with its 95% interval."""
     low, high = part["interval"]
     return f"{part['percent']:.0f}% ({low:.0f}-{high:.0f})"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def speed() -> str:
@@ -158,19 +154,20 @@ to is current, so there is little for Dummy Forcing to leave out.
 
 
 def main() -> None:
-    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README, and write the page of the models."""
+    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README, and write the pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if anything would change")
     args = parser.parse_args()
-    readme, page = ROOT / "README.md", ROOT / "docs" / "models.md"
+    readme, docs = ROOT / "README.md", ROOT / "docs"
     new = readme.read_text()
     for name, make in {"speed": speed, "quality": quality}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, rest = new.split(begin)
         new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
-    for path, text in ((readme, new), (page, models())):
+    pages = {docs / "models.md": models(), docs / "reproduction.md": page(read_results(RESULTS))}
+    for path, text in {readme: new, **pages}.items():
         if args.check and (not path.exists() or path.read_text() != text):
             raise SystemExit(f"{path.name} is out of date: run python benchmarks/tables.py")
         if not args.check:

@@ -10,7 +10,6 @@ Source: Dummy Forcing (arXiv:2601.20499), online head classification, dynamic he
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 from functools import partial
 from inspect import signature
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dummyforcing.cache import Segment
+from dummyforcing.criteria import CRITERIA, Role, assign_roles
 from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan
 
@@ -48,14 +48,6 @@ Labels = Callable[[Tensor, int], Tensor]
 """`label(frames, current) -> (H, slots)` int64: the region of each frame slot; see `frame_regions`."""
 
 
-class Role(StrEnum):
-    """What a head is."""
-
-    DUMMY = "dummy"
-    SINK = "sink"
-    NEIGHBOR = "neighbor"
-
-
 @dataclass(frozen=True)
 class Policy:
     """How the roles of heads are found, and which past each role gets."""
@@ -75,10 +67,14 @@ class Policy:
     """Score all denoising steps of that chunk, or its commit pass."""
     first_frames: int = 1
     """How many of the oldest visible past frames count as the first ones."""
+    last_frames: int = 0
+    """How many of the newest past frames count as current."""
+    criterion: str = "dhp"
+    """How the dummy heads are chosen: a name of `criteria.CRITERIA`."""
     rows: int | Fraction | None = 256
     """Query rows per scoring call, drawn with replacement: a number, a share, or None for every row once."""
     seed: int = 0
-    """Seeds the draw of rows."""
+    """Seeds the draw of rows, and of heads where the criterion is `random`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dummy_fraction <= 1:
@@ -88,6 +84,10 @@ class Policy:
         if self.roles is not None and self.classify_at_chunk < 1:
             raise UserError(
                 "Heads can be classified at chunk 1 at the earliest: chunk 0 has no past to look at."
+            )
+        if self.criterion not in CRITERIA:
+            raise UserError(
+                f"There is no criterion {self.criterion!r}; the criteria are {', '.join(CRITERIA)}."
             )
 
     def dummy_heads(self, total: int) -> int:
@@ -117,6 +117,20 @@ def dummy(neighbor: int = 3) -> Policy:
     """Dummy Forcing, scored while denoising over the whole past; neighbor heads see `neighbor` frames."""
     roles = _roles(neighbor)
     return Policy("dummy", HeadContext(0, None), roles)
+
+
+def anchored(neighbor: int = 3) -> Policy:
+    """Dummy Forcing in which every head also sees what its role leaves out, at one frame more per head.
+
+    Sink heads also see the last frame and neighbor heads also the first one; dummy heads see two frames, so
+    that they still share an attention call with the sink heads.
+    """
+    roles = {
+        Role.DUMMY: HeadContext(0, 2),
+        Role.SINK: HeadContext(1, 1),
+        Role.NEIGHBOR: HeadContext(1, neighbor),
+    }
+    return Policy("anchored", HeadContext(0, None), roles)
 
 
 def official(ar_start: int = 1, m: int = 1, chunk: int = 3) -> Policy:
@@ -156,6 +170,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "dense": dense,
     "window": window,
     "dummy": dummy,
+    "anchored": anchored,
     "official": official,
 }
 
@@ -259,9 +274,11 @@ def region_mass(q: Tensor, segments: Sequence[Segment], rows: Tensor, label: Lab
 class HeadScorer:
     """Accumulates where heads look, over the scored calls of one chunk."""
 
-    def __init__(self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler) -> None:
+    def __init__(
+        self, batch: int, layers: int, heads: int, first_frames: int, rows: RowSampler, last_frames: int = 0
+    ) -> None:
         self.rows = rows
-        self._label = partial(frame_regions, first=first_frames)
+        self._label = partial(frame_regions, first=first_frames, last=last_frames)
         self._sum = torch.zeros(batch, layers, heads, 3)
         self._calls = [0] * layers
 
@@ -282,43 +299,21 @@ class HeadScorer:
         return self._sum.cpu() / torch.tensor(self._calls)[:, None, None]
 
 
-def frame_regions(frames: Tensor, current: int, first: int) -> Tensor:
+def frame_regions(frames: Tensor, current: int, first: int, last: int = 0) -> Tensor:
     """Tell for each frame slot whether it holds a first frame (0), a middle one (1) or a current one (2).
 
     Args:
         frames: Absolute frame number in each slot, `(H, slots)` int64, in any order.
         current: How many frames, the newest ones, are the current chunk.
         first: How many of the oldest past frames count as first.
+        last: How many of the newest past frames count as current.
 
     Returns:
         `(H, slots)` int64.
     """
     age_rank = frames.argsort(1).argsort(1)
     regions = torch.where(age_rank < first, 0, 1)
-    return regions.masked_fill(age_rank >= frames.shape[1] - current, 2)
-
-
-def assign_roles(scores: Tensor, num_dummy: int) -> tuple[tuple[Role, ...], ...]:
-    """Dynamic head programming: choose the dummy heads whose past costs least to lose, then sort the rest.
-
-    With p0 and p1 the masses on first and middle frames, each normalised over all heads, a dummy head costs
-    max(p0, p1). Taking the cheapest heads is the exact optimum of the summed cost.
-
-    Args:
-        scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
-        num_dummy: How many heads become dummy.
-
-    Returns:
-        The role of each head, layer by layer; ties go by layer, then head.
-    """
-    layers, heads, _ = scores.shape
-    mass = scores.double().cpu().reshape(-1, 3)
-    first, middle = (mass / mass.sum(0).clamp_min(torch.finfo(torch.float64).tiny)).T[:2].tolist()
-    cost = [max(p) for p in zip(first, middle, strict=True)]
-    roles = [Role.NEIGHBOR if p0 < p1 else Role.SINK for p0, p1 in zip(first, middle, strict=True)]
-    for head in sorted(range(len(cost)), key=cost.__getitem__)[:num_dummy]:
-        roles[head] = Role.DUMMY
-    return tuple(tuple(roles[layer * heads : (layer + 1) * heads]) for layer in range(layers))
+    return regions.masked_fill(age_rank >= frames.shape[1] - current - last, 2)
 
 
 def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | None = None) -> Plan:
@@ -335,14 +330,15 @@ def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | Non
     """
     assert policy.roles is not None
     num_dummy = policy.dummy_heads(scores.shape[0] * scores.shape[1])
+    roles = assign_roles(scores, num_dummy, policy.criterion, policy.seed)
     return Plan(
-        roles=assign_roles(scores, num_dummy),
+        roles=roles,
         table={str(role): context for role, context in policy.roles.items()},
         policy=policy.name,
         chunk=chunk,
         score_pass=policy.score_pass,
         seed=policy.seed,
-        num_dummy=num_dummy,
+        num_dummy=sum(row.count(Role.DUMMY) for row in roles),
         scores=tuple(tuple(tuple(round(x, 7) for x in head) for head in row) for row in scores.tolist()),
         fingerprint=fingerprint,
     )

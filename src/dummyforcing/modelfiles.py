@@ -280,10 +280,11 @@ class ModelFiles:
         complete = {
             "native": self.preset.native,
             "dummy": f"dummy:{defaults.neighbor_frames}",
+            "anchored": f"anchored:{defaults.neighbor_frames}",
             "official": f"official:{defaults.classify_at_chunk},1,{self.preset.chunk_frames}",
         }
         chosen = parse_policy(complete.get(policy, policy))
-        if chosen.name != "dummy":
+        if chosen.name not in ("dummy", "anchored"):
             return chosen
         return replace(
             chosen,

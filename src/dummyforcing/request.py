@@ -28,8 +28,8 @@ class Options(TypedDict, total=False):
     seed: int
     """Seeds the noise; sample i of a batch uses `seed + i`. 0 by default."""
     policy: str | Policy
-    """`dummy` by default; `dense`, `native` (what the model was trained for), `window:SINK,RECENT`,
-    `official`, or a policy of your own."""
+    """`dummy` by default; `anchored`, `dense`, `native` (what the model was trained for),
+    `window:SINK,RECENT`, `official`, or a policy of your own."""
     dummy_fraction: float | None
     """Share of the heads that become dummy; the preset's by default."""
     plan: Plan | Literal["shipped"] | None

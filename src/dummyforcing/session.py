@@ -300,8 +300,15 @@ class Session:
         """What scores the heads while the chunk to classify at is made; None for other chunks."""
         if self._classify_at is None or self.frames < self._classify_at * self.chunk_frames:
             return None
-        config, rows = self.model.config, row_sampler(self.policy)
-        return HeadScorer(self.latent_shape[0], config.num_layers, config.num_heads, self._first_frames, rows)
+        config, policy = self.model.config, self.policy
+        return HeadScorer(
+            self.latent_shape[0],
+            config.num_layers,
+            config.num_heads,
+            self._first_frames,
+            row_sampler(policy),
+            policy.last_frames,
+        )
 
     def _apply_scores(self) -> None:
         """Once the heads are scored, plan what they see from now on, and let the cache shrink."""

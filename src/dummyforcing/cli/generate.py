@@ -98,9 +98,9 @@ def generate(
         strength: How much of --video is made anew then.
         switch: From this second on, the prompt is another one; may be given several times.
         fade: Chunks over which a prompt fades into the next.
-        policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles), dense (all) or native
-            (as the model was trained). Also window:SINK,RECENT (so many first and last ones) and official (as
-            the public code).
+        policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles), anchored (by their
+            roles, one frame more each), dense (all) or native (as the model was trained). Also
+            window:SINK,RECENT (so many first and last ones) and official (as the public code).
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.

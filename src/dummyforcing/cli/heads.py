@@ -104,7 +104,7 @@ def heads(
         atlas: Measurements to show instead of making some.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise.
-        policy: A policy that classifies heads: dummy or official.
+        policy: A policy that classifies heads: dummy, anchored or official.
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to show instead of finding one; shipped: the one that comes with the model.
         save_plan: Where to write the plan that was found.
