@@ -69,7 +69,7 @@ def test_seams_are_where_chunks_begin(chunk_frames, pixel_frames):
 
 
 def test_seams_are_those_of_the_decoder(model_folder):
-    vae = VideoDecoder.from_folder(model_folder / "vae", torch.device("cpu"), torch.float32)
+    vae = VideoDecoder.load(model_folder / "vae", torch.device("cpu"), torch.float32)
     stream, made = vae.stream(), 0
     begins = []
     for _ in range(3):
