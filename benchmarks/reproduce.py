@@ -8,7 +8,9 @@ Finished jobs are kept in the work folder: after an interruption the same comman
 """
 
 import argparse
+import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -215,8 +217,14 @@ def main() -> None:
     devices = [f"cuda:{i}" for i in range(args.gpus)] if args.device == "cuda" else [args.device]
     with Workers(args.model, devices, args.workers) as workers:
         study = Study(args, workers)
-        for part in args.parts:
-            getattr(study, part)()
+        try:
+            for part in args.parts:
+                getattr(study, part)()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # `timeout` sends it twice
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise SystemExit("interrupted: finished jobs are kept, the same command goes on") from None
 
 
 if __name__ == "__main__":
