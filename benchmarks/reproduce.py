@@ -8,7 +8,9 @@ Finished jobs are kept in the work folder: after an interruption the same comman
 """
 
 import argparse
+import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -219,6 +221,9 @@ def main() -> None:
             for part in args.parts:
                 getattr(study, part)()
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # `timeout` sends it twice
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise SystemExit("interrupted: finished jobs are kept, the same command goes on") from None
 
 

@@ -174,7 +174,10 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"size": (100, 50)}, r"Size 50x100 .* nearest is 48x96\."),
         ({"size": (0, 16)}, r"nearest is 16x16\."),
         ({"seed": -1}, "out of range"),
-        ({"policy": "sparse"}, "no policy 'sparse'; the policies are dense, window, dummy, official"),
+        (
+            {"policy": "sparse"},
+            "no policy 'sparse'; the policies are dense, window, dummy, anchored, official",
+        ),
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
         ({"dummy_fraction": 1.5}, "between 0 and 1"),
