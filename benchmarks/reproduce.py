@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -84,7 +84,10 @@ class Study:
     """The parts of the study; each writes a result file."""
 
     def __init__(self, args: argparse.Namespace, workers: Workers) -> None:
-        self.args, self.workers, self.size = args, workers, TRIAL if args.trial else Size()
+        self.args, self.workers = args, workers
+        self.size = TRIAL if args.trial else Size()
+        if args.repeats:
+            self.size = replace(self.size, repeats=args.repeats)
         self.files = ModelFiles.open(args.model)
         for path in (args.output, args.work):
             path.mkdir(parents=True, exist_ok=True)
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="how many GPUs the processes share")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, one per core")
     parser.add_argument("--limit", type=int, help="at most so many prompts")
+    parser.add_argument("--repeats", type=int, help="videos per prompt; 2 by default")
     parser.add_argument("--trial", action="store_true", help="two prompts, short videos, coarse: a rehearsal")
     args = parser.parse_args()
     args.work = args.work or (args.output / "work" if args.trial else ROOT / "runs" / "reproduction")
