@@ -66,7 +66,7 @@ still the same after they left and came back.
 def read_results(folder: Path) -> dict[str, Result]:
     """The result files that are there, by part."""
     paths = {part: folder / f"reproduction-{part}.json" for part in PARTS}
-    paths["speed"] = folder / "tiny-speed.json"
+    paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 
 
@@ -106,6 +106,7 @@ def _claims(results: dict[str, Result]) -> str:
         ours, verdict, why = claim.row(results)
         command = {
             "speed": "`python benchmarks/speed.py --output benchmarks/results/tiny-speed.json`",
+            "checkpoints": "`python benchmarks/checkpoints.py --folder F --output FILE`",
             **{part: f"`python benchmarks/reproduce.py --parts {part}`" for part in PARTS},
         }.get(claim.part, "-")
         shown = verdict if verdict in (APART, NONE) else f"**{verdict}**"
@@ -216,7 +217,7 @@ def _long(runs: dict[str, Result]) -> str:
 def _sources(results: dict[str, Result]) -> str:
     lines = [
         f"- `{r['command']}` at {r['commit']}, {r['date']}, {r['device']}, torch {r['versions']['torch']}; "
-        f"raw: `benchmarks/results/reproduction-{part}.json`"
+        f"raw: `benchmarks/results/reproduction-{part}.json`. {r.get('note', '')}".rstrip()
         for part, r in results.items()
         if part in PARTS
     ]
