@@ -283,7 +283,7 @@ CLAIMS = (
         _no_worse("current"),
         {
             DIFFERS: "A head with little past in all may have it all in one place. Among the first heads "
-            "to go that matters; from half of the heads on it does not, and this criterion is as good or better."
+            "to go that matters; from half of them on it does not, and this criterion is as good or better."
         },
     ),
     Claim(
