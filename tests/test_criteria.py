@@ -9,8 +9,8 @@ from dummyforcing.cache import KVCache, Segment
 from dummyforcing.criteria import CRITERIA, Role, assign_roles, choose_dummies
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, make_plan, parse_policy
+from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import HeadContext
-from dummyforcing.request import ModelFolder
 
 SCORES = torch.tensor(
     [  # first, middle, current
@@ -95,7 +95,7 @@ def test_anchored_roles_see_both_ends_in_two_attention_calls():
 
 
 def test_anchored_takes_the_settings_of_the_model():
-    folder = ModelFolder.open("tiny")
+    folder = ModelFiles.open("tiny")
     chosen = folder.request("a red ball", policy="anchored").policy
     assert chosen.roles is not None
     assert chosen.roles[Role.NEIGHBOR] == HeadContext(1, folder.preset.dummy.neighbor_frames)

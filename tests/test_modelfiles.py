@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_public_weights_on_our_own_parts(model_folder: Path, public_file: Path) 
     public = load("self-forcing", weights=public_file, base=str(model_folder), device="cpu")
     assert public.files.preset.name == "self-forcing"
     assert public.model.config == own.model.config
-    public.schedule = own.schedule
+    same_steps = replace(public.files.preset, schedule=own.files.preset.schedule)
+    public.files = replace(public.files, preset=same_steps)
     video = public.generate(PROMPT, frames=9, size=(32, 48))
     assert np.array_equal(video.frames, own.generate(PROMPT, frames=9).frames)
 

@@ -70,7 +70,7 @@ def test_batch_is_its_singles(pipeline: Pipeline, policy: str) -> None:
 def test_shipped_plan(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ships no head plan"):
         pipeline.files.request(PROMPT, plan="shipped")
-    folder = Path(shutil.copytree(pipeline.files.path, tmp_path / "random"))
+    folder = Path(shutil.copytree(str(pipeline.files.folder), tmp_path / "random"))
     plan = pipeline.find_plan(pipeline.files.request(PROMPT, seed=9))
     plan.save(folder / "plan.json")
     one = load(folder, device="cpu").generate(PROMPT, frames=21, plan="shipped")

@@ -71,7 +71,7 @@ class Request:
     current: int
     """Latent frames that are denoised at a time."""
     past: int | None = None
-    """Most past frames that the sampler ever holds; None: all."""
+    """Past frames that there is room for in heads that see all of them; None: the whole video."""
     start: NDArray[np.uint8] | None = None
     """Pixel frames that the video begins with, `(n, H, W, 3)`; whole chunks."""
     source: NDArray[np.uint8] | None = None
@@ -96,10 +96,10 @@ class Request:
 
     def cache_frames(self) -> float:
         """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified."""
-        most = self.frames if self.past is None else min(self.frames, self.past + self.current)
+        most = self.frames if self.past is None else self.past + self.current
 
         def held(context: HeadContext, most: int = most) -> int:
-            return most if context.total is None else min(most, context.total + self.current)
+            return most if context.total is None else context.total + self.current
 
         if self.plan is not None:
             counts = self.plan.counts
