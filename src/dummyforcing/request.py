@@ -109,6 +109,8 @@ class Request:
             return held(self.policy.initial)
         classified = self.policy.classify_at_chunk * (self.frames // self.chunks) + self.current
         before = held(self.policy.initial, min(most, classified))
+        if not self.has_plan:
+            return before
         return max(before, *(held(context) for context in self.policy.roles.values()))
 
 
