@@ -12,7 +12,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.presets import ScheduleArgs
 from dummyforcing.samplers import RecomputeSession
-from dummyforcing.sampling import make_schedule
+from dummyforcing.sampling import make_schedule, seeded_noise
 from dummyforcing.session import Session
 from dummyforcing.video import read_video, write_mp4
 
@@ -40,7 +40,7 @@ def session(pipeline: Pipeline, kind: type[Session] = Session, **options: object
         options.pop("schedule", make_schedule(preset.schedule.steps, preset.schedule.shift)),
         (1, pipeline.model.config.in_dim, SIZE[0] // pipeline.vae.stride, SIZE[1] // pipeline.vae.stride),
         chunk_frames=preset.chunk_frames,
-        seeds=[5],
+        seeds=options.pop("seeds", [5]),
         **options,
     )
 
@@ -137,6 +137,31 @@ def test_a_video_is_made_anew_from_another(pipeline: Pipeline, clip: Path) -> No
     torch.testing.assert_close(first_steps[0], (1 - sigma) * source[:, :3] + sigma * noise)
 
 
+def test_a_long_video_of_several_rollouts(pipeline: Pipeline) -> None:
+    """CausVid: each further rollout begins with an encoded pixel frame and the last latents."""
+    one = with_preset(pipeline, max_frames=9, overlap_frames=3)
+    video = one.generate(PROMPT, frames=81, seed=5, policy="dense")
+    noise = seeded_noise([5])
+    pixels, start = [], None
+    for _ in range(3):
+        by_hand = session(one, seeds=noise)
+        latents = []
+        if start is not None:
+            by_hand.extend(start)
+            latents.append(start)
+        while by_hand.frames < 9:
+            latents.append(by_hand.next_chunk())
+        made = one.vae.decode(torch.cat(latents, 1))
+        start = torch.cat([one.vae.encode(made[:, -9:-8]), latents[-1][:, -2:]], 1)
+        pixels.append(made[:, :-9])
+    pixels.append(made[:, -9:])
+    assert [p.shape[1] for p in pixels] == [24, 24, 24, 9]
+    assert_same(video.frames, torch.cat(pixels, 1))
+    chunks = list(one.stream(PROMPT, frames=93, seed=5, policy="dense"))
+    assert [chunk.frames.shape[1] for chunk in chunks] == [9, 12, 3, 21, 3, 21, 3, 21]
+    assert len({chunk.cache_bytes for chunk in chunks}) == 1
+
+
 @pytest.mark.parametrize(("recache", "fade"), [(0, 1), (6, 1), (0, 2)])
 def test_the_prompt_changes_on_the_way(pipeline: Pipeline, recache: int, fade: int) -> None:
     one = with_preset(pipeline, recache_frames=recache)
@@ -206,10 +231,11 @@ def test_what_cannot_be_done_is_refused(
     [
         {},
         {"native": "window:1,2", "reach": 6},
+        {"max_frames": 9, "overlap_frames": 3},
         {"sampler": "rolling", "native": "window:3,6", "reach": 12},
         {"sampler": "recompute", "context_frames": 3},
     ],
-    ids=["block", "reach", "rolling", "recompute"],
+    ids=["block", "reach", "rollouts", "rolling", "recompute"],
 )
 def test_the_cache_is_as_large_as_estimated(
     pipeline: Pipeline, changes: dict[str, object], policy: str

@@ -185,7 +185,7 @@ class ModelFiles:
             chosen,
             plan,
             current=self.preset.current_frames,
-            past=self.preset.context_frames or self.preset.reach,
+            past=self.preset.past_frames(latent_frames),
             switches=place_switches(self.preset, switches, fade, latent_frames),
             fade=fade,
             **begin,

@@ -203,9 +203,10 @@ class Pipeline:
     def warn_of(self, request: Request) -> None:
         """Warn of what the model was never taught."""
         preset = self.files.preset
-        if preset.max_frames is not None and request.frames > preset.max_frames:
+        longest = None if preset.overlap_frames else preset.max_frames
+        if longest is not None and request.frames > longest:
             warnings.warn(
-                f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(preset.max_frames)} "
+                f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(longest)} "
                 "pixel frames; a longer one may drift or freeze.",
                 TrainedLengthWarning,
                 stacklevel=3,
@@ -229,7 +230,7 @@ class Pipeline:
     def _chunks(self, request: Request) -> Iterator[Chunk]:
         start = time.perf_counter()
         rollout = self._begin(request)
-        session, timings = rollout.session, Timings()
+        timings = Timings()
         for _ in range(request.chunks):
             began = time.perf_counter()
             latents = rollout.next_latents()
@@ -244,6 +245,7 @@ class Pipeline:
                 diffusion=timings.diffusion + denoised - began,
                 decode=timings.decode + done - denoised,
             )
+            session = rollout.session
             yield Chunk(frames, timings, tuple(session.plans), session.cache.nbytes)
 
 

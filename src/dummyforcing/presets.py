@@ -85,6 +85,9 @@ class Preset:
     """Distance in frames beyond which positions are relative; None: positions are absolute."""
     max_frames: int | None = None
     """Latent frames of the longest video that the model was trained for; None: no end."""
+    overlap_frames: int = 0
+    """Latent frames that each further rollout of `max_frames` begins with in a longer video; 0: there is one
+    rollout, however long."""
     recache_frames: int = 0
     """Recent frames whose keys and values are made again when the prompt changes."""
     global_sink: bool = False
@@ -116,6 +119,12 @@ class Preset:
     def current_frames(self) -> int:
         """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
         return self.chunk_frames * (len(self.schedule.steps) if self.sampler == "rolling" else 1)
+
+    def past_frames(self, frames: int) -> int | None:
+        """Past frames that there is room for in the cache of a video of `frames`; None: all of them."""
+        if self.overlap_frames and self.max_frames is not None:
+            return min(frames, self.max_frames) - self.current_frames
+        return self.context_frames or self.reach
 
     def pixel_frames(self, frames: int) -> int:
         """Pixel frames that `frames` latent frames decode to: one for the first, four for each other."""

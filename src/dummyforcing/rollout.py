@@ -1,6 +1,7 @@
 """One video of a pipeline: its session, prompts and first frames as they were asked for, and its decoder."""
 
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,19 @@ from dummyforcing.model import CausalWan
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
-from dummyforcing.sampling import Schedule, make_schedule
+from dummyforcing.sampling import Schedule, make_schedule, seeded_noise
 from dummyforcing.session import Observer, Session
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
 
 class Rollout:
-    """The state of one video, or of a batch of them, from noise to pixel frames."""
+    """The state of one video, or of a batch of them, from noise to pixel frames.
+
+    A model that makes videos of one length only makes a longer one of several rollouts: each further one
+    begins with the last frames of the one before, the first of them encoded anew as an image, since a video
+    begins with one.
+    """
 
     def __init__(
         self,
@@ -31,32 +37,33 @@ class Rollout:
         observer: Observer | None = None,
     ) -> None:
         """Encode the prompts and what the video begins with, and start its session."""
-        self._text, self._batch = text, len(request.prompts)
+        self._preset, self._text, self._batch = preset, text, len(request.prompts)
         self._switches, self._fade = deque(request.switches), request.fade
         self._given: deque[Tensor] = deque()
         if request.start is not None:
             latents = _encode(vae, request.start, self._batch)
             self._given.extend(torch.split(latents, preset.chunk_frames, dim=1))
-        self._pixels = _Pixels(
-            vae, preset.pixel_frames(preset.context_frames) if preset.context_frames else 0
-        )
+        context = preset.overlap_frames or preset.context_frames
+        self._pixels = _Pixels(vae, preset.pixel_frames(context) if context else 0)
+        self._frames, self._total = 0, request.frames
+        self._prompt_embeds = text.encode(request.prompts)
 
         options: dict[str, Any] = {}
         if preset.sampler == "recompute":
             first = None if preset.keep_first_frame else self._pixels.first_latent
             options |= {"context_frames": preset.context_frames, "first_latent": first}
         height, width = (side // vae.stride for side in request.size)
-        self.session: Session = SAMPLERS[preset.sampler](
+        self._new_session = partial(
+            SAMPLERS[preset.sampler],
             model,
-            text.encode(request.prompts),
-            request.policy,
-            _schedule(preset.schedule, request.strength),
-            (self._batch, model.config.in_dim, height, width),
+            policy=request.policy,
+            schedule=_schedule(preset.schedule, request.strength),
+            latent_shape=(self._batch, model.config.in_dim, height, width),
             chunk_frames=preset.chunk_frames,
-            seeds=range(request.seed, request.seed + self._batch),
+            seeds=seeded_noise(range(request.seed, request.seed + self._batch)),
             plan=request.plan,
             first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
-            frames=request.frames,
+            frames=min(request.frames, self._longest),
             reach=preset.reach,
             recache_frames=preset.recache_frames,
             global_sink=preset.global_sink,
@@ -64,23 +71,47 @@ class Rollout:
             observer=observer,
             **options,
         )
+        self.session: Session = self._new_session(self._prompt_embeds)
 
     def next_latents(self) -> Tensor:
         """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made."""
+        if self.session.frames >= self._longest:
+            self._begin_again()
         if self._given:
-            latents = self._given.popleft()
-            self.session.extend(latents)
+            self._latents = self._given.popleft()
+            self.session.extend(self._latents)
         else:
-            if self._switches and self._switches[0].frame <= self.session.frames:
-                prompt = self._switches.popleft().prompt
-                self.session.set_prompt(self._text.encode([prompt] * self._batch), chunks=self._fade)
-            latents = self.session.next_chunk()
-        self._pixels.waiting = latents
-        return latents
+            if self._switches and self._switches[0].frame <= self._frames:
+                self._prompt_embeds = self._text.encode([self._switches.popleft().prompt] * self._batch)
+                self.session.set_prompt(self._prompt_embeds, chunks=self._fade)
+            self._latents = self.session.next_chunk()
+        self._frames += self._preset.chunk_frames
+        self._pixels.waiting = self._latents
+        return self._latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixel frames of the next latents, `(B, n, H, W, 3)` uint8."""
-        return self._pixels.decode(latents)
+        """Pixel frames of the next latents, `(B, n, H, W, 3)` uint8.
+
+        The next rollout decodes the frames that it begins with again, so they are left out at the end of one.
+        """
+        pixels = self._pixels.decode(latents)
+        is_end = self.session.frames >= self._longest and self._frames < self._total
+        return pixels[:, : -self._preset.pixel_frames(self._preset.overlap_frames)] if is_end else pixels
+
+    @property
+    def _longest(self) -> int:
+        """Latent frames of a rollout."""
+        preset = self._preset
+        return preset.max_frames if preset.overlap_frames and preset.max_frames else self._total
+
+    def _begin_again(self) -> None:
+        """Start the next rollout from the end of this one."""
+        last = self._latents[:, 1 - self._preset.overlap_frames :].to(self.session.cache.device)
+        start = torch.cat([self._pixels.first_latent().to(last.device), last], 1)
+        del self.session  # its cache is gone before there is another one
+        self.session = self._new_session(self._prompt_embeds)
+        self.session.extend(start)
+        self._pixels.begin_again(start)
 
 
 class _Pixels:
@@ -91,17 +122,24 @@ class _Pixels:
 
     def __init__(self, vae: VideoDecoder, context: int) -> None:
         self._vae, self._stream, self._context = vae, vae.stream(), context
+        self._before: list[Tensor] = []
         self._last: Tensor | None = None  # as many pixel frames as the context reaches back
         self.waiting: Tensor | None = None
         """Latents that nobody has asked the pixel frames of."""
 
     def decode(self, latents: Tensor) -> Tensor:
         self.waiting = None
-        pixels = self._stream.decode(latents)
+        pixels = torch.cat([*self._before, self._stream.decode(latents)], 1)
+        self._before = []
         if self._context:
             known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
             self._last = known[:, -self._context :]
         return pixels
+
+    def begin_again(self, latents: Tensor) -> None:
+        """A new video begins with these latents; their pixel frames come with those of the next ones."""
+        self._stream = self._vae.stream()
+        self._before = [self._stream.decode(latents)]
 
     def first_latent(self) -> Tensor:
         """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
