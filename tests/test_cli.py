@@ -118,7 +118,7 @@ def test_heads_atlas(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (1, 2),
         (0, 1, None),
     )
-    assert str(atlas.settings.made["command"]).startswith("dummyforcing ")
+    assert str(atlas.settings.made["command"]).startswith("dummyforcing")
     found = Plan.load(plan)
     assert found.chunk is None
     assert "a blue cube spins" in report.read_text()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dummyforcing.cli.common import (
     Base,
@@ -69,6 +69,7 @@ def heads(
     save_plan: NewPlanFile = None,
     device: Device = "auto",
     dtype: DType = None,
+    offload: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Show what every head is: print a head plan, and draw it; or measure an atlas of heads.
 
@@ -110,6 +111,7 @@ def heads(
         save_plan: Where to write the plan that was found.
         device: Where to compute; auto takes a GPU if there is one.
         dtype: Precision of the computation.
+        offload: Spare the GPU's memory, as for `dummyforcing generate`.
     """
     asked = (prompts, steps, chunks, seeds, frames, save, atlas)
     is_report = output is not None and output.suffix.lower() == ".html"
@@ -139,7 +141,7 @@ def heads(
         texts[0], frames=length, size=pixels, seed=seed, policy=policy, dummy_fraction=dummy_fraction
     )
     if not is_atlas:
-        shown = read_plan(plan, files) or load_for(files, request, device, dtype).find_plan(request)
+        shown = read_plan(plan, files) or load_for(files, request, device, dtype, offload).find_plan(request)
     else:
         from dummyforcing.atlas import Atlas, write_report
         from dummyforcing.cli.report import print_atlas
@@ -153,7 +155,7 @@ def heads(
         else:
             native = files.request(texts[0], frames=length, size=pixels, policy="native")
             measured = _measure(
-                load_for(files, native, device, dtype),
+                load_for(files, native, device, dtype, offload),
                 request,
                 texts,
                 range(seed, seed + (seeds or 1)),
