@@ -84,8 +84,10 @@ def check_model(files: ModelFiles) -> list[PartReport]:
     for part in (*WEIGHTS, "tokenizer"):
         place = str(places.get(part, files.base))
         try:
+            if part != "transformer":
+                place = str(find_part(fetch(files.base, here=True), part))
             if part == "tokenizer":
-                load_tokenizer(find_part(fetch(files.base, here=True), part))
+                load_tokenizer(Path(place))
                 reports.append(PartReport(part, place))
             else:
                 reports.append(_report(part, place, open_part(files, part, here=True)[1]))
