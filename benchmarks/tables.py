@@ -180,8 +180,8 @@ Random weights of the real sizes, written in each model's own layout, loaded and
 nothing about quality; no published weights have been run with this version. FPS are of the second half of the
 video; first frames are not warmed up. In this run a video's cache was still held while the next one was made
 (mended since), so the peaks of every row but a model's first are too high by up to that cache. Most of what
-Rolling Forcing and Krea attend to is current: Dummy Forcing has little to leave out there, and makes Rolling
-Forcing, whose windows it gathers head by head, slower.
+Rolling Forcing and Krea attend to is current, so Dummy Forcing has little to leave out there. 81 pixel frames
+are too few to time Rolling Forcing: after the classification its windows only shrink, and those are gathered.
 """
 
 
