@@ -145,6 +145,10 @@ def test_from_the_hub(
     matching = {"Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/*", "vae/*"}
     assert matching <= set(patterns)
     assert not any(pattern.startswith(("*", "transformer", "diffusion")) for pattern in patterns)
+    asked.clear()
+    own = load("self-forcing", weights="some-one/fine.tuned:sub/model.pt", base=wan_folder, device="cpu")
+    assert own.model.config == small
+    assert asked == [("some-one/fine.tuned", "sub/model.pt")]
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline mode is enabled"), OSError("no route")])

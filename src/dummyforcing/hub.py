@@ -49,6 +49,21 @@ def find_base(text: str) -> Path | HubFile:
     raise UserError(f"There is no folder {text}; give the folder or the Hub repository of a Wan 2.1 model.")
 
 
+def find_weights(text: str) -> Path | HubFile:
+    """What `text` names: a file, a folder, or a file of a repository on the Hub, `OWNER/NAME:FILE`.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if Path(text).exists():
+        return Path(text)
+    if found := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):(.+)", text):
+        return HubFile(found[1], found[2])
+    raise UserError(
+        f"There is no file or folder {text}; give the transformer's weights, or OWNER/NAME:FILE on the Hub."
+    )
+
+
 def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
     """Download what is not here yet.
 

@@ -19,7 +19,7 @@ import torch
 from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
 from dummyforcing.errors import UserError
 from dummyforcing.heads import Policy, parse_policy
-from dummyforcing.hub import HubFile, find_base, find_part
+from dummyforcing.hub import HubFile, find_base, find_part, find_weights
 from dummyforcing.memory import MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
@@ -66,7 +66,8 @@ class ModelFiles:
 
         Args:
             model: A bundled or public model, a folder in the bundled one's layout, or a preset file.
-            weights: File or folder with the transformer's weights, instead of the model's own and its LoRA.
+            weights: The transformer's file or folder, or `OWNER/NAME:FILE` on the Hub, instead of
+                the model's own and its LoRA.
             base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
             lora: LoRA files to merge, each as FILE or FILE:SCALE.
 
@@ -78,9 +79,7 @@ class ModelFiles:
         loras = [_parse_lora(text) for text in ([lora] if isinstance(lora, str) else lora)]
         transformer: Path | HubFile
         if weights is not None:
-            transformer = Path(weights)
-            if not transformer.exists():
-                raise UserError(f"There is no file or folder {weights}; give the transformer's weights.")
+            transformer = find_weights(str(weights))
         elif folder is not None:
             transformer = folder / "transformer"
         elif source is not None:

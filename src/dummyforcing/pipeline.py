@@ -264,7 +264,8 @@ def load(
     Args:
         name_or_path: A bundled or public model, a folder in the bundled one's layout (`transformer/`,
             `text_encoder/`, `tokenizer/`, `vae/` and `preset.json`), or a preset file, TOML or JSON.
-        weights: File or folder with the transformer's weights, instead of the model's own and its LoRA.
+        weights: The transformer's file or folder, or `OWNER/NAME:FILE` on the Hub, instead of the
+            model's own and its LoRA.
         base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
         lora: LoRA files to merge into the transformer, each as FILE or FILE:SCALE.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or a torch device.

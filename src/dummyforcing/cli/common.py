@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
 Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
-Weights = Annotated[Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: the model's own)")]
+Weights = Annotated[
+    str | None, arg(metavar="FILE|FOLDER|OWNER/NAME:FILE", help_behavior_hint="(default: the model's own)")
+]
 Base = Annotated[
     str | None, arg(metavar="FOLDER|REPOSITORY", help_behavior_hint="(default: the model's own)")
 ]

@@ -161,7 +161,7 @@ def eval(
     settings = {
         **options,
         "model": files.preset.name,
-        "weights": weights.name if weights else None,
+        "weights": Path(weights).name if weights else None,
         "lora": [Path(text).name for text in lora],
         "plan": file_hash(plan) if plan else None,
         "dtype": str(choose_dtype(dtype, where)),
