@@ -77,7 +77,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except UserError as error:
         text = str(error)
-        print(f"Error: {text[0].upper()}{text[1:]}", file=sys.stderr)
+        if text.partition(" ")[0].isalpha():  # else it is a path, which is spelt as it is
+            text = text[0].upper() + text[1:]
+        print(f"Error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -146,8 +146,8 @@ class VideoFolder:
         ]
         if differ:
             raise UserError(
-                f"{path} holds videos of other settings ({'; '.join(differ)}); take another folder or the "
-                "same settings."
+                f"Folder {path} holds videos of other settings ({'; '.join(differ)}); take another folder, "
+                "or the same settings."
             )
         return cls(path)
 
