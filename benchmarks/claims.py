@@ -346,8 +346,8 @@ CLAIMS = (
         "study",
         _free_choice,
         {
-            verdict: "Half of the heads keep the last frame: then which ones they are matters by 8% of the "
-            "damage only (above), too little for the detectors."
+            verdict: "Half of the heads keep the last frame: then it hardly matters which ones they are "
+            "(above), too little for the detectors."
             for verdict in (OPEN, DIFFERS)
         },
     ),

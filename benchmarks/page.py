@@ -214,10 +214,17 @@ def _long(runs: dict[str, Result]) -> str:
     return table([*header, "motion, %", "to dense", "drift"], rows)
 
 
+def source(name: str, r: Result) -> str:
+    """One line that says where the figures of a result file come from."""
+    return (
+        f"`{r['command']}` at {r['commit']}, {r['date']}, {r['device']}, torch {r['versions']['torch']}; "
+        f"raw: `benchmarks/results/{name}.json`"
+    )
+
+
 def _sources(results: dict[str, Result]) -> str:
     lines = [
-        f"- `{r['command']}` at {r['commit']}, {r['date']}, {r['device']}, torch {r['versions']['torch']}; "
-        f"raw: `benchmarks/results/reproduction-{part}.json`. {r.get('note', '')}".rstrip()
+        f"- {source(f'reproduction-{part}', r)}. {r.get('note', '')}".rstrip()
         for part, r in results.items()
         if part in PARTS
     ]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from page import page, read_results, table
+from page import page, read_results, source, table
+from verdicts import against, cost, negated, number, order, runs
 
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.presets import PUBLIC, Preset, bundled_folders, find_preset
@@ -25,15 +26,6 @@ def load(name: str) -> dict[str, Any]:
     """A result file."""
     data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return data
-
-
-def source(name: str) -> str:
-    """One line that says where a table comes from."""
-    r = load(name)
-    return (
-        f"`{r['command']}` at {r['commit']}, {r['date']}, {r['device']}, torch {r['versions']['torch']}; "
-        f"raw: `benchmarks/results/{name}.json`"
-    )
 
 
 def percent(part: dict[str, Any]) -> str:
@@ -59,7 +51,8 @@ def speed() -> str:
         for r in [measured[policy]]
     ]
     header = ["cache", "whole command", "peak memory", "first frame", "FPS without VAE", "FPS", "KV cache"]
-    return f"{table(header, rows)}\n\nMedians of {measured['runs']} runs in turns: {source('tiny-speed')}."
+    origin = source("tiny-speed", measured)
+    return f"{table(header, rows)}\n\nMedians of {measured['runs']} runs in turns: {origin}."
 
 
 def quality() -> str:
@@ -80,8 +73,38 @@ def quality() -> str:
         [title, str(part["count"]), *(percent(part[key]) for key in keys)] for title, part in parts.items()
     ]
     header = ["videos", "prompts", "color", "shape", "color and shape", "motion"]
-    sources = "\n".join(f"- {source(name)}" for name in ("tiny-quality-ceiling", *names.values()))
+    sources = "\n".join(f"- {source(name, load(name))}" for name in ("tiny-quality-ceiling", *names.values()))
     return f"{table(header, rows)}\n\n{sources}"
+
+
+def study() -> str:
+    """The study's main figures in words."""
+    results = read_results(RESULTS)
+    random = [order(results, "random", "factor", percent)["mean"] for percent in (20, 50)]
+    bare, packed = (order(results, "dhp, denoise", "damage", 50, kept)["mean"] for kept in ("none", "last"))
+    loss = {run: negated(against(results, "dummy", "dense", "semantic", run)) for run in ("5 s", "30 s")}
+    past = [cost(results, policy) for policy in ("anchored", "dummy")]
+    seams = [
+        runs(results)["5 s"]["variants"][policy]["measures"]["seam_excess"]["mean"]
+        for policy in ("anchored", "dummy")
+    ]
+    plan = negated(against(results, "mass plan", "dummy", "semantic"))
+    commit = order(results, "dhp, commit", "factor", 20)["mean"]
+    offloaded = results["checkpoints"]["self-forcing"]["offloaded"]["gpu_peak_gb"]
+    lines = [
+        f"random heads that lose their past do {random[0]:.1f} times the damage of those that dynamic head "
+        f"programming picks at 20% of the heads, {random[1]:.1f} times at 50%; heads scored in the commit "
+        f"pass, as the public code does, {commit:.1f} times at 20%",
+        "at 50%, the last frame in place of no past cuts the damage from "
+        f"{100 * bare:.1f}% to {100 * packed:.1f}%",
+        f"5 s videos lose {number(loss['5 s'], 100)} points against dense, **30 s videos "
+        f"{number(loss['30 s'], 100)}**; one plan for all videos another {number(plan, 100)}",
+        f"`anchored` takes the change across chunk seams from {seams[1]:.3f} to {seams[0]:.3f} gray levels, "
+        f"for {past[0]:.2f} past frames per head in place of {past[1]:.2f}",
+        f"at the sizes of the 1.3B models, 480p took {offloaded:.1f} GB of an H200's memory with `--offload`",
+    ]
+    head = "On the bundled model, but for the last line, with 95% intervals:"
+    return "\n".join([head, "", *(f"- {line}" for line in lines)])
 
 
 def measured() -> str:
@@ -102,7 +125,7 @@ def measured() -> str:
             first = f"{video['first_frame_s']:.2f} s"
             rows.append([f"`{name}`", policy, f"{loading:.1f} s", first, *rates, *sizes])
     header = ["model", "policy", "loading", "first frame", "FPS without VAE", "FPS", "cache", "peak memory"]
-    return f"{table(header, rows)}\n\n{source('checkpoints')}"
+    return f"{table(header, rows)}\n\n{source('checkpoints', load('checkpoints'))}"
 
 
 def cards() -> str:
@@ -194,7 +217,7 @@ def main() -> None:
     args = parser.parse_args()
     readme, docs = ROOT / "README.md", ROOT / "docs"
     new = readme.read_text()
-    for name, make in {"speed": speed, "quality": quality}.items():
+    for name, make in {"speed": speed, "quality": quality, "study": study}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, rest = new.split(begin)
         new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; and the reader of prompt files."""
 
 import os
 import shutil
@@ -74,3 +74,21 @@ def new_folder(path: Path) -> Iterator[Path]:
             part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; empty lines do not count.
+
+    Raises:
+        UserError: If it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except OSError as error:
+        reason = f"{path} cannot be read ({error.strerror})"
+        raise UserError(f"cannot read the prompts: {reason}; give a text file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The prompts {path} are no text; write one prompt per line, in UTF-8.") from error
+    if not (prompts := [line for line in lines if line]):
+        raise UserError(f"{path} holds no prompts; write one per line.")
+    return prompts

@@ -130,12 +130,15 @@ class VideoDecoder:
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan]:
         """The VAE on its device, with the fastest convolutions that this has."""
-        self.vae.to(self.device)
+        moves = self._home.type != self.device.type
         try:
+            if moves:
+                self.vae.to(self.device)
             with fast_convolutions(self.vae):
                 yield self.vae
         finally:
-            self.vae.to(self._home)
+            if moves:
+                self.vae.to(self._home)
 
     def stream(self) -> "DecoderStream":
         """Begin a new video."""

@@ -94,19 +94,6 @@ def read_plan(path: Path | None, files: "ModelFiles") -> "Plan | None":
     return files.shipped_plan() if str(path) == "shipped" else Plan.load(path)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one per line; empty lines do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"The prompts {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The prompts {path} are no text; write one prompt per line, in UTF-8.") from error
-    if not (prompts := [line.strip() for line in lines if line.strip()]):
-        raise UserError(f"{path} holds no prompts; write one per line.")
-    return prompts
-
-
 def parse_list(text: str | None, option: str, *words: str) -> list[str] | None:
     """Split `0,3` into whole numbers, among which `words` may stand; `all`, the default, gives None."""
     if text is None or text == "all":

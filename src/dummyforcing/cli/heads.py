@@ -25,9 +25,9 @@ from dummyforcing.cli.common import (
     parse_list,
     parse_size,
     read_plan,
-    read_prompts,
 )
 from dummyforcing.errors import UserError
+from dummyforcing.files import read_prompts
 
 if TYPE_CHECKING:
     from dummyforcing.atlas import Atlas

@@ -23,7 +23,7 @@ from dummyforcing.eval.bootstrap import EstimateJson
 from dummyforcing.eval.results import write_results
 from dummyforcing.eval.suite import Measures, aggregate, measure
 from dummyforcing.eval.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
-from dummyforcing.files import explaining, replacing
+from dummyforcing.files import explaining, read_prompts, replacing
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline
 from dummyforcing.request import Options, Request
@@ -67,8 +67,8 @@ class PromptSet:
             UserError: If a file cannot be read, the two differ in length, a prompt occurs twice, or a prompt
                 cannot be a file name.
         """
-        short = _lines(prompts)
-        long = _lines(extended) if extended else short
+        short = read_prompts(prompts)
+        long = read_prompts(extended) if extended else short
         if len(long) != len(short):
             raise UserError(
                 f"{extended} has {len(long)} lines and {prompts} {len(short)}; give one extension per prompt."
@@ -282,16 +282,3 @@ def parse_shard(text: str) -> tuple[int, int]:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except OSError as error:
-        raise UserError(f"cannot read the prompts in {path}: {error.strerror}; give a text file.") from error
-    except ValueError as error:
-        raise UserError(f"cannot read the prompts in {path}: it is no UTF-8 text.") from error
-    lines = [line for line in lines if line]
-    if not lines:
-        raise UserError(f"{path} holds no prompts; write one per line.")
-    return lines
