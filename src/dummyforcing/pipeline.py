@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dummyforcing.checkpoints import fill, open_transformer
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
+from dummyforcing.fused import Fp8, FusedWan, arrange
 from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
@@ -98,14 +99,26 @@ class Video:
 class Pipeline:
     """A loaded model; it holds no state of any video, so several streams may run side by side."""
 
-    def __init__(self, files: ModelFiles, model: CausalWan, text: TextEncoder, vae: VideoDecoder) -> None:
-        self.files, self.model, self.text, self.vae = files, model, text, vae
+    def __init__(
+        self,
+        files: ModelFiles,
+        model: CausalWan,
+        text: TextEncoder,
+        vae: VideoDecoder,
+        fused: FusedWan | None = None,
+    ) -> None:
+        self.files, self.model, self.text, self.vae, self.fused = files, model, text, vae, fused
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
 
     @classmethod
     def load(
-        cls, files: ModelFiles, device: torch.device, dtype: torch.dtype, offload: bool = False
+        cls,
+        files: ModelFiles,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: bool = False,
+        fp8: Fp8 = "none",
     ) -> "Pipeline":
         """Download what is not here yet, and load the weights.
 
@@ -115,9 +128,10 @@ class Pipeline:
             dtype: What to compute in.
             offload: Whether the text encoder runs in the main memory, and the VAE's weights come from there
                 only while it works.
+            fp8: What runs in float8; see `FusedWan`.
 
         Raises:
-            UserError: If files are missing or damaged.
+            UserError: If files are missing or damaged, or there is no float8 here.
         """
         loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
         parts = open_transformer(fetch(files.transformer), files.config, files.key, loras)
@@ -126,7 +140,8 @@ class Pipeline:
         model = fill(*parts, device, dtype)
         where = torch.device("cpu") if offload else device
         text = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
-        return cls(files, model, text, VideoDecoder.load(vae, device, files.vae_dtype(dtype), offload))
+        decoder = VideoDecoder.load(vae, device, files.vae_dtype(dtype), offload)
+        return cls(files, model, text, decoder, arrange(model, fp8))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
@@ -225,7 +240,7 @@ class Pipeline:
         self.files.require_memory(request, self.dtype, self.device, loaded=True)
 
     def _begin(self, request: Request, observer: Observer | None = None) -> Rollout:
-        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer)
+        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer, self.fused)
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
         start = time.perf_counter()
@@ -258,6 +273,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     offload: bool = False,
+    fp8: Fp8 = "none",
 ) -> Pipeline:
     """Load a model.
 
@@ -272,6 +288,8 @@ def load(
         dtype: `float32`, `bfloat16` or the torch dtype; bfloat16 on a GPU and float32 elsewhere by default.
         offload: Whether to spare the GPU's memory: the text encoder runs in the main memory, and the VAE's
             weights come from there only while it works.
+        fp8: What runs in float8, for speed at some error: `none`, `linear` (the linear layers) or `all`
+            (attention, too).
 
     Returns:
         The pipeline.
@@ -282,4 +300,4 @@ def load(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     files = ModelFiles.open(name_or_path, weights=weights, base=base, lora=lora)
-    return Pipeline.load(files, device, dtype, offload)
+    return Pipeline.load(files, device, dtype, offload, fp8)

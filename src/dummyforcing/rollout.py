@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dummyforcing.fused import FusedWan
 from dummyforcing.model import CausalWan
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
@@ -35,6 +36,7 @@ class Rollout:
         vae: VideoDecoder,
         request: Request,
         observer: Observer | None = None,
+        fused: FusedWan | None = None,
     ) -> None:
         """Encode the prompts and what the video begins with, and start its session."""
         self._preset, self._text, self._batch = preset, text, len(request.prompts)
@@ -68,6 +70,7 @@ class Rollout:
             recache_frames=preset.recache_frames,
             global_sink=preset.global_sink,
             source=None if request.source is None else _encode(vae, request.source, self._batch),
+            fused=fused,
             observer=observer,
             **options,
         )
