@@ -212,9 +212,7 @@ def place_switches(
     return tuple(sorted(found, key=lambda switch: switch.frame))
 
 
-def check_teacache(
-    preset: Preset, teacache: float | Sequence[int] | None
-) -> float | tuple[int, ...] | None:
+def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> float | tuple[int, ...] | None:
     """Check what TeaCache shall do.
 
     Args:
@@ -225,8 +223,8 @@ def check_teacache(
         The field of a `Request`.
 
     Raises:
-        UserError: If the model's sampler runs all steps at once, the threshold leaves out nothing, or there is
-            no such step to leave out.
+        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, or there
+            is no such step.
     """
     if teacache is None:
         return None

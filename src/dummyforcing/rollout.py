@@ -153,7 +153,7 @@ class _Pixels:
 
 
 def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:
-    """Which calls of a chunk TeaCache leaves out: the denoising steps, then the commit pass; None: not asked."""
+    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked."""
     if request.teacache is None:
         return None
     timesteps = [*_schedule(preset.schedule, request.strength).timesteps, COMMIT_TIMESTEP]

@@ -105,8 +105,8 @@ def generate(
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
-        teacache: Leave out denoising steps whose expected error is below this (TeaCache; the public code takes
-            0.2); which ones is printed. Faster, at some cost in quality.
+        teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
+            code); which ones is printed. Faster, at some cost in quality.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
         device: Where to compute; auto takes a GPU if there is one.

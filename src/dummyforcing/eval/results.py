@@ -6,8 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -36,8 +37,18 @@ def provenance(device: torch.device) -> dict[str, object]:
             "dummyforcing": __version__,
             "python": platform.python_version(),
             **{library: version(library) for library in ("torch", "diffusers", "transformers")},
+            **(_gpu_versions() if device.type == "cuda" else {}),
         },
     }
+
+
+def _gpu_versions() -> dict[str, str]:
+    """What torch computes with on a GPU."""
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    versions = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    with suppress(PackageNotFoundError):
+        versions["triton"] = version("triton")
+    return versions
 
 
 def write_results(path: Path, results: dict[str, object], device: torch.device) -> None:
