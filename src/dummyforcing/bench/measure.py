@@ -21,6 +21,8 @@ class Diffusion:
     """Of every chunk, on the device."""
     plans: tuple[Plan, ...]
     """What the heads saw in every chunk."""
+    past: tuple[int, ...]
+    """Frames that every chunk had before it."""
     cache_bytes: int
     """At the end."""
     peak_bytes: int | None
@@ -100,16 +102,18 @@ def diffuse(engine: Engine, request: Request) -> Diffusion:
     """Make the latents of a video and time its chunks; nothing waits for the device before the end."""
     memory, clock = Memory(engine.pipeline.device), Clock(engine.pipeline.device)
     rollout = engine.pipeline.rollout(request)
-    plans, early, marks = [], None, [clock.mark()]
+    plans, past, early, marks = [], [], None, [clock.mark()]
     for chunk in range(request.chunks):
         plans.append(rollout.session.plan)
-        rollout.next_latents()
+        latents = rollout.next_latents()
         marks.append(clock.mark())
+        past.append(rollout.session.frames - latents.shape[1])
         if chunk == min(2, request.chunks - 1):
             early = memory.peak()
     seconds, peak = clock.seconds(marks), memory.peak()
     growth = None if peak is None or early is None else peak - early
-    return Diffusion(tuple(seconds), tuple(plans), rollout.session.cache.nbytes, peak, growth)
+    cache_bytes = rollout.session.cache.nbytes
+    return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)
 
 
 def make_video(engine: Engine, request: Request) -> EndToEnd:

@@ -28,7 +28,8 @@ def print_benchmark(results: dict[str, Any]) -> None:
     )
     print(
         f"FPS: pixel frames per second in the second half of {results['pixel_frames']}, medians of "
-        f"{results['repeats']}. First: the first pixel frame, the prompt encoded. p50/p99: latency of a chunk's diffusion.\n"
+        f"{results['repeats']}. First: the first pixel frame, the prompt encoded.\n"
+        "p50/p99: latency of a chunk's diffusion in the second half.\n"
         f"Floor: the counted work at the rate of large matrix products, {rates} TFLOP/s."
     )
     for line in _speed_ups(rows, steps):

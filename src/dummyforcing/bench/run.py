@@ -10,7 +10,7 @@ from dummyforcing.bench.engine import Engine, build_engines
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
-from dummyforcing.bench.summary import Rates, summarise
+from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.errors import TrainedLengthWarning, UserError
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.request import Request
@@ -211,8 +211,8 @@ class Benchmark:
             "repeats": settings.repeats,
             "warm_up_chunks": settings.warm_up_chunks,
             "matmul_tflops": {
-                "plain": round(rates.plain / 1e12, 4),
-                "fp8": None if rates.fp8 is None else round(rates.fp8 / 1e12, 4),
+                "plain": short(rates.plain / 1e12),
+                "fp8": None if rates.fp8 is None else short(rates.fp8 / 1e12),
             },
         }
 

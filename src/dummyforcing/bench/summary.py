@@ -49,7 +49,7 @@ def summarise(record: Record, engine: Engine, request: Request, mode: str, rates
     """
     peak = _most(video.peak_bytes for video in record.end_to_end or record.diffusion)
     return {
-        "warm_up_s": round(record.warm_up_s, 2),
+        "warm_up_s": short(record.warm_up_s),
         **_speed(record, engine, request),
         **_end_to_end(record.end_to_end),
         "cache_bytes": record.diffusion[0].cache_bytes,
@@ -68,12 +68,12 @@ def _speed(record: Record, engine: Engine, request: Request) -> Figures:
     latencies = 1000 * seconds[:, steady(request)].ravel()
     pixel_frames = preset.chunk_frames * PIXEL_FRAMES_PER_FRAME
     return {
-        "chunk_ms": [round(1000 * float(s), 3) for s in typical],
-        "fps": round(pixel_frames / float(np.median(typical[steady(request)])), 3),
-        "fps_video": round(preset.pixel_frames(request.frames) / float(typical.sum()), 3),
+        "chunk_ms": [short(1000 * float(s)) for s in typical],
+        "fps": short(pixel_frames / float(np.median(typical[steady(request)]))),
+        "fps_video": short(preset.pixel_frames(request.frames) / float(typical.sum())),
         "latency_ms": {
-            "p50": round(float(np.percentile(latencies, 50)), 3),
-            "p99": round(float(np.percentile(latencies, 99)), 3),
+            "p50": short(float(np.percentile(latencies, 50))),
+            "p99": short(float(np.percentile(latencies, 99))),
             "chunks": latencies.size,
         },
     }
@@ -84,8 +84,8 @@ def _end_to_end(videos: Sequence[EndToEnd]) -> Figures:
     if not videos:
         return {}
     return {
-        "fps_end_to_end": round(median(map(_steady_fps, videos)), 3),
-        "first_frame_ms": round(1000 * median(video.first_frame for video in videos), 3),
+        "fps_end_to_end": short(median(map(_steady_fps, videos))),
+        "first_frame_ms": short(1000 * median(video.first_frame for video in videos)),
     }
 
 
@@ -103,22 +103,26 @@ def _efficiency(record: Record, engine: Engine, request: Request, mode: str, rat
     rows, columns = (side // engine.pipeline.vae.stride // patch for side, patch in sides)
     work = Work(config, rows * columns, preset.chunk_frames, preset.reach)
     steps = len(preset.schedule.steps) - len(engine.pipeline.skipped_steps(request))
-    plans = record.diffusion[0].plans
-    counted = [work.chunk(plan, preset.chunk_frames * chunk, steps) for chunk, plan in enumerate(plans)]
+    plans, past = record.diffusion[0].plans, record.diffusion[0].past
+    counted = [work.chunk(plan, frames, steps) for plan, frames in zip(plans, past, strict=True)]
     counted = counted[steady(request)]
     taken = float(np.median([video.seconds for video in record.diffusion], axis=0)[steady(request)].sum())
     floor = sum(rates.floor(part, mode) for part in counted)
-    past = preset.chunk_frames * (request.chunks - 1)
     return {
         "steps": steps,
-        "past_frames": round(_mean_past(work, plans[-1], past), 3),
-        "tflop_per_forward": round(work.forward(plans[-1], past).total / 1e12, 6),
-        "tflop_per_chunk": round(counted[-1].total / 1e12, 6),
-        "attention_share": round(1 - sum(p.linear for p in counted) / sum(p.total for p in counted), 4),
-        "tflops": round(sum(part.total for part in counted) / taken / 1e12, 6),
-        "floor_ms": round(1000 * floor / len(counted), 3),
-        "floor_fraction": round(floor / taken, 4),
+        "past_frames": short(_mean_past(work, plans[-1], past[-1])),
+        "tflop_per_forward": short(work.forward(plans[-1], past[-1]).total / 1e12),
+        "tflop_per_chunk": short(counted[-1].total / 1e12),
+        "attention_share": short(1 - sum(p.linear for p in counted) / sum(p.total for p in counted)),
+        "tflops": short(sum(part.total for part in counted) / taken / 1e12),
+        "floor_ms": short(1000 * floor / len(counted)),
+        "floor_fraction": short(floor / taken),
     }
+
+
+def short(x: float) -> float:
+    """Six digits: more were never measured, and files stay readable."""
+    return float(f"{x:.6g}")
 
 
 def steady(request: Request) -> slice:
