@@ -1,5 +1,6 @@
 """`dummyforcing bench`: counted work against what torch counts, plans, turns, and what is refused."""
 
+import dataclasses
 import json
 import math
 import os
@@ -151,6 +152,8 @@ def test_figures_of_known_times(model_folder: Path) -> None:
     plan, past = Plan.uniform(3, 4, HeadContext(0, None)), (0, 3, 6)
     record = Record(
         warm_up_s=1.5,
+        peak_bytes=None,
+        reserved_bytes=None,
         diffusion=[
             Diffusion(seconds, (plan,) * 3, past, 1000, None, None)
             for seconds in ((1.0, 0.5, 0.7), (2.0, 0.5, 0.9))
@@ -246,6 +249,20 @@ def test_command(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(row["chunk_ms"]) == 3
         assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("fps", "fps_video", "fps_end_to_end"))
         assert row["first_frame_ms"] < 1000 * row["warm_up_s"]
+
+
+def test_random_weights_of_a_public_model() -> None:
+    """No file is read: the transformer's sizes are small ones here, the VAE's are Wan's."""
+    files = ModelFiles.open("self-forcing")
+    small = dataclasses.replace(small_model().config, in_dim=16, out_dim=16)
+    files = dataclasses.replace(
+        files, config=small, parameters={"transformer": 1, "text_encoder": 0, "vae": 1}
+    )
+    settings = Settings(((16, 16),), frames=9, repeats=1)
+    results = Benchmark(files, settings, CPU, torch.float32, random=True).run()
+    (row,) = results["configurations"]
+    assert (results["weights"], row["steps"]) == ("random", 4)
+    assert row["fps"] > row["fps_end_to_end"] > 0
 
 
 def test_diffusion_alone(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.model import CausalWan, ModelConfig
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline
+from dummyforcing.pretrained import quiet
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
@@ -105,7 +106,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 def random_vae(device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
     """The VAE of all Wan 2.1 models with the weights that its layers begin with."""
-    with torch.random.fork_rng(), torch.device(device):
+    with torch.random.fork_rng(), torch.device(device), quiet():
         torch.manual_seed(SEED)
         return AutoencoderKLWan().to(dtype).eval().requires_grad_(False)
 

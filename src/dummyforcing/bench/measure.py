@@ -48,9 +48,11 @@ class EndToEnd:
 class Record:
     """All that was measured of one configuration."""
 
-    warm_up_s: float = 0.0
-    reserved_bytes: int | None = None
-    """The most that torch held of the GPU's memory in the warm-up, when it began with nothing in stock."""
+    warm_up_s: float
+    peak_bytes: int | None
+    """As of a video, but in the warm-up, when buffers are made that later videos find."""
+    reserved_bytes: int | None
+    """The most that torch held of the GPU's memory then, having begun with nothing in stock."""
     diffusion: list[Diffusion] = field(default_factory=list)
     end_to_end: list[EndToEnd] = field(default_factory=list)
 
@@ -75,12 +77,11 @@ class Memory:
 
 def warm_up(engine: Engine, request: Request, chunks: int | None, with_vae: bool) -> Record:
     """Make a video, or its first chunks, that does not count: kernels are built, graphs are captured."""
-    device, start = engine.pipeline.device, time.perf_counter()
+    device, count = engine.pipeline.device, min(chunks or request.chunks, request.chunks)
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    count = request.chunks if chunks is None else min(chunks, request.chunks)
+    memory, start = Memory(device), time.perf_counter()
     if with_vae:
         stream = engine.pipeline.run(request)
         for _ in islice(stream, count):
@@ -90,12 +91,10 @@ def warm_up(engine: Engine, request: Request, chunks: int | None, with_vae: bool
         rollout = engine.pipeline.rollout(request)
         for _ in range(count):
             rollout.next_latents()
-    record = Record()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        record.reserved_bytes = torch.cuda.max_memory_reserved(device)
-    record.warm_up_s = time.perf_counter() - start
-    return record
+    if device.type != "cuda":
+        return Record(time.perf_counter() - start, None, None)
+    torch.cuda.synchronize(device)
+    return Record(time.perf_counter() - start, memory.peak(), torch.cuda.max_memory_reserved(device))
 
 
 def diffuse(engine: Engine, request: Request) -> Diffusion:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dummyforcing.bench.engine import Engine
 from dummyforcing.bench.flops import Flops, Work
-from dummyforcing.bench.measure import EndToEnd, Record
+from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
 from dummyforcing.request import Request
@@ -47,7 +47,8 @@ def summarise(record: Record, engine: Engine, request: Request, mode: str, rates
         mode: `none`, `linear` or `all`.
         rates: Of the device.
     """
-    peak = _most(video.peak_bytes for video in record.end_to_end or record.diffusion)
+    videos: Sequence[EndToEnd | Diffusion] = record.end_to_end or record.diffusion
+    peak = _most([record.peak_bytes, *(video.peak_bytes for video in videos)])
     return {
         "warm_up_s": short(record.warm_up_s),
         **_speed(record, engine, request),

@@ -53,8 +53,8 @@ def bench(
     The real-time table of a GPU; the third denoising step is left out in a variant:
       dummyforcing bench --sizes 480p 720p --fp8 none linear --skip-steps 2 --compare -o bench.json
 
-    Latency of a long video, with a dense cache, LongLive's window, and 90 heads that see 120 past frames:
-      dummyforcing bench --frames 957 --policies dense window:3,9 dummy long:90,120 --repeats 1 --no-vae
+    Latency of a long video: dense, LongLive's window, and 24 heads that see 117 past frames:
+      dummyforcing bench --frames 957 --policies dense window:3,6 dummy long:24,117 --repeats 1 --no-vae
 
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
