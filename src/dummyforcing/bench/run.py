@@ -130,7 +130,7 @@ class Benchmark:
         self.device, self.dtype, self._random = device, dtype, random
         self.rows = {row: self._request(row) for row in configurations(settings)}
         for request in self.rows.values():
-            files.require_memory(request, dtype, device)
+            files.require_memory(request, dtype, device, offload=random)  # then without a text encoder
 
     def _request(self, row: Configuration) -> Request:
         plan = plan_of(row.policy, self.files.config)

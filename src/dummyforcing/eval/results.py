@@ -19,17 +19,10 @@ from dummyforcing.files import replacing
 
 def provenance(device: torch.device) -> dict[str, object]:
     """The command, commit, device and versions behind a result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": name,
         "threads": torch.get_num_threads(),
@@ -40,6 +33,18 @@ def provenance(device: torch.device) -> dict[str, object]:
             **(_gpu_versions() if device.type == "cuda" else {}),
         },
     }
+
+
+def _commit() -> str:
+    """Of the folder that this code runs in, if it is under git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # there is no git
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def _gpu_versions() -> dict[str, str]:
