@@ -27,7 +27,7 @@ from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.plan import Plan
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
-from dummyforcing.rollout import Rollout
+from dummyforcing.rollout import Rollout, find_skips
 from dummyforcing.session import Observer
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
@@ -205,6 +205,11 @@ class Pipeline:
         while rollout.session.plan.chunk is None:
             rollout.next_latents()
         return rollout.session.plan
+
+    def skipped_steps(self, request: Request) -> tuple[int, ...]:
+        """The denoising steps of a chunk, from 0, that TeaCache leaves out."""
+        skips = find_skips(self.files.preset, self.model, request) or ()
+        return tuple(step for step, is_skipped in enumerate(skips) if is_skipped)
 
     def rollout(self, request: Request, observer: Observer | None = None) -> Rollout:
         """Begin the videos of a request of this pipeline's `files`.

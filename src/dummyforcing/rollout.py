@@ -14,8 +14,9 @@ from dummyforcing.model import CausalWan
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
-from dummyforcing.sampling import Schedule, make_schedule, seeded_noise
+from dummyforcing.sampling import COMMIT_TIMESTEP, Schedule, make_schedule, seeded_noise
 from dummyforcing.session import Observer, Session
+from dummyforcing.teacache import skip_table
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
@@ -64,6 +65,7 @@ class Rollout:
             chunk_frames=preset.chunk_frames,
             seeds=seeded_noise(range(request.seed, request.seed + self._batch)),
             plan=request.plan,
+            skips=find_skips(preset, model, request),
             first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
             frames=min(request.frames, self._longest),
             reach=preset.reach,
@@ -151,6 +153,19 @@ class _Pixels:
         assert self._last is not None
         latent: Tensor = self._vae.encode(self._last[:, :1])
         return latent
+
+
+def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:
+    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked."""
+    if request.teacache is None:
+        return None
+    timesteps = [*_schedule(preset.schedule, request.strength).timesteps, COMMIT_TIMESTEP]
+    if isinstance(request.teacache, tuple):
+        return tuple(step in request.teacache for step in range(len(timesteps)))
+    device = model.patch_embedding.weight.device
+    with torch.inference_mode():
+        embeddings = [model.embed_time(torch.tensor([[t]], device=device)) for t in timesteps]
+        return skip_table(embeddings, timesteps, request.teacache)
 
 
 def _encode(vae: VideoDecoder, pixels: NDArray[np.uint8], batch: int) -> Tensor:
