@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from dummyforcing.errors import UserError
+from dummyforcing.fused import Fp8, arrange
 from dummyforcing.model import CausalWan, ModelConfig
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline
@@ -44,7 +44,7 @@ class EncodedPrompt(TextEncoder):
 
 
 def build_engines(
-    files: ModelFiles, fp8: Sequence[str], device: torch.device, dtype: torch.dtype, random: bool
+    files: ModelFiles, fp8: Sequence[Fp8], device: torch.device, dtype: torch.dtype, random: bool
 ) -> dict[str, Engine]:
     """Make a pipeline for every FP8 mode; they share model and VAE.
 
@@ -81,11 +81,9 @@ def build_engines(
     return engines
 
 
-def _with_fp8(base: Pipeline, mode: str) -> Pipeline:
+def _with_fp8(base: Pipeline, mode: Fp8) -> Pipeline:
     """The same pipeline in another precision of its linear maps and attention."""
-    if mode != "none":
-        raise UserError("This version computes nothing in FP8; leave --fp8 out.")
-    return base
+    return Pipeline(base.files, base.model, base.text, base.vae, arrange(base.model, mode))
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalWan:
