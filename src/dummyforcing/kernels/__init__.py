@@ -1,0 +1,1 @@
+"""Fused GPU kernels, each beside its reference in torch."""
