@@ -190,3 +190,22 @@ def test_the_public_vae_is_diffusers_default() -> None:
     assert len(list(vae.parameters())) == 194
     assert sum(parameter.numel() for parameter in vae.parameters()) == 126_892_531
     assert vae.config.base_dim == 96
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("offload", [False, True])
+def test_on_a_gpu(
+    decoder: VideoDecoder, offload: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    decoder.vae.save_pretrained(tmp_path)
+    latents = latents_of(7, batch=2)
+    expected = one_shot(decoder, latents)
+    for dtype, most, mean in ((torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.1, 2 / 255)):
+        stream = VideoDecoder.load(tmp_path, "cuda", dtype, offload).stream()
+        pixels = torch.cat([stream.decode_float(part).cpu() for part in latents.split([3, 3, 1], dim=1)], 1)
+        gap = (pixels - expected).abs()
+        assert gap.max() < most
+        assert gap.mean() < mean

@@ -38,7 +38,7 @@ def add_norm(
     if _fuses(x):
         from dummyforcing.kernels import vae_triton
 
-        vae_triton.add_norm(x, bias, residual, out, gamma, silu, keep)
+        vae_triton.add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
     else:
         reference_add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
 

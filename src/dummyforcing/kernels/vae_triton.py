@@ -100,9 +100,10 @@ def add_norm(
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
-    gamma: Tensor | None,
-    silu: bool,
-    keep: bool,
+    *,
+    gamma: Tensor | None = None,
+    silu: bool = False,
+    keep: bool = False,
 ) -> None:
     """See `kernels.vae.add_norm`."""
     batch, channels = x.shape[0], x.shape[-1]
