@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from dummyforcing.checkpoints import check_names, fill
 from dummyforcing.errors import UserError
+from dummyforcing.memory import PASS_PIXELS
 from dummyforcing.names import vae_name
 from dummyforcing.pretrained import quiet, read_component_config
 from dummyforcing.tensorfiles import StoredTensor, open_tensors
@@ -29,12 +30,6 @@ from dummyforcing.vae_stream import StreamedDecoder
 
 WAN_VAE: dict[str, Any] = {}
 """The VAE of every Wan 2.1 model is what diffusers' class makes of no arguments."""
-
-PASS_PIXELS = 20_000
-"""Latent pixels, of all samples, that go through the decoder at once: enough to fill a GPU.
-
-The memory grows with them. Three latent frames of 832x480; of larger videos, one.
-"""
 
 
 def open_vae(path: Path) -> tuple[AutoencoderKLWan, dict[str, StoredTensor]]:
@@ -105,6 +100,8 @@ class VideoDecoder:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
             elif isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        self.moves = self.device.type != self._home.type
+        """Whether its weights come to the device for each call only."""
         config: Any = vae.config
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
@@ -137,14 +134,13 @@ class VideoDecoder:
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan]:
         """The VAE on its device, with the fastest convolutions that this has."""
-        moves = self._home.type != self.device.type
         try:
-            if moves:
+            if self.moves:
                 self.vae.to(self.device)
             with fast_convolutions(self.vae):
                 yield self.vae
         finally:
-            if moves:
+            if self.moves:
                 self.vae.to(self._home)
 
     def stream(self) -> "DecoderStream":
