@@ -14,7 +14,7 @@ ELEMENTS = 4096
 """Of a feature map, per program: 32 for each thread of four warps, so that enough loads are on their way."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def add_norm_kernel(
     x,
     bias,
@@ -51,13 +51,13 @@ def add_norm_kernel(
     if NORM:
         norm = tl.sqrt(tl.sum(total * total, axis=1))
         gain = tl.load(gamma + column, is_channel, other=0.0).to(tl.float32) * tl.sqrt(C + 0.0)
-        total = total / tl.maximum(norm, smallest)[:, None] * gain[None, :]
+        total *= (1 / tl.maximum(norm, smallest))[:, None] * gain[None, :]
     if SILU:
         total = total / (1 + tl.exp(-total))
     tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
 def upsample_kernel(
     x,
     bias,
@@ -109,22 +109,23 @@ def add_norm(
     batch, channels = x.shape[0], x.shape[-1]
     pixels = x[0].numel() // channels
     sizes = _sizes(channels)
-    add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
-        x,
-        bias,
-        residual,
-        gamma,
-        out,
-        pixels,
-        out.stride(0),
-        SMALLEST_NORM,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        NORM=gamma is not None,
-        SILU=silu,
-        KEEP=keep,
-        **sizes,
-    )
+    with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
+        add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
+            x,
+            bias,
+            residual,
+            gamma,
+            out,
+            pixels,
+            out.stride(0),
+            SMALLEST_NORM,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            NORM=gamma is not None,
+            SILU=silu,
+            KEEP=keep,
+            **sizes,
+        )
 
 
 def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: int) -> Tensor:
@@ -135,19 +136,20 @@ def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: in
     out = torch.empty(
         batch, time * frames, 2 * height, 2 * width, channels // frames, dtype=x.dtype, device=x.device
     )
-    upsample_kernel[(triton.cdiv(pixels, sizes["ROWS"]), frames)](
-        x,
-        bias,
-        residual,
-        out,
-        pixels,
-        height,
-        width,
-        FRAMES=frames,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        **sizes,
-    )
+    with torch.cuda.device_of(x):
+        upsample_kernel[(triton.cdiv(pixels, sizes["ROWS"]), frames)](
+            x,
+            bias,
+            residual,
+            out,
+            pixels,
+            height,
+            width,
+            FRAMES=frames,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            **sizes,
+        )
     return out
 
 
