@@ -1,8 +1,10 @@
 """The same videos on a GPU."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +36,23 @@ def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.Mon
     assert plans[0] == plans[1]
     assert latents[0].std() > 0.1
     torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
+
+
+def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same video with all work in one stream, also where a new prompt comes in between."""
+    pipeline = load("tiny", device="cuda")
+    request = pipeline.files.request(
+        "a red ball bounces", frames=57, seed=3, switches=[(1.0, "a blue cube spins")]
+    )
+    beside = list(pipeline.run(request))
+    assert beside[-1].timings.wall > 0
+    times = [(c.timings.diffusion, c.timings.decode, c.timings.wall) for c in beside]
+    assert all(a < b for one, other in pairwise(times) for a, b in zip(one, other, strict=True))
+    monkeypatch.setattr(pipeline.vae, "moves", True)  # no stream of its own then
+    monkeypatch.setattr(pipeline.vae, "_home", torch.device("cuda"))
+    for one, other in zip(beside, pipeline.run(request), strict=True):
+        assert one.plans == other.plans
+        assert np.array_equal(one.frames, other.frames)
 
 
 def test_the_bundled_model_in_bfloat16() -> None:

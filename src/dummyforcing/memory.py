@@ -9,6 +9,12 @@ import torch
 
 from dummyforcing.errors import UserError
 
+PASS_PIXELS = 20_000
+"""Latent pixels, of all samples, that go through the VAE's decoder at once: enough to fill a GPU.
+
+The memory grows with them. Three latent frames of 832x480; of larger videos, one.
+"""
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -26,6 +32,8 @@ class MemoryEstimate:
     """Intermediate values of the VAE's decoder."""
     frames: float
     """The decoded video, which is always kept in the main memory."""
+    is_on_gpu: bool = False
+    is_offloaded: bool = False
 
     @property
     def weights(self) -> float:
@@ -34,7 +42,9 @@ class MemoryEstimate:
 
     @property
     def activations(self) -> float:
-        """Intermediate values: the transformer and the decoder run in turns."""
+        """Intermediate values: on a GPU the decoder runs beside the transformer, else they run in turns."""
+        if self.is_on_gpu and not self.is_offloaded:
+            return self.denoising + self.decoding
         return max(self.denoising, self.decoding)
 
     @property
@@ -44,11 +54,12 @@ class MemoryEstimate:
 
     def on_gpu(self) -> "MemoryEstimate":
         """What of it is in the memory of a GPU."""
-        return replace(self, frames=0)
+        return replace(self, frames=0, is_on_gpu=True)
 
     def offloaded(self) -> "MemoryEstimate":
         """What remains if the text encoder stays in the main memory, and the VAE comes only to decode."""
-        return replace(self, text_encoder=0, vae=0, decoding=self.decoding + self.vae)
+        decoding = self.decoding + self.vae
+        return replace(self, text_encoder=0, vae=0, decoding=decoding, is_offloaded=True)
 
 
 def available_memory(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
 from dummyforcing.errors import UserError
 from dummyforcing.heads import Policy, parse_policy
 from dummyforcing.hub import HubFile, find_base, find_part, find_weights
-from dummyforcing.memory import MemoryEstimate, require_memory
+from dummyforcing.memory import PASS_PIXELS, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
@@ -210,8 +210,9 @@ class ModelFiles:
     def estimate(self, request: Request, dtype: torch.dtype, *, loaded: bool = False) -> MemoryEstimate:
         """Estimate the memory that a request needs.
 
-        Measured: the transformer holds some 10 vectors per token besides its FFN, and the VAE's last stage
-        some 16 feature maps of the four pixel frames that it makes at a time.
+        Measured: the transformer holds some 10 vectors per token besides its FFN. Counted: the VAE holds four
+        feature maps of its last stage for the pixel frames that it makes at a time, and past frames that are
+        as large as seven maps of the four pixel frames of a latent frame.
 
         Args:
             request: What is asked for.
@@ -223,10 +224,14 @@ class ModelFiles:
         cache = request.cache_frames() * tokens * config.num_layers * config.dim * 2
         transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
         pixels, chunk = batch * height * width * PIXEL_FRAMES_PER_FRAME, self.preset.chunk_frames
-        decoder = pixels * (16 * self.vae_width * dtype.itemsize + chunk * 9 * torch.float32.itemsize)
+        at_once = min(chunk, max(PASS_PIXELS // (batch * (height // 8) * (width // 8)), 1))
+        maps = (7 + 4 * at_once) * self.vae_width * dtype.itemsize
+        decoder = pixels * (maps + chunk * 9 * torch.float32.itemsize)
         bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in self.parameters.items()}
         return MemoryEstimate(
-            **bytes_of,
+            text_encoder=bytes_of["text_encoder"],
+            transformer=bytes_of["transformer"],
+            vae=bytes_of["vae"],
             cache=cache * dtype.itemsize,
             denoising=transformer + SCRATCH,
             decoding=decoder + SCRATCH,

@@ -9,6 +9,7 @@
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.overlap import Mark
 from dummyforcing.plan import Plan
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
 from dummyforcing.rollout import Rollout, find_skips
@@ -43,18 +45,23 @@ class Timings:
     first_frame: float = 0.0
     """Seconds until the first pixel frames were there, encoding of the prompt included."""
     diffusion: float = 0.0
-    """Seconds in the transformer."""
+    """Seconds in the transformer. On a GPU, as its own clock has it, from the beginning to the end of each
+    chunk; both this and `decode` are longer while the two share the GPU."""
     decode: float = 0.0
-    """Seconds in the VAE."""
+    """Seconds in the VAE and on the way to the main memory, likewise."""
+    wall: float = 0.0
+    """Seconds from the start of the first chunk until the pixel frames were there. On a CPU, the sum of
+    `diffusion` and `decode`. On a GPU by the clock, and with what the caller does between chunks, since the
+    GPU goes on meanwhile."""
 
     @property
     def fps(self) -> float:
-        """Pixel frames per second of diffusion and decoding."""
-        return self.pixel_frames / (self.diffusion + self.decode)
+        """Pixel frames per second of `wall`, diffusion and decoding together."""
+        return self.pixel_frames / self.wall
 
     @property
     def fps_without_vae(self) -> float:
-        """Pixel frames per second of diffusion alone."""
+        """Pixel frames per second of `diffusion`."""
         return self.pixel_frames / self.diffusion
 
 
@@ -242,31 +249,52 @@ class Pipeline:
             )
 
     def _require_memory(self, request: Request) -> None:
-        self.files.require_memory(request, self.dtype, self.device, loaded=True)
+        offload = self.vae.moves
+        self.files.require_memory(request, self.dtype, self.device, loaded=True, offload=offload)
 
     def _begin(self, request: Request, observer: Observer | None = None) -> Rollout:
         return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer, self.fused)
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
+        """Make chunks; on a GPU, ask for the next one before the pixel frames of this one are waited for."""
         start = time.perf_counter()
         rollout = self._begin(request)
-        timings = Timings()
-        for _ in range(request.chunks):
-            began = time.perf_counter()
-            latents = rollout.next_latents()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            denoised = time.perf_counter()
-            frames = rollout.decode(latents).cpu().numpy()
-            done = time.perf_counter()
-            timings = Timings(
-                pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
-                first_frame=timings.first_frame or done - start,
-                diffusion=timings.diffusion + denoised - began,
-                decode=timings.decode + done - denoised,
-            )
-            session = rollout.session
-            yield Chunk(frames, timings, tuple(session.plans), session.cache.nbytes)
+        begin, timings = time.perf_counter(), Timings()
+        asked: deque[_Asked] = deque()
+        before: _Asked | None = None  # delivered while its commit pass may still go on
+        for left in reversed(range(request.chunks)):
+            asked.append(_Asked(rollout, self.device))
+            while len(asked) > (1 if left and rollout.overlaps else 0):
+                chunk = asked.popleft()
+                frames = chunk.decoding.wait()
+                now = time.perf_counter()
+                diffusion = timings.diffusion + chunk.ready.since(chunk.began)
+                if before is not None:
+                    diffusion += before.ended.since(before.ready)
+                before = chunk if asked else None
+                if before is None:
+                    chunk.ended.wait()
+                    diffusion += chunk.ended.since(chunk.ready)
+                decode = timings.decode + chunk.decoding.ended.since(chunk.decoding.began)
+                timings = Timings(
+                    pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
+                    first_frame=timings.first_frame or now - start,
+                    diffusion=diffusion,
+                    decode=decode,
+                    wall=now - begin if self.device.type == "cuda" else diffusion + decode,
+                )
+                yield Chunk(frames, timings, chunk.plans, chunk.cache_bytes)
+
+
+class _Asked:
+    """A chunk that the device was asked for, and its pixel frames."""
+
+    def __init__(self, rollout: Rollout, device: torch.device) -> None:
+        self.began = Mark(device)
+        rollout.next_latents()
+        self.ready, self.ended = rollout.ready, Mark(device)
+        self.decoding = rollout.decode()
+        self.plans, self.cache_bytes = tuple(rollout.session.plans), rollout.session.cache.nbytes
 
 
 def load(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dummyforcing.fused import FusedWan
 from dummyforcing.model import CausalWan
+from dummyforcing.overlap import Decoding, Lane, Mark
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
@@ -79,29 +80,36 @@ class Rollout:
         self.session: Session = self._new_session(self._prompt_embeds)
 
     def next_latents(self) -> Tensor:
-        """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made."""
+        """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made; it is there at `ready`."""
         if self.session.frames >= self._longest:
             self._begin_again()
         if self._given:
             self._latents = self._given.popleft()
+            self.ready = Mark(self._latents.device)
             self.session.extend(self._latents)
         else:
             if self._switches and self._switches[0].frame <= self._frames:
                 self._prompt_embeds = self._text.encode([self._switches.popleft().prompt] * self._batch)
                 self.session.set_prompt(self._prompt_embeds, chunks=self._fade)
             self._latents = self.session.next_chunk()
+            assert self.session.ready is not None
+            self.ready = self.session.ready
         self._frames += self._preset.chunk_frames
-        self._pixels.waiting = self._latents
+        self._pixels.put(self._latents, self.ready)
         return self._latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixel frames of the next latents, `(B, n, H, W, 3)` uint8.
+    def decode(self) -> Decoding:
+        """Begin to decode the newest latents; on a GPU, beside whatever it is asked for afterwards.
 
         The next rollout decodes the frames that it begins with again, so they are left out at the end of one.
         """
-        pixels = self._pixels.decode(latents)
         is_end = self.session.frames >= self._longest and self._frames < self._total
-        return pixels[:, : -self._preset.pixel_frames(self._preset.overlap_frames)] if is_end else pixels
+        return self._pixels.begin(self._preset.pixel_frames(self._preset.overlap_frames) if is_end else 0)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next chunk can be asked for while this one is decoded, and nothing is waited for."""
+        return self._pixels.overlaps and not self.session.classifies_next
 
     @property
     def _longest(self) -> int:
@@ -127,32 +135,52 @@ class _Pixels:
 
     def __init__(self, vae: VideoDecoder, context: int) -> None:
         self._vae, self._stream, self._context = vae, vae.stream(), context
+        self._lane = Lane(vae.device, beside=not vae.moves)
         self._before: list[Tensor] = []
         self._last: Tensor | None = None  # as many pixel frames as the context reaches back
-        self.waiting: Tensor | None = None
-        """Latents that nobody has asked the pixel frames of."""
+        self._waiting: Tensor | None = None  # latents that nobody has asked the pixel frames of
 
-    def decode(self, latents: Tensor) -> Tensor:
-        self.waiting = None
-        pixels = torch.cat([*self._before, self._stream.decode(latents)], 1)
-        self._before = []
-        if self._context:
-            known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
-            self._last = known[:, -self._context :]
-        return pixels
+    @property
+    def overlaps(self) -> bool:
+        """Whether decoding goes on while the caller asks for something else."""
+        return self._lane.stream is not None
+
+    def put(self, latents: Tensor, ready: Mark) -> None:
+        """Here are the next latents, or will be at a mark; their pixel frames can wait."""
+        self._lane.take(latents, ready)
+        self._waiting = latents
+
+    def begin(self, left_out: int) -> Decoding:
+        """Begin to decode what is waiting, and to bring it to the main memory but for the last frames."""
+        with self._lane.work():
+            began = Mark(self._vae.device)
+            pixels = self._decode()
+            return Decoding.of(pixels[:, : pixels.shape[1] - left_out], began)
 
     def begin_again(self, latents: Tensor) -> None:
         """A new video begins with these latents; their pixel frames come with those of the next ones."""
         self._stream = self._vae.stream()
-        self._before = [self._stream.decode(latents)]
+        self._lane.take(latents, Mark(latents.device))
+        with self._lane.work():
+            self._before = [self._stream.decode(latents)]
 
     def first_latent(self) -> Tensor:
         """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
-        if self.waiting is not None:
-            self.decode(self.waiting)
-        assert self._last is not None
-        latent: Tensor = self._vae.encode(self._last[:, :1])
-        return latent
+        with self._lane.work():
+            if self._waiting is not None:
+                self._decode()
+            assert self._last is not None
+            latent: Tensor = self._vae.encode(self._last[:, :1])
+        return self._lane.give(latent)
+
+    def _decode(self) -> Tensor:
+        assert self._waiting is not None
+        pixels = torch.cat([*self._before, self._stream.decode(self._waiting)], 1)
+        self._before, self._waiting = [], None
+        if self._context:
+            known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
+            self._last = known[:, -self._context :]
+        return pixels
 
 
 def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:

@@ -13,6 +13,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy
 from dummyforcing.model import CausalWan, TimeEmbedding
+from dummyforcing.overlap import Mark
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import NoiseSource, Schedule, renoise, x0_from_velocity
 from dummyforcing.session import Observer, Session
@@ -79,6 +80,7 @@ class RollingSession(Session):
             self._run_window()
             self._step += 1
         x0 = self._run_window()
+        self.ready = Mark(self._device)
         self._commit(x0)
         self._apply_scores()
         return self._finish(x0)

@@ -19,6 +19,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
 from dummyforcing.model import Attention, CausalWan, TimeEmbedding, fingerprint
+from dummyforcing.overlap import Mark
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import (
     COMMIT_TIMESTEP,
@@ -125,6 +126,8 @@ class Session:
         self.chunk_frames, self.total_frames = chunk_frames, frames
         self.frames = 0
         """Finished latent frames."""
+        self.ready: Mark | None = None
+        """When the newest chunk that was made has its latents; what follows only prepares the next one."""
         self._recache_frames, self._global_sink = recache_frames, global_sink
         self._source, self._backend, self._observer = source, backend, observer
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
@@ -162,6 +165,11 @@ class Session:
     def plan(self) -> Plan:
         """What the heads of the first sample see at present."""
         return self.plans[0]
+
+    @property
+    def classifies_next(self) -> bool:
+        """Whether the next chunk is to classify the heads; a GPU's scores are waited for then."""
+        return self._classify_at is not None and self.frames >= self._classify_at * self.chunk_frames
 
     def __iter__(self) -> Iterator[Tensor]:
         """Make chunks until the video has its length."""
@@ -255,6 +263,7 @@ class Session:
         for step, sigma in enumerate(self._steps.sigmas[1:], start=1):
             x0 = self._denoise(renoise(x0, self._draw(), sigma), step)
         self._is_first = False
+        self.ready = Mark(self._device)
         return x0
 
     def _denoise(self, x: Tensor, step: int) -> Tensor:
@@ -316,7 +325,7 @@ class Session:
 
     def _new_scorer(self) -> HeadScorer | None:
         """What scores the heads while the chunk to classify at is made; None for other chunks."""
-        if self._classify_at is None or self.frames < self._classify_at * self.chunk_frames:
+        if not self.classifies_next:
             return None
         config, policy = self.model.config, self.policy
         return HeadScorer(
@@ -366,7 +375,10 @@ class Session:
 
     def _draw(self) -> Tensor:
         batch, *size = self.latent_shape
-        return self._noise((batch, self.chunk_frames, *size)).to(self._device, torch.float32)
+        noise = self._noise((batch, self.chunk_frames, *size))
+        if self._device.type == "cuda" and not noise.is_cuda:
+            noise = noise.pin_memory()  # else the copy would wait for all work before it
+        return noise.to(self._device, torch.float32, non_blocking=True)
 
     def _keeps_pinned(self, step: int | None) -> bool:
         """Whether pinned frames stay visible beyond the reach in a pass."""

@@ -1,0 +1,115 @@
+"""The elementwise work between the convolutions of the VAE's decoder: in torch, and in Triton on a GPU.
+
+Feature maps are `(B, T, H, W, C)`: the channels of a pixel lie side by side.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_NORM = 1e-12
+"""Of the channels of a pixel; a smaller one counts as this."""
+
+
+def add_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    gamma: Tensor | None = None,
+    silu: bool = False,
+    keep: bool = False,
+) -> None:
+    """Add up, normalise over the channels, activate; in float32, whatever the dtypes.
+
+    Args:
+        x: Feature maps, contiguous, `(B, T, H, W, C)`. Its contents are lost unless `keep` is given.
+        bias: Added to every pixel, `(C,)`.
+        residual: Added, like `x`.
+        out: Gets the result; like `x`, but only its samples need be contiguous.
+        gamma: Gains of the normalisation, `(C,)`; None: the sum is not normalised.
+        silu: Whether SiLU follows the normalisation.
+        keep: Whether `x` gets the sum.
+    """
+    if _fuses(x):
+        from dummyforcing.kernels import vae_triton
+
+        vae_triton.add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
+    else:
+        reference_add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
+
+
+def reference_add_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    gamma: Tensor | None = None,
+    silu: bool = False,
+    keep: bool = False,
+) -> None:
+    """`add_norm` in torch."""
+    total = x.float()
+    for part in (bias, residual):
+        if part is not None:
+            total.add_(part)
+    if keep and total is not x:
+        x.copy_(total)
+    if gamma is None:
+        out.copy_(total)
+        return
+    norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min_(SMALLEST_NORM)
+    place = out if out.dtype == torch.float32 else torch.empty_like(total)
+    torch.mul(total, gamma.shape[0] ** 0.5 / norm, out=place).mul_(gamma)
+    if silu:
+        F.silu(place, inplace=True)
+    if place is not out:
+        out.copy_(place)
+
+
+def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: int = 1) -> Tensor:
+    """Add up, and repeat every pixel twice in height and width.
+
+    Args:
+        x: Feature maps, contiguous, `(B, T, H, W, frames * C)`. Its contents are lost.
+        bias: Added to every pixel, `(frames * C,)`.
+        residual: Added, like `x`.
+        frames: How many frames the channels hold, one after the other.
+
+    Returns:
+        `(B, T * frames, 2 H, 2 W, C)`, in the dtype of `x`.
+    """
+    if _fuses(x):
+        from dummyforcing.kernels import vae_triton
+
+        return vae_triton.upsample(x, bias, residual, frames)
+    return reference_upsample(x, bias, residual, frames)
+
+
+def reference_upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: int = 1) -> Tensor:
+    """`upsample` in torch."""
+    total = x.float()
+    for part in (bias, residual):
+        if part is not None:
+            total.add_(part)
+    batch, time, height, width, channels = x.shape
+    channels //= frames
+    pixels = total.to(x.dtype).view(batch, time, height, width, frames, channels).permute(0, 1, 4, 2, 3, 5)
+    out = x.new_empty(batch, time, frames, height, 2, width, 2, channels)
+    out.copy_(pixels[:, :, :, :, None, :, None])
+    return out.view(batch, time * frames, 2 * height, 2 * width, channels)
+
+
+def _fuses(x: Tensor) -> bool:
+    return x.is_cuda and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    """Torch brings Triton along on Linux, not everywhere."""
+    return find_spec("triton") is not None

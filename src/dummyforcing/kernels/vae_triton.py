@@ -1,0 +1,158 @@
+"""The functions of `kernels/vae.py` in Triton. To be imported where there is a GPU."""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dummyforcing.kernels.vae import SMALLEST_NORM
+
+ELEMENTS = 4096
+"""Of a feature map, per program: 32 for each thread of four warps, so that enough loads are on their way."""
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def add_norm_kernel(
+    x,
+    bias,
+    residual,
+    gamma,
+    out,
+    pixels,  # per sample
+    out_step,  # from a sample to the next in `out`
+    smallest,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    NORM: tl.constexpr,
+    SILU: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Each program has ROWS pixels of one sample, with all of their channels."""
+    sample = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    is_channel = column < C
+    mask = (row < pixels)[:, None] & is_channel[None, :]
+    place = row[:, None] * C + column[None, :]
+    source = sample * pixels * C + place
+    total = tl.load(x + source, mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + column, is_channel, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        total += tl.load(residual + source, mask, other=0.0).to(tl.float32)
+    if KEEP:
+        tl.store(x + source, total.to(x.dtype.element_ty), mask)
+    if NORM:
+        norm = tl.sqrt(tl.sum(total * total, axis=1))
+        gain = tl.load(gamma + column, is_channel, other=0.0).to(tl.float32) * tl.sqrt(C + 0.0)
+        total *= (1 / tl.maximum(norm, smallest))[:, None] * gain[None, :]
+    if SILU:
+        total = total / (1 + tl.exp(-total))
+    tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
+def upsample_kernel(
+    x,
+    bias,
+    residual,
+    out,
+    pixels,
+    height,
+    width,
+    C: tl.constexpr,
+    FRAMES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    """Each program has ROWS pixels, with the channels of one of the FRAMES that they become."""
+    frame = tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    is_channel = column < C
+    mask = (row < pixels)[:, None] & is_channel[None, :]
+    source = row[:, None] * (FRAMES * C) + frame * C + column[None, :]
+    total = tl.load(x + source, mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + frame * C + column, is_channel, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        total += tl.load(residual + source, mask, other=0.0).to(tl.float32)
+    result = total.to(out.dtype.element_ty)
+    line = row // width  # of all frames
+    time = line // height
+    first = ((time * FRAMES + frame) * height + line % height) * 4 * width + row % width * 2
+    for y in tl.static_range(2):
+        for x_ in tl.static_range(2):
+            place = (first + y * 2 * width + x_)[:, None] * C + column[None, :]
+            tl.store(out + place, result, mask)
+
+
+def add_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    gamma: Tensor | None = None,
+    silu: bool = False,
+    keep: bool = False,
+) -> None:
+    """See `kernels.vae.add_norm`."""
+    batch, channels = x.shape[0], x.shape[-1]
+    pixels = x[0].numel() // channels
+    sizes = _sizes(channels)
+    with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
+        add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
+            x,
+            bias,
+            residual,
+            gamma,
+            out,
+            pixels,
+            out.stride(0),
+            SMALLEST_NORM,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            NORM=gamma is not None,
+            SILU=silu,
+            KEEP=keep,
+            **sizes,
+        )
+
+
+def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: int) -> Tensor:
+    """See `kernels.vae.upsample`."""
+    batch, time, height, width, channels = x.shape
+    sizes = _sizes(channels // frames)
+    pixels = batch * time * height * width
+    out = torch.empty(
+        batch, time * frames, 2 * height, 2 * width, channels // frames, dtype=x.dtype, device=x.device
+    )
+    with torch.cuda.device_of(x):
+        upsample_kernel[(triton.cdiv(pixels, sizes["ROWS"]), frames)](
+            x,
+            bias,
+            residual,
+            out,
+            pixels,
+            height,
+            width,
+            FRAMES=frames,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            **sizes,
+        )
+    return out
+
+
+def _sizes(channels: int) -> dict[str, Any]:
+    columns = triton.next_power_of_2(channels)
+    return {"C": channels, "COLUMNS": columns, "ROWS": max(ELEMENTS // columns, 1)}
