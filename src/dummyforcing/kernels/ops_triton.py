@@ -12,9 +12,9 @@ from dummyforcing.kernels.ops import FP8, FP8_MAX, TINIEST
 def _store_row(y, out, scales, row, columns, inside, width, fp8_max, tiniest, FP8: tl.constexpr):
     """Write a row as it is, or in float8 with its scale."""
     if FP8:
-        scale = tl.maximum(tl.max(tl.abs(y)), tiniest) / fp8_max
-        tl.store(scales + row, scale)
-        y = y / scale
+        largest = tl.maximum(tl.max(tl.abs(y)), tiniest)
+        tl.store(scales + row, largest / fp8_max)
+        y = y * (fp8_max / largest)
     tl.store(out + row * width + columns, y.to(out.dtype.element_ty), mask=inside)
 
 
