@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from page import page, read_results, source, table
+from realtime import block, read_speed
 from verdicts import against, cost, negated, number, order, runs
 
 from dummyforcing.modelfiles import ModelFiles
@@ -217,10 +218,13 @@ def main() -> None:
     args = parser.parse_args()
     readme, docs = ROOT / "README.md", ROOT / "docs"
     new = readme.read_text()
-    for name, make in {"speed": speed, "quality": quality, "study": study}.items():
+    blocks = {"speed": speed(), "quality": quality(), "study": study()}
+    if real_time := read_speed(RESULTS):
+        blocks["gpu"] = block(real_time)
+    for name, text in blocks.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, rest = new.split(begin)
-        new = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+        new = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     pages = {docs / "models.md": models(), docs / "reproduction.md": page(read_results(RESULTS))}
     for path, text in {readme: new, **pages}.items():
         if args.check and (not path.exists() or path.read_text() != text):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dummyforcing.attention import BACKENDS, attend
+from dummyforcing.attention import attend
 from dummyforcing.cache import Segment
 from oracles import softmax_attention
 
@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("head_dim", [4, 24, 32])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

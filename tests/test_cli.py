@@ -85,6 +85,13 @@ def test_unknown_words_are_a_warning(model: str, tmp_path: Path, capsys: pytest.
     assert warnings[0].startswith("Warning: Model 'random' does not know the word purple; it knows a, ball,")
 
 
+def test_teacache_is_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", "9"]
+    for threshold, told in (("1e9", "leaves out step 2 of 2."), ("1e-9", "leaves out no step.")):
+        assert main(["generate", PROMPT, *options, "--teacache", threshold]) == 0
+        assert f"TeaCache {told}" in capsys.readouterr().out
+
+
 def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture, plan = tmp_path / "heads.png", tmp_path / "plan.json"
     options = ["-o", str(picture), "--model", model, "--dummy-fraction", "0.25", "--save-plan", str(plan)]
@@ -161,6 +168,7 @@ def test_shipped_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ["generate"],
         ["heads"],
         ["eval"],
+        ["bench"],
         ["models"],
         *(["models", c] for c in ("show", "check", "convert")),
     ],
@@ -248,6 +256,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--dummy-fraction", "2"], "between 0 and 1"),
         ([PROMPT, "--plan", "nowhere.json"], "nowhere.json cannot be read"),
         ([PROMPT, "--seed", "-3"], "out of range"),
+        ([PROMPT, "--teacache", "0"], "take more than 0"),
     ],
 )
 def test_bad_options(refused, model: str, tmp_path: Path, args: list[str], message: str) -> None:

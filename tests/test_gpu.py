@@ -1,11 +1,14 @@
 """The same videos on a GPU."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dummyforcing.cli import main
 from dummyforcing.heads import parse_policy
 from dummyforcing.pipeline import load
 from dummyforcing.session import Session
@@ -60,3 +63,15 @@ def test_the_bundled_model_in_bfloat16() -> None:
     red, green, blue = video.frames[-1].astype(int).transpose(2, 0, 1)
     assert 0.01 < ((red > 160) & (green < 90) & (blue < 90)).mean() < 0.25
     assert video.plan.counts["dummy"] == 48
+
+
+def test_what_a_benchmark_tells_of_a_gpu(tmp_path: Path) -> None:
+    options = ["--model", "tiny", "--frames", "33", "--repeats", "1", "--compare"]
+    assert main(["bench", *options, "-o", str(tmp_path / "b.json")]) == 0
+    results = json.loads((tmp_path / "b.json").read_text())
+    assert results["versions"]["cuda"]
+    assert results["matmul_tflops"]["plain"] > 1
+    for row in results["configurations"]:
+        assert row["cache_bytes"] < row["peak_bytes"] < row["peak_reserved_bytes"] + 2**30
+        assert 0 <= row["memory_growth_bytes"] < row["peak_bytes"]
+        assert 0 < row["floor_fraction"] < 1

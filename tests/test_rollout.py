@@ -14,6 +14,7 @@ from dummyforcing.presets import ScheduleArgs
 from dummyforcing.samplers import RecomputeSession
 from dummyforcing.sampling import make_schedule, seeded_noise
 from dummyforcing.session import Session
+from dummyforcing.teacache import skip_table
 from dummyforcing.video import read_video, write_mp4
 
 PROMPT, OTHER = "a red ball bounces", "a blue cube spins"
@@ -212,6 +213,9 @@ def test_every_sampler_with_every_policy(pipeline: Pipeline) -> None:
         (None, {"switches": [(0.0, OTHER)]}, "cannot change at 0 s"),
         (None, {"switches": [(1.0, "  ")]}, "prompt to change to is empty"),
         (None, {"switches": [(1.0, OTHER)], "fade": 0}, "cannot fade over 0 chunks"),
+        (None, {"teacache": 0.0}, "threshold of 0 is out of range"),
+        (None, {"teacache": [0]}, "Step 0 cannot be left out"),
+        (None, {"teacache": [2]}, "Step 2 cannot be left out: the first one always runs; take 1 to 1"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -223,6 +227,32 @@ def test_what_cannot_be_done_is_refused(
             options = {**options, name: image.parent / str(options[name])}
     with pytest.raises(UserError, match=message):
         files.request(PROMPT, **options)
+
+
+def test_teacache_leaves_out_the_steps_of_its_table(pipeline: Pipeline) -> None:
+    schedule = ScheduleArgs((1000, 750, 500, 250), 3)
+    one = with_preset(pipeline, schedule=schedule)
+    steps = make_schedule(schedule.steps, schedule.shift)
+    timesteps = [*steps.timesteps, 0.0]
+    table = skip_table([one.model.embed_time(torch.tensor([[t]])) for t in timesteps], timesteps, 0.2)
+    assert any(table)
+    skipped = tuple(step for step, is_skipped in enumerate(table) if is_skipped)
+    expected = one.vae.decode(torch.cat(list(session(one, schedule=steps, skips=table, frames=9)), 1))
+    plain = one.generate(PROMPT, frames=33, size=SIZE, seed=5, policy="dense").frames
+    for teacache in (0.2, skipped):
+        options = {"frames": 33, "size": SIZE, "seed": 5, "policy": "dense", "teacache": teacache}
+        assert one.skipped_steps(one.files.request(PROMPT, **options)) == skipped
+        frames = one.generate(PROMPT, **options).frames
+        assert_same(frames, expected)
+        assert (frames != plain).any()
+    assert one.skipped_steps(one.files.request(PROMPT)) == ()
+
+
+@pytest.mark.parametrize("sampler", ["rolling", "recompute"])
+def test_teacache_needs_steps_of_their_own(pipeline: Pipeline, sampler: str) -> None:
+    files = with_preset(pipeline, sampler=sampler, context_frames=3).files
+    with pytest.raises(UserError, match="take a model of sampler 'block'"):
+        files.request(PROMPT, teacache=0.2)
 
 
 @pytest.mark.parametrize("policy", ["dense", "native", "dummy", "window:1,2"])

@@ -1,48 +1,196 @@
-"""Attention of the current chunk to what its heads may see: the only place where a kernel is chosen."""
+"""Attention of the current chunk to what its heads may see: the only place where a kernel is chosen.
 
-from collections.abc import Callable, Sequence
+`benchmarks/attention.py` compares them in the shapes of this method. On an H200 FlashAttention-4 beats cuDNN, and
+cuDNN beats one launch over heads of all lengths in Triton; so the first of `flash4` and `cudnn` that is there is
+the default on such a GPU. `fp8` is faster still, and an option, for its error.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dummyforcing.cache import Segment
-
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`kernel(q, k, v) -> out` without a mask; `q (B, L, H, D)`, `k` and `v (B, S, H, D)`."""
+from dummyforcing.errors import UserError
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+class Kernel(Protocol):
+    """Attention without a mask."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """Attend from `q (B, L, H, D)` to `k` and `v (B, S, H, D)`; any strides but contiguous channels.
+
+        Returns:
+            `out`, or a new tensor like it, `(B, L, H, D)`.
+        """
+
+
+FP8 = torch.float8_e4m3fn
+FP8_OUT_SCALE = 16.0
+"""What float8 outputs are multiplied with: they are means of values, hence small, and float8 ends at 2^-9."""
+FP8_WEIGHT_SCALE = 448.0
+"""What float8 attention weights, which lie in [0, 1], are multiplied with: the largest float8 number."""
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
     """Softmax attention written out, in float64."""
-    q, k, v64 = (t.double().transpose(1, 2) for t in (q, k, v))
-    weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
-    return (weights @ v64).transpose(1, 2).to(v.dtype)
+    q64, k64, v64 = (t.double().transpose(1, 2) for t in (q, k, v))
+    weights = torch.softmax(q64 @ k64.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+    return _into(out, (weights @ v64).transpose(1, 2).to(v.dtype))
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's fused attention."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+    """PyTorch's fused attention, whichever kernel it prefers."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return _into(out, F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
 
 
-BACKENDS: dict[str, Kernel] = {"reference": reference, "sdpa": sdpa}
+def cudnn(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+    """CuDNN's attention through PyTorch, which by itself would take the slower FlashAttention-2."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v, out)
 
 
-def attend(q: Tensor, segments: Sequence[Segment], backend: str = "sdpa") -> Tensor:
+def flash4(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+    """FlashAttention-4 (package `flash-attn-4`)."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    result: Tensor = _flash_attn_fwd(q, k, v, out=out)[0]
+    return result
+
+
+def fp8(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+    """CuDNN's float8 attention (package `nvidia-cudnn-frontend`), its definition on other devices.
+
+    All tensors are float8_e4m3fn; the result comes times `FP8_OUT_SCALE`.
+    """
+    if not q.is_cuda:
+        return _into(out, (sdpa(q.float(), k.float(), v.float()) * FP8_OUT_SCALE).to(FP8))
+    from dummyforcing.kernels.cudnn_fp8 import attention
+
+    out = torch.empty_like(q) if out is None else out
+    attention(q, k, v, out, FP8_WEIGHT_SCALE, FP8_OUT_SCALE)
+    return out
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
+
+
+BACKENDS: dict[str, Kernel] = {
+    "reference": reference,
+    "sdpa": sdpa,
+    "cudnn": cudnn,
+    "flash4": flash4,
+    "fp8": fp8,
+}
+
+
+@cache
+def default_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The fastest backend that is there.
+
+    Args:
+        device: Where the attention runs.
+        dtype: Of queries, keys and values.
+        head_dim: Channels of one head.
+    """
+    if dtype == FP8:
+        return "fp8"
+    if (
+        device.type != "cuda"
+        or dtype not in (torch.bfloat16, torch.float16)
+        or head_dim % 8
+        or head_dim > 128
+    ):
+        return "sdpa"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (9, 0) and find_spec("flash_attn") and find_spec("flash_attn.cute"):
+        return "flash4"
+    return "cudnn" if capability >= (8, 0) else "sdpa"
+
+
+def attend(q: Tensor, segments: Sequence[Segment], backend: str | None = None) -> Tensor:
     """Let every head attend to its segment.
 
     Args:
         q: Queries of the current chunk, RoPE applied, `(B, L, H, D)`.
         segments: From the cache; together they hold every head of every sample once.
-        backend: A name of `BACKENDS`.
+        backend: A name of `BACKENDS`; None: the fastest that is there.
 
     Returns:
         `(B, L, H, D)`, in the dtype of `q`.
     """
-    kernel = BACKENDS[backend]
+    kernel = BACKENDS[backend or default_backend(q.device, q.dtype, q.shape[-1])]
     if segments[0].is_whole:
-        return kernel(q, segments[0].k, segments[0].v)
+        return kernel(q, *_as(q, segments[0]))
     out = torch.empty_like(q)
     for segment in segments:
-        segment.scatter(out, kernel(segment.select(q), segment.k, segment.v))
+        segment.scatter(out, kernel(segment.select(q), *_as(q, segment)))
     return out
+
+
+def _as(q: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
+    """Keys and values in the dtype of the queries: a float8 cache serves wider ones, too."""
+    return segment.k.to(q.dtype), segment.v.to(q.dtype)
+
+
+def attend_grouped(q: Tensor, segments: Sequence[Segment], out: Tensor, backend: str) -> None:
+    """`attend` for queries whose heads stand in the order of the segments: nothing is copied.
+
+    A segment too small to fill the GPU runs beside the next one, on a stream of its own; they come with the
+    longest first.
+
+    Args:
+        q: `(B, L, H, D)`, heads grouped by segment.
+        segments: Of whole batches.
+        out: Receives the result, likewise grouped.
+        backend: A name of `BACKENDS`.
+    """
+    kernel, first, parts = BACKENDS[backend], 0, []
+    for segment in segments:
+        heads = slice(first, first + segment.k.shape[2])
+        parts.append((q[:, :, heads], segment.k, segment.v, out[:, :, heads]))
+        first = heads.stop
+    parts.sort(key=lambda part: -part[1].shape[1])
+    beside: list[torch.cuda.Stream] = []
+    for number, part in enumerate(parts):
+        stream: Any = nullcontext()
+        if q.is_cuda and number < len(parts) - 1 and not _fills(part[0]):
+            beside.append(_side_stream(q.device, len(beside)))
+            beside[-1].wait_stream(torch.cuda.current_stream(q.device))
+            stream = torch.cuda.stream(beside[-1])
+        with stream:
+            kernel(*part)
+    for side in beside:
+        torch.cuda.current_stream(q.device).wait_stream(side)
+
+
+def require(backend: str) -> None:
+    """Refuse a backend whose package is not installed.
+
+    Raises:
+        UserError: If it is missing.
+    """
+    package = {"flash4": ("flash_attn", "flash-attn-4"), "fp8": ("cudnn", "nvidia-cudnn-frontend")}.get(
+        backend
+    )
+    if package and not find_spec(package[0]):
+        raise UserError(f"Attention backend '{backend}' needs a package: pip install {package[1]}.")
+
+
+def _fills(q: Tensor) -> bool:
+    """Whether attention of `q (B, L, H, D)`, in tiles of 128 queries, has work for the whole GPU."""
+    tiles = q.shape[0] * q.shape[2] * -(-q.shape[1] // 128)
+    return tiles >= torch.cuda.get_device_properties(q.device).multi_processor_count
+
+
+@cache
+def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -92,16 +92,32 @@ class _Buffer:
         self._samples = None if everyone else torch.tensor(samples, device=cache.device)
         self._heads = None if every_head else torch.tensor(self.heads, device=cache.device)
         self._pass: tuple[int, int, bool] | None = None
+        self.targets: list[tuple[int, ...]] = []
+        """The slot of each current frame, -1 where it has none, for each of `heads`."""
 
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes + self.pinned_k.nbytes
 
-    def write(self, k: Tensor, v: Tensor, pinned: bool) -> Segment:
-        now = (self.cache.frames, k.shape[1] // self.cache.tokens_per_frame, pinned)
+    @property
+    def is_plain(self) -> bool:
+        """Whether all samples share this buffer, and what is visible in the current pass is its prefix."""
+        return self._samples is None and not self._gathers
+
+    @property
+    def is_full(self) -> bool:
+        """Whether later passes like the current one see as many frames, in the same memory."""
+        return self.bounded and self.segment.k.shape[1] == self.k.shape[1]
+
+    def prepare(self, current: int, pinned: bool) -> Segment:
+        now = (self.cache.frames, current, pinned)
         if self._pass != now:
             self._turn(*now)
             self._pass = now
+        return self.segment
+
+    def write(self, k: Tensor, v: Tensor, pinned: bool) -> Segment:
+        self.prepare(k.shape[1] // self.cache.tokens_per_frame, pinned)
         for buffer, new in ((self.k, self.segment.select(k)), (self.v, self.segment.select(v))):
             for lo, hi, source, target in self._writes:
                 buffer[:, target, lo:hi] = new[:, source, lo:hi]
@@ -122,10 +138,12 @@ class _Buffer:
             self.k, self.v = (_grown(t, count * size) for t in (self.k, self.v))
         self.move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._groups])
         self._writes: list[tuple[int, int, slice, slice]] = []
+        self.targets = []
         shown: list[tuple[int, ...]] = []
         places: list[tuple[int, int, list[int]]] = []
         for (slots, lo, heads), frames in zip(self._groups, visible, strict=True):
             new = [(frame, slots.slot(frame)) for frame in frames if frame >= past]
+            self.targets += [tuple(dict(new).get(frame, -1) for frame in range(past, end))] * heads
             for frame, slot, length in runs(new):
                 source = slice((frame - past) * size, (frame - past + length) * size)
                 target = slice(slot * size, (slot + length) * size)
@@ -194,6 +212,14 @@ class LayerCache:
             What to attend to; every head of every sample is in exactly one segment.
         """
         return [buffer.write(k, v, pinned) for buffer in self.buffers]
+
+    def prepare(self, current: int, pinned: bool = True) -> list[Segment]:
+        """What `write` returns for a pass over `current` frames, for somebody who puts them in place himself.
+
+        Where they go is in the `targets` of the buffers. Where what is visible must be gathered (not
+        `is_plain`), only `write` knows it.
+        """
+        return [buffer.prepare(current, pinned) for buffer in self.buffers]
 
     def rebuilt(self, rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
         """This layer's cache with other slots, one row per sample, and what these still hold of the past.
@@ -267,6 +293,9 @@ class KVCache:
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers[layer]
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
     def commit(self, frames: int | None = None) -> None:
         """Make the first `frames` current frames part of the past; None: a whole chunk."""

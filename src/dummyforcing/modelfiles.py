@@ -24,7 +24,7 @@ from dummyforcing.memory import PASS_PIXELS, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
-from dummyforcing.request import Request, place_switches, read_begin
+from dummyforcing.request import Request, check_teacache, place_switches, read_begin
 from dummyforcing.tensorfiles import open_tensors
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,6 +129,7 @@ class ModelFiles:
         strength: float | None = None,
         switches: Sequence[tuple[float, str]] = (),
         fade: int = 1,
+        teacache: float | Sequence[int] | None = None,
     ) -> Request:
         """Check what is asked of this model and fill in its defaults; see `Options`.
 
@@ -145,6 +146,7 @@ class ModelFiles:
             strength: How much of `video` is made anew.
             switches: Changes of the prompt.
             fade: Chunks that each of them takes.
+            teacache: Threshold of TeaCache, or the steps to leave out.
 
         Raises:
             UserError: If anything of it cannot be done.
@@ -187,6 +189,7 @@ class ModelFiles:
             past=self.preset.past_frames(latent_frames),
             switches=place_switches(self.preset, switches, fade, latent_frames),
             fade=fade,
+            teacache=check_teacache(self.preset, teacache),
             **begin,
         )
 

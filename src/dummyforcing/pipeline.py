@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dummyforcing.checkpoints import fill, open_transformer
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
+from dummyforcing.fused import Fp8, FusedWan, arrange
 from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
@@ -28,7 +29,7 @@ from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.overlap import Mark
 from dummyforcing.plan import Plan
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
-from dummyforcing.rollout import Rollout
+from dummyforcing.rollout import Rollout, find_skips
 from dummyforcing.session import Observer
 from dummyforcing.text import TextEncoder
 from dummyforcing.tiny_decoder import TinyDecoder
@@ -106,8 +107,15 @@ class Video:
 class Pipeline:
     """A loaded model; it holds no state of any video, so several streams may run side by side."""
 
-    def __init__(self, files: ModelFiles, model: CausalWan, text: TextEncoder, vae: VideoDecoder) -> None:
-        self.files, self.model, self.text, self.vae = files, model, text, vae
+    def __init__(
+        self,
+        files: ModelFiles,
+        model: CausalWan,
+        text: TextEncoder,
+        vae: VideoDecoder,
+        fused: FusedWan | None = None,
+    ) -> None:
+        self.files, self.model, self.text, self.vae, self.fused = files, model, text, vae, fused
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -118,6 +126,7 @@ class Pipeline:
         device: torch.device,
         dtype: torch.dtype,
         offload: bool = False,
+        fp8: Fp8 = "none",
         vae: Path | None = None,
     ) -> "Pipeline":
         """Download what is not here yet, and load the weights.
@@ -128,10 +137,11 @@ class Pipeline:
             dtype: What to compute in.
             offload: Whether the text encoder runs in the main memory, and the VAE's weights come from there
                 only while it works.
+            fp8: What runs in float8; see `FusedWan`.
             vae: File of a small decoder to use instead of the VAE's own, see `TinyDecoder`.
 
         Raises:
-            UserError: If files are missing or damaged.
+            UserError: If files are missing or damaged, or there is no float8 here.
         """
         loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
         parts = open_transformer(fetch(files.transformer), files.config, files.key, loras)
@@ -143,7 +153,7 @@ class Pipeline:
         model = fill(*parts, device, dtype)
         where = torch.device("cpu") if offload else device
         text = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
-        return cls(files, model, text, decoder)
+        return cls(files, model, text, decoder, arrange(model, fp8))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> Video: ...
@@ -208,6 +218,11 @@ class Pipeline:
             rollout.next_latents()
         return rollout.session.plan
 
+    def skipped_steps(self, request: Request) -> tuple[int, ...]:
+        """The denoising steps of a chunk, from 0, that TeaCache leaves out."""
+        skips = find_skips(self.files.preset, self.model, request) or ()
+        return tuple(step for step, is_skipped in enumerate(skips) if is_skipped)
+
     def rollout(self, request: Request, observer: Observer | None = None) -> Rollout:
         """Begin the videos of a request of this pipeline's `files`.
 
@@ -243,7 +258,7 @@ class Pipeline:
         self.files.require_memory(request, self.dtype, self.device, loaded=True, offload=offload)
 
     def _begin(self, request: Request, observer: Observer | None = None) -> Rollout:
-        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer)
+        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer, self.fused)
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
         """Make chunks; on a GPU, ask for the next one before the pixel frames of this one are waited for."""
@@ -296,6 +311,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     offload: bool = False,
+    fp8: Fp8 = "none",
     vae: str | Path | None = None,
 ) -> Pipeline:
     """Load a model.
@@ -311,6 +327,8 @@ def load(
         dtype: `float32`, `bfloat16` or the torch dtype; bfloat16 on a GPU and float32 elsewhere by default.
         offload: Whether to spare the GPU's memory: the text encoder runs in the main memory, and the VAE's
             weights come from there only while it works.
+        fp8: What runs in float8, for speed at some error: `none`, `linear` (the linear layers) or `all`
+            (attention, too).
         vae: A small decoder for models with the latents of Wan 2.1, several times faster than the VAE's own
             and with less detail: the file `taew2_1.pth` of TAEHV.
 
@@ -323,4 +341,4 @@ def load(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     files = ModelFiles.open(name_or_path, weights=weights, base=base, lora=lora)
-    return Pipeline.load(files, device, dtype, offload, None if vae is None else Path(vae))
+    return Pipeline.load(files, device, dtype, offload, fp8, None if vae is None else Path(vae))

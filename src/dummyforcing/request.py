@@ -44,6 +44,9 @@ class Options(TypedDict, total=False):
     """Changes of the prompt: seconds from the start of the video, and the prompt from then on."""
     fade: int
     """Chunks over which a prompt fades into the next; 1 by default."""
+    teacache: float | Sequence[int] | None
+    """TeaCache: the expected error below which a denoising step is left out, 0.2 in the public code; or the
+    numbers of the steps to leave out, from 0. None by default: all steps run."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Request:
     switches: tuple[Switch, ...] = ()
     fade: int = 1
     """Chunks over which a prompt fades into the next."""
+    teacache: float | tuple[int, ...] | None = None
+    """Expected error below which a denoising step is left out, or the steps to leave out; None: all run."""
 
     @property
     def has_roles(self) -> bool:
@@ -205,6 +210,39 @@ def place_switches(
             )
         found.append(Switch(frame, prompt))
     return tuple(sorted(found, key=lambda switch: switch.frame))
+
+
+def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> float | tuple[int, ...] | None:
+    """Check what TeaCache shall do.
+
+    Args:
+        preset: Of the model.
+        teacache: See `Options`.
+
+    Returns:
+        The field of a `Request`.
+
+    Raises:
+        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, or there
+            is no such step.
+    """
+    if teacache is None:
+        return None
+    if preset.sampler != "block":
+        raise UserError(
+            f"TeaCache leaves out steps of a chunk by itself, but model '{preset.name}' has sampler "
+            f"'{preset.sampler}'; leave TeaCache out, or take a model of sampler 'block'."
+        )
+    if isinstance(teacache, int | float):
+        if not teacache > 0:
+            raise UserError(f"A TeaCache threshold of {teacache:g} is out of range; take more than 0.")
+        return float(teacache)
+    count = len(preset.schedule.steps)
+    for step in teacache:
+        if not 0 < step < count:
+            choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
+            raise UserError(f"Step {step} cannot be left out: the first one always runs; {choice}.")
+    return tuple(sorted(set(teacache)))
 
 
 def choose_device(device: str | torch.device) -> torch.device:

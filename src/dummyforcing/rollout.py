@@ -9,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dummyforcing.fused import FusedWan
 from dummyforcing.model import CausalWan
 from dummyforcing.overlap import Decoding, Lane, Mark
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
-from dummyforcing.sampling import Schedule, make_schedule, seeded_noise
+from dummyforcing.sampling import COMMIT_TIMESTEP, Schedule, make_schedule, seeded_noise
 from dummyforcing.session import Observer, Session
+from dummyforcing.teacache import skip_table
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
@@ -36,6 +38,7 @@ class Rollout:
         vae: VideoDecoder,
         request: Request,
         observer: Observer | None = None,
+        fused: FusedWan | None = None,
     ) -> None:
         """Encode the prompts and what the video begins with, and start its session."""
         self._preset, self._text, self._batch = preset, text, len(request.prompts)
@@ -63,12 +66,14 @@ class Rollout:
             chunk_frames=preset.chunk_frames,
             seeds=seeded_noise(range(request.seed, request.seed + self._batch)),
             plan=request.plan,
+            skips=find_skips(preset, model, request),
             first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
             frames=min(request.frames, self._longest),
             reach=preset.reach,
             recache_frames=preset.recache_frames,
             global_sink=preset.global_sink,
             source=None if request.source is None else _encode(vae, request.source, self._batch),
+            fused=fused,
             observer=observer,
             **options,
         )
@@ -176,6 +181,19 @@ class _Pixels:
             known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
             self._last = known[:, -self._context :]
         return pixels
+
+
+def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:
+    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked."""
+    if request.teacache is None:
+        return None
+    timesteps = [*_schedule(preset.schedule, request.strength).timesteps, COMMIT_TIMESTEP]
+    if isinstance(request.teacache, tuple):
+        return tuple(step in request.teacache for step in range(len(timesteps)))
+    device = model.patch_embedding.weight.device
+    with torch.inference_mode():
+        embeddings = [model.embed_time(torch.tensor([[t]], device=device)) for t in timesteps]
+        return skip_table(embeddings, timesteps, request.teacache)
 
 
 def _encode(vae: VideoDecoder, pixels: NDArray[np.uint8], batch: int) -> Tensor:

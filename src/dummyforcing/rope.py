@@ -19,7 +19,8 @@ def rope_table(
     Angles are evaluated in float64: at frame 1000 a float32 angle would already be wrong in the 5th digit.
 
     Args:
-        frames: Absolute latent frame numbers, `(F,)`; any non-negative value, in any order.
+        frames: Absolute latent frame numbers, `(F,)`; any non-negative value, in any order. On `device`,
+            nothing waits for the host.
         height: Rows of the patch grid.
         width: Columns of the patch grid.
         head_dim: Channels of one head, `D`; even.
@@ -31,11 +32,11 @@ def rope_table(
     spatial = 2 * (head_dim // 6)
     angles = []
     for positions, size in (
-        (frames.cpu(), head_dim - 2 * spatial),
-        (torch.arange(height), spatial),
-        (torch.arange(width), spatial),
+        (frames.to(device), head_dim - 2 * spatial),
+        (torch.arange(height, device=device), spatial),
+        (torch.arange(width, device=device), spatial),
     ):
-        rates = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        rates = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device=device) / size)
         angles.append(positions.to(torch.float64)[:, None] * rates)
     t, y, x = angles
     shape = (len(t), height, width, -1)
@@ -47,7 +48,7 @@ def rope_table(
         ],
         dim=-1,
     ).flatten(0, 2)
-    return grid.cos().to(device, torch.float32), grid.sin().to(device, torch.float32)
+    return grid.cos().float(), grid.sin().float()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

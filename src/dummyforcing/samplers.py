@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dummyforcing.errors import UserError
+from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy
 from dummyforcing.model import CausalWan, TimeEmbedding
 from dummyforcing.overlap import Mark
@@ -30,7 +31,8 @@ class SessionOptions(TypedDict, total=False):
     reach: int | None
     recache_frames: int
     global_sink: bool
-    backend: str
+    fused: FusedWan | None
+    backend: str | None
     observer: Observer | None
 
 
@@ -111,8 +113,8 @@ class RollingSession(Session):
         )
         sigmas = torch.tensor([self.schedule.sigmas[step] for step in steps], dtype=torch.float64)
         sigmas = sigmas.repeat_interleave(self.chunk_frames)[:, None, None, None].to(self._device)
-        positions, attention = self._positions(x.shape[1]), self._attention(steps[0])
-        velocity = self.model(x.to(self._dtype), time, self._text, positions, attention)
+        hidden = self._transform(self.model.patchify(x.to(self._dtype)), time, steps[0])
+        velocity = self.model.unpatchify(hidden, time, self.height, self.width)
         return x0_from_velocity(x, velocity, sigmas)
 
     def extend(self, latents: Tensor) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from dummyforcing.attention import attend
 from dummyforcing.cache import KVCache, Segment
+from dummyforcing.engine import Engine
 from dummyforcing.errors import UserError
+from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
-from dummyforcing.model import Attention, CausalWan, fingerprint
+from dummyforcing.model import Attention, CausalWan, TimeEmbedding, fingerprint
 from dummyforcing.overlap import Mark
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import (
@@ -70,7 +72,8 @@ class Session:
         recache_frames: int = 0,
         global_sink: bool = True,
         source: Tensor | None = None,
-        backend: str = "sdpa",
+        fused: FusedWan | None = None,
+        backend: str | None = None,
         observer: Observer | None = None,
     ) -> None:
         """Start a rollout.
@@ -94,7 +97,9 @@ class Session:
             global_sink: Whether the first frames stay pinned then; else the first rewritten ones take over.
             source: Clean latents of a video to make this one from, `(B, F, C, h, w)`: the first step of each
                 chunk gets them with noise of its own level, in place of noise alone.
-            backend: A name of `attention.BACKENDS`.
+            fused: The model arranged for speed; passes that it cannot do, or that somebody looks into, go
+                through the model itself. None: all do.
+            backend: A name of `attention.BACKENDS`; None: the fastest that is there.
             observer: Is shown every self-attention.
 
         Raises:
@@ -135,10 +140,11 @@ class Session:
             tokens_per_frame=(self.height // patch_h) * (self.width // patch_w),
             chunk_frames=self._most_current,
             reach=reach,
-            dtype=self._dtype,
+            dtype=fused.attention_dtype if fused else self._dtype,
             device=self._device,
             frames=self._most_cached,
         )
+        self._engine = Engine(fused, self.cache, backend) if fused else None
         self._origin = 0  # the position of the cache's frame 0
         self._place = (-1, 0)  # the frames that `_angles` are of
         self._tail = torch.empty(batch, 0, *latent_shape[1:], device=self._device)
@@ -272,8 +278,7 @@ class Session:
         if skip and self._residual is not None:
             hidden = tokens + self._residual
         else:
-            rope, attention = self._rope(x.shape[1]), self._attention(step)
-            hidden = self.model.transform(tokens, time, self._text, rope, attention)
+            hidden = self._transform(tokens, time, step)
             self._residual = hidden - tokens if any(self._skips) else None
         return self.model.unpatchify(hidden, time, self.height, self.width)
 
@@ -281,17 +286,30 @@ class Session:
         """Write clean latents' keys and values into the cache: these frames are past from now on."""
         time, frames = self._times[COMMIT_TIMESTEP], x0.shape[1]
         tokens = self.model.patchify(x0.to(self._dtype))
-        rope, attention = self._rope(frames), self._attention(None, kv_only=True)
-        self.model.transform(tokens, time, self._text, rope, attention, kv_only=True)
+        self._transform(tokens, time, None, kv_only=True)
         self.cache.commit(frames)
 
-    def _attention(self, step: int | None, kv_only: bool = False) -> Attention:
+    def _transform(
+        self, tokens: Tensor, time: TimeEmbedding, step: int | None, kv_only: bool = False
+    ) -> Tensor:
+        """Run all blocks over the current frames: fused, if nobody looks at the attention of this pass."""
+        rope = self._rope(tokens.shape[1] // self.cache.tokens_per_frame)
+        pinned = self._keeps_pinned(step)
+        scored = (step is None) == (self.policy.score_pass == "commit")
+        scorer = self._scorer if scored else None
+        if self._engine and scorer is None and self._observer is None:
+            hidden = self._engine.run(tokens, time, self._text, rope, pinned, kv_only)
+            if hidden is not None:
+                return hidden
+        attention = self._attention(step, scorer, pinned, kv_only)
+        return self.model.transform(tokens, time, self._text, rope, attention, kv_only)
+
+    def _attention(
+        self, step: int | None, scorer: HeadScorer | None, pinned: bool, kv_only: bool
+    ) -> Attention:
         """Self-attention of the current frames through the cache, in a denoising step or a commit pass."""
         call = Call(self.frames // self.chunk_frames, step)
         last = self.model.config.num_layers - 1
-        scored = (step is None) == (self.policy.score_pass == "commit")
-        scorer = self._scorer if scored else None
-        pinned = self._keeps_pinned(step)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             segments = self.cache[layer].write(k, v, pinned)
@@ -353,7 +371,7 @@ class Session:
     def _positions(self, frames: int) -> Tensor:
         """Where the next `frames` frames stand in time."""
         start = self._origin + self.cache.frames
-        return torch.arange(start, start + frames)
+        return torch.arange(start, start + frames, device=self._device)
 
     def _draw(self) -> Tensor:
         batch, *size = self.latent_shape

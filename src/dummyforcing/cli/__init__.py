@@ -1,4 +1,4 @@
-"""The command line: `dummyforcing generate`, `heads`, `eval` and `models`.
+"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench` and `models`.
 
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
@@ -13,6 +13,7 @@ from typing import TextIO
 import tyro
 
 from dummyforcing.cli import models
+from dummyforcing.cli.bench import bench
 from dummyforcing.cli.eval import eval
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "generate": generate,
     "heads": heads,
     "eval": eval,
+    "bench": bench,
     "models": Group(
         "List, show, check and convert models.",
         models.DESCRIPTION,

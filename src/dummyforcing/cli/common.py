@@ -54,7 +54,7 @@ def load_for(
 
     from dummyforcing.pipeline import Pipeline
 
-    return Pipeline.load(files, where, precision, offload, vae)
+    return Pipeline.load(files, where, precision, offload, vae=vae)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":

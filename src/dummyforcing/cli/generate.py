@@ -57,6 +57,7 @@ def generate(
     dummy_fraction: Fraction = None,
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
+    teacache: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: all steps run)")] = None,
     compare: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
     dtype: DType = None,
@@ -106,6 +107,8 @@ def generate(
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
+        teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
+            code); which ones is printed. Faster, at some cost in quality.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
         device: Where to compute; auto takes a GPU if there is one.
@@ -121,7 +124,7 @@ def generate(
     if frames is not None and seconds is not None:
         raise UserError("--frames and --seconds both set the length; give one of them.")
 
-    from dummyforcing.cli.report import print_comparison, print_results
+    from dummyforcing.cli.report import print_comparison, print_results, print_skips
     from dummyforcing.modelfiles import ModelFiles
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
@@ -140,14 +143,17 @@ def generate(
         strength=strength,
         switches=parse_switches(switch),
         fade=fade,
+        teacache=teacache,
     )
-    native = replace(request, policy=files.policy("native"), plan=None)
+    native = replace(request, policy=files.policy("native"), plan=None, teacache=None)
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
             "pixel frames; take policy 'dummy' and more frames."
         )
     pipeline = load_for(files, native if compare else request, device, dtype, offload, vae)
+    if teacache is not None:
+        print_skips(pipeline.skipped_steps(request), len(files.preset.schedule.steps))
 
     from dummyforcing.video import VideoWriter, side_by_side
 

@@ -53,6 +53,12 @@ def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", po
     )
 
 
+def print_skips(skipped: "Sequence[int]", steps: int) -> None:
+    """Print which denoising steps TeaCache leaves out; people count from 1."""
+    numbers = " and ".join(str(step + 1) for step in skipped)
+    print(f"TeaCache leaves out step {numbers} of {steps}." if numbers else "TeaCache leaves out no step.")
+
+
 def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
     """Peak signal-to-noise ratio between two videos of equal length, in dB; infinite if they are equal."""
     errors = [

@@ -6,8 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,17 +19,10 @@ from dummyforcing.files import replacing
 
 def provenance(device: torch.device) -> dict[str, object]:
     """The command, commit, device and versions behind a result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": name,
         "threads": torch.get_num_threads(),
@@ -36,8 +30,30 @@ def provenance(device: torch.device) -> dict[str, object]:
             "dummyforcing": __version__,
             "python": platform.python_version(),
             **{library: version(library) for library in ("torch", "diffusers", "transformers")},
+            **(_gpu_versions() if device.type == "cuda" else {}),
         },
     }
+
+
+def _commit() -> str:
+    """Of the folder that this code runs in, if it is under git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # there is no git
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def _gpu_versions() -> dict[str, str]:
+    """What torch computes with on a GPU."""
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    versions = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    with suppress(PackageNotFoundError):
+        versions["triton"] = version("triton")
+    return versions
 
 
 def write_results(path: Path, results: dict[str, object], device: torch.device) -> None:

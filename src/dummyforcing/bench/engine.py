@@ -1,0 +1,118 @@
+"""The pipelines that are measured: real weights, or random ones of the same shapes without any file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from dummyforcing.fused import Fp8, arrange
+from dummyforcing.model import CausalWan, ModelConfig
+from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.pipeline import Pipeline
+from dummyforcing.pretrained import quiet
+from dummyforcing.text import TextEncoder
+from dummyforcing.vae import VideoDecoder
+
+PROMPT = "a red ball bounces on a green floor"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A pipeline, and what its weights take of the GPU."""
+
+    pipeline: Pipeline
+    weight_bytes: int
+    """Transformer as it is computed with, and VAE; 0 on a CPU."""
+
+
+class EncodedPrompt(TextEncoder):
+    """Gives one prompt's embeddings for every prompt: the prompt is encoded already."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+
+    def encode(self, prompts: str | Sequence[str]) -> Tensor:
+        """The same for all, `(B, text_len, text_dim)`."""
+        return self.embeddings.expand(1 if isinstance(prompts, str) else len(prompts), -1, -1)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """None: nothing is read."""
+        return []
+
+
+def build_engines(
+    files: ModelFiles, fp8: Sequence[Fp8], device: torch.device, dtype: torch.dtype, random: bool
+) -> dict[str, Engine]:
+    """Make a pipeline for every FP8 mode; they share model and VAE.
+
+    Args:
+        files: Of the model.
+        fp8: The modes.
+        device: Where to compute.
+        dtype: What to compute in.
+        random: Whether to make the weights up.
+
+    Returns:
+        The pipelines by mode; all of them are warned of nothing and encode no prompt.
+
+    Raises:
+        UserError: If files are missing or damaged, or there is no FP8 here.
+    """
+    before = _allocated(device)
+    if random:
+        embeddings = _normal((1, files.config.text_len, files.config.text_dim), device, dtype, SEED + 1)
+        vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)))
+        base = Pipeline(files, random_model(files.config, device, dtype), EncodedPrompt(embeddings), vae)
+    else:
+        loaded = Pipeline.load(files, device, dtype)
+        base = Pipeline(files, loaded.model, EncodedPrompt(loaded.text.encode(PROMPT)), loaded.vae)
+        del loaded  # and with it the text encoder
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    shared = _allocated(device) - before
+    engines = {}
+    for mode in fp8:
+        before = _allocated(device)
+        pipeline = _with_fp8(base, mode)
+        engines[mode] = Engine(pipeline, shared + _allocated(device) - before)
+    return engines
+
+
+def _with_fp8(base: Pipeline, mode: Fp8) -> Pipeline:
+    """The same pipeline in another precision of its linear maps and attention."""
+    return Pipeline(base.files, base.model, base.text, base.vae, arrange(base.model, mode))
+
+
+def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalWan:
+    """A transformer of normal weights of variance 1 / fan-in, made where it runs."""
+    with torch.device("meta"):
+        model = CausalWan(config)
+    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    for number, (name, weight) in enumerate(model.named_parameters()):
+        if "norm" in name and name.endswith("weight"):
+            weight.fill_(1)
+        elif name.endswith("bias"):
+            weight.zero_()
+        else:
+            fan_in = config.dim if name.endswith("modulation") else weight[0].numel()
+            weight.copy_(_normal(weight.shape, device, dtype, SEED + number) * fan_in**-0.5)
+    return model
+
+
+def random_vae(device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
+    """The VAE of all Wan 2.1 models with the weights that its layers begin with."""
+    with torch.random.fork_rng(), torch.device(device), quiet():
+        torch.manual_seed(SEED)
+        return AutoencoderKLWan().to(dtype).eval().requires_grad_(False)
+
+
+def _normal(shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, device=device, dtype=dtype, generator=generator)
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

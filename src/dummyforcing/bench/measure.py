@@ -1,0 +1,126 @@
+"""Time one video after another, with and without the VAE."""
+
+import gc
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+
+from dummyforcing.bench.clock import Clock
+from dummyforcing.bench.engine import Engine
+from dummyforcing.plan import Plan
+from dummyforcing.request import Request
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A video without the VAE."""
+
+    seconds: tuple[float, ...]
+    """Of every chunk, on the device."""
+    plans: tuple[Plan, ...]
+    """What the heads saw in every chunk."""
+    past: tuple[int, ...]
+    """Frames that every chunk had before it."""
+    cache_bytes: int
+    """At the end."""
+    peak_bytes: int | None
+    """The most that was allocated on the GPU, besides what was there before."""
+    growth_bytes: int | None
+    """How much of that came after chunk 2, which is when all buffers of a steady state are there."""
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """A video with the VAE, until its pixel frames are on the host."""
+
+    arrivals: tuple[float, ...]
+    """Seconds from the start until every chunk's pixel frames were there."""
+    pixel_frames: tuple[int, ...]
+    """Of every chunk."""
+    first_frame: float
+    """Seconds until the first pixel frame was there."""
+    peak_bytes: int | None
+
+
+@dataclass
+class Record:
+    """All that was measured of one configuration."""
+
+    warm_up_s: float
+    peak_bytes: int | None
+    """As of a video, but in the warm-up, when buffers are made that later videos find."""
+    reserved_bytes: int | None
+    """The most that torch held of the GPU's memory then, having begun with nothing in stock."""
+    diffusion: list[Diffusion] = field(default_factory=list)
+    end_to_end: list[EndToEnd] = field(default_factory=list)
+
+
+class Memory:
+    """Peak of the GPU's memory since this was made, besides what was allocated then; None on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        gc.collect()  # what remains of the video before
+        self._device, self._before = device, 0
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+
+    def peak(self) -> int | None:
+        """Bytes, so far."""
+        if self._device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self._device) - self._before
+
+
+def warm_up(engine: Engine, request: Request, chunks: int | None, with_vae: bool) -> Record:
+    """Make a video, or its first chunks, that does not count: kernels are built, graphs are captured."""
+    device, count = engine.pipeline.device, min(chunks or request.chunks, request.chunks)
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    memory, start = Memory(device), time.perf_counter()
+    if with_vae:
+        stream = engine.pipeline.run(request)
+        for _ in islice(stream, count):
+            pass
+        del stream
+    else:
+        rollout = engine.pipeline.rollout(request)
+        for _ in range(count):
+            rollout.next_latents()
+    if device.type != "cuda":
+        return Record(time.perf_counter() - start, None, None)
+    torch.cuda.synchronize(device)
+    return Record(time.perf_counter() - start, memory.peak(), torch.cuda.max_memory_reserved(device))
+
+
+def diffuse(engine: Engine, request: Request) -> Diffusion:
+    """Make the latents of a video and time its chunks; nothing waits for the device before the end."""
+    memory, clock = Memory(engine.pipeline.device), Clock(engine.pipeline.device)
+    rollout = engine.pipeline.rollout(request)
+    plans, past, early, marks = [], [], None, [clock.mark()]
+    for chunk in range(request.chunks):
+        plans.append(rollout.session.plan)
+        latents = rollout.next_latents()
+        marks.append(clock.mark())
+        past.append(rollout.session.frames - latents.shape[1])
+        if chunk == min(2, request.chunks - 1):
+            early = memory.peak()
+    seconds, peak = clock.seconds(marks), memory.peak()
+    growth = None if peak is None or early is None else peak - early
+    cache_bytes = rollout.session.cache.nbytes
+    return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)
+
+
+def make_video(engine: Engine, request: Request) -> EndToEnd:
+    """Make a video as `dummyforcing generate` does, up to its pixel frames on the host."""
+    memory, start = Memory(engine.pipeline.device), time.perf_counter()
+    arrivals, pixel_frames, first_frame = [], [], 0.0
+    for chunk in engine.pipeline.run(request):
+        arrivals.append(time.perf_counter() - start)
+        pixel_frames.append(chunk.frames.shape[1])
+        first_frame = chunk.timings.first_frame
+    return EndToEnd(tuple(arrivals), tuple(pixel_frames), first_frame, memory.peak())

@@ -1,0 +1,235 @@
+"""All configurations of a benchmark, in turns, and their results as one table of JSON."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dummyforcing.bench.engine import Engine, build_engines
+from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
+from dummyforcing.bench.plans import plan_of
+from dummyforcing.bench.rates import matmul_rate
+from dummyforcing.bench.summary import Rates, short, summarise
+from dummyforcing.errors import TrainedLengthWarning, UserError
+from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.request import Request
+
+FP8_MODES = ("none", "linear", "all")
+SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
+"""Height and width in pixels."""
+FP8_CAPABILITY = (8, 9)
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: every size with every policy, FP8 mode, and with and without left-out steps."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width in pixels."""
+    policies: tuple[str, ...] = ("dummy",)
+    fp8: tuple[str, ...] = ("none",)
+    skip_steps: tuple[int, ...] = ()
+    """Not empty: every policy but `dense` also without these denoising steps."""
+    frames: int = 81
+    """Pixel frames."""
+    compare: bool = False
+    """Whether to measure `dense` too."""
+    vae: bool = True
+    """Whether to measure whole videos, with the VAE, too."""
+    repeats: int = 3
+    """Videos of every configuration."""
+    warm_up_chunks: int | None = None
+    """Chunks of the video before that does not count; None: all."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One row of the results."""
+
+    size: tuple[int, int]
+    policy: str
+    fp8: str
+    skip_steps: tuple[int, ...]
+
+    def __str__(self) -> str:
+        height, width = self.size
+        parts = [f"{width}x{height}", self.policy]
+        parts += [f"fp8 {self.fp8}"] if self.fp8 != "none" else []
+        parts += [f"without step {','.join(map(str, self.skip_steps))}"] if self.skip_steps else []
+        return ", ".join(parts)
+
+
+def parse_bench_size(text: str) -> tuple[int, int]:
+    """Height and width of `480p`, `720p`, `1080p` or `WxH`.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        names = ", ".join(SIZES)
+        raise UserError(f"Size '{text}' cannot be read; take {names}, or width x height such as 832x480.")
+    return int(height), int(width)
+
+
+def configurations(settings: Settings) -> list[Configuration]:
+    """All rows, in the order in which they take turns."""
+    policies = list(dict.fromkeys([*(["dense"] if settings.compare else []), *settings.policies]))
+    only_compared = settings.compare and "dense" not in settings.policies
+    rows = []
+    for size in dict.fromkeys(settings.sizes):
+        for policy in policies:
+            # What is there for comparison alone is so with the first of the modes.
+            for mode in settings.fp8[:1] if policy == "dense" and only_compared else settings.fp8:
+                rows.append(Configuration(size, policy, mode, ()))
+                if settings.skip_steps and policy != "dense":
+                    rows.append(Configuration(size, policy, mode, settings.skip_steps))
+    return rows
+
+
+class Benchmark:
+    """A checked benchmark, ready to run."""
+
+    def __init__(
+        self, files: ModelFiles, settings: Settings, device: torch.device, dtype: torch.dtype, random: bool
+    ) -> None:
+        """Check everything before any weights are there.
+
+        Args:
+            files: Of the model.
+            settings: What to measure.
+            device: Where.
+            dtype: In what precision; FP8 modes replace some of it.
+            random: Whether the weights are made up.
+
+        Raises:
+            UserError: If anything of it cannot be done.
+        """
+        preset = files.preset
+        if preset.sampler != "block":
+            raise UserError(
+                f"Model '{preset.name}' has sampler '{preset.sampler}', which cannot be measured chunk by "
+                "chunk; take a model of sampler 'block', such as self-forcing."
+            )
+        if unknown := [mode for mode in settings.fp8 if mode not in FP8_MODES]:
+            raise UserError(f"There is no FP8 mode '{unknown[0]}'; take {', '.join(FP8_MODES)}.")
+        if settings.repeats < 1:
+            raise UserError(f"{settings.repeats} repeats measure nothing; take 1 or more.")
+        if settings.warm_up_chunks is not None and settings.warm_up_chunks < 1:
+            raise UserError(f"{settings.warm_up_chunks} chunks warm up nothing; take 1 or more.")
+        if not (settings.sizes and settings.policies and settings.fp8):
+            raise UserError("Nothing is to be measured; give a size, a policy and an FP8 mode.")
+        if set(settings.fp8) != {"none"} and not _has_fp8(device):
+            raise UserError("FP8 needs a GPU of compute capability 8.9 or later; take --fp8 none.")
+        self.files, self.settings = files, settings
+        self.device, self.dtype, self._random = device, dtype, random
+        self.rows = {row: self._request(row) for row in configurations(settings)}
+        for request in self.rows.values():
+            files.require_memory(request, dtype, device, offload=random)  # then without a text encoder
+
+    def _request(self, row: Configuration) -> Request:
+        plan = plan_of(row.policy, self.files.config)
+        return self.files.request(
+            "a video",
+            frames=self.settings.frames,
+            size=row.size,
+            policy="dummy" if plan else row.policy,
+            plan=plan,
+            teacache=row.skip_steps or None,
+        )
+
+    @property
+    def videos(self) -> int:
+        """How many videos will be made, those that do not count included."""
+        return len(self.rows) * (1 + self.settings.repeats * (1 + self.settings.vae))
+
+    def run(self, report: Report = lambda text: None) -> dict[str, object]:
+        """Measure.
+
+        The rows of a size take turns: one video each, then the next one each, so that all meet the same state
+        of the machine.
+
+        Args:
+            report: Is told what is done next, before each video.
+
+        Returns:
+            The results, ready for `write_results`.
+
+        Raises:
+            UserError: If files are missing or damaged.
+        """
+        modes = tuple(dict.fromkeys(row.fp8 for row in self.rows))
+        rates = Rates(matmul_rate(self.device, self.dtype))
+        if modes != ("none",):
+            rates = Rates(rates.plain, matmul_rate(self.device, torch.float8_e4m3fn))
+        engines = build_engines(self.files, modes, self.device, self.dtype, self._random)
+        records: dict[Configuration, Record] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainedLengthWarning)  # nobody looks at these videos
+            for size in dict.fromkeys(row.size for row in self.rows):
+                records |= self._measure(size, engines, report)
+        return {
+            **self._conditions(rates),
+            "configurations": [
+                self._result(row, record, engines[row.fp8], rates) for row, record in records.items()
+            ],
+        }
+
+    def _measure(
+        self, size: tuple[int, int], engines: dict[str, Engine], report: Report
+    ) -> dict[Configuration, Record]:
+        settings = self.settings
+        rows = {row: (engines[row.fp8], request) for row, request in self.rows.items() if row.size == size}
+        records = {}
+        for row, (engine, request) in rows.items():
+            report(f"{row}: warm-up")
+            records[row] = warm_up(engine, request, settings.warm_up_chunks, settings.vae)
+        for _ in range(settings.repeats):
+            for row, (engine, request) in rows.items():
+                report(f"{row}: diffusion")
+                records[row].diffusion.append(diffuse(engine, request))
+                if settings.vae:
+                    report(f"{row}: end to end")
+                    records[row].end_to_end.append(make_video(engine, request))
+        return records
+
+    def _conditions(self, rates: Rates) -> dict[str, object]:
+        """What all rows have in common."""
+        preset, settings = self.files.preset, self.settings
+        return {
+            "model": preset.name,
+            "weights": "random" if self._random else "real",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "pixel_frames": settings.frames,
+            "chunk_frames": preset.chunk_frames,
+            "schedule": list(preset.schedule.steps),
+            "repeats": settings.repeats,
+            "warm_up_chunks": settings.warm_up_chunks,
+            "matmul_tflops": {
+                "plain": short(rates.plain / 1e12),
+                "fp8": None if rates.fp8 is None else short(rates.fp8 / 1e12),
+            },
+        }
+
+    def _result(self, row: Configuration, record: Record, engine: Engine, rates: Rates) -> dict[str, object]:
+        plan = record.diffusion[0].plans[-1]
+        return {
+            "size": list(row.size),
+            "policy": row.policy,
+            "fp8": row.fp8,
+            "skip_steps": list(row.skip_steps),
+            "heads": {
+                role: {"heads": count, "sink": plan.table[role].sink, "recent": plan.table[role].recent}
+                for role, count in plan.counts.items()
+            },
+            **summarise(record, engine, self.rows[row], row.fp8, rates),
+        }
+
+
+def _has_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY

@@ -1,0 +1,141 @@
+"""The figures of a configuration, from the videos that were timed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from dummyforcing.bench.engine import Engine
+from dummyforcing.bench.flops import Flops, Work
+from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
+from dummyforcing.plan import Plan
+from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
+from dummyforcing.request import Request
+
+Figures = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations per second that the device reaches in large matrix products."""
+
+    plain: float
+    """In the model's dtype."""
+    fp8: float | None = None
+
+    def floor(self, work: Flops, mode: str) -> float:
+        """Seconds that `work` takes at these rates.
+
+        Args:
+            work: What is to be computed.
+            mode: `linear`: linear maps are in FP8; `all`: self-attention too; `none`: nothing is.
+                Cross-attention never is.
+        """
+        fp8 = self.fp8 or self.plain
+        linear, attention = (fp8 if mode in modes else self.plain for modes in (("linear", "all"), ("all",)))
+        return work.linear / linear + work.self_attention / attention + work.cross_attention / self.plain
+
+
+def summarise(record: Record, engine: Engine, request: Request, mode: str, rates: Rates) -> Figures:
+    """Sum up what was measured of a configuration; docs/benchmark.md says what the figures mean.
+
+    Args:
+        record: With one video or more.
+        engine: What made them.
+        request: What was asked for.
+        mode: `none`, `linear` or `all`.
+        rates: Of the device.
+    """
+    videos: Sequence[EndToEnd | Diffusion] = record.end_to_end or record.diffusion
+    peak = _most([record.peak_bytes, *(video.peak_bytes for video in videos)])
+    return {
+        "warm_up_s": short(record.warm_up_s),
+        **_speed(record, engine, request),
+        **_end_to_end(record.end_to_end),
+        "cache_bytes": record.diffusion[0].cache_bytes,
+        "peak_bytes": None if peak is None else peak + engine.weight_bytes,
+        "peak_reserved_bytes": record.reserved_bytes,
+        "memory_growth_bytes": _most(video.growth_bytes for video in record.diffusion),
+        **_efficiency(record, engine, request, mode, rates),
+    }
+
+
+def _speed(record: Record, engine: Engine, request: Request) -> Figures:
+    """Of diffusion alone."""
+    preset = engine.pipeline.files.preset
+    seconds = np.array([video.seconds for video in record.diffusion])
+    typical = np.median(seconds, axis=0)
+    latencies = 1000 * seconds[:, steady(request)].ravel()
+    pixel_frames = preset.chunk_frames * PIXEL_FRAMES_PER_FRAME
+    return {
+        "chunk_ms": [short(1000 * float(s)) for s in typical],
+        "fps": short(pixel_frames / float(np.median(typical[steady(request)]))),
+        "fps_video": short(preset.pixel_frames(request.frames) / float(typical.sum())),
+        "latency_ms": {
+            "p50": short(float(np.percentile(latencies, 50))),
+            "p99": short(float(np.percentile(latencies, 99))),
+            "chunks": latencies.size,
+        },
+    }
+
+
+def _end_to_end(videos: Sequence[EndToEnd]) -> Figures:
+    """Of whole videos, if there are any."""
+    if not videos:
+        return {}
+    return {
+        "fps_end_to_end": short(median(map(_steady_fps, videos))),
+        "first_frame_ms": short(1000 * median(video.first_frame for video in videos)),
+    }
+
+
+def _steady_fps(video: EndToEnd) -> float:
+    """Pixel frames per second of the second half, which begins when all earlier ones are there."""
+    begin = len(video.arrivals) // 2
+    elapsed = video.arrivals[-1] - (video.arrivals[begin - 1] if begin else 0)
+    return sum(video.pixel_frames[begin:]) / elapsed
+
+
+def _efficiency(record: Record, engine: Engine, request: Request, mode: str, rates: Rates) -> Figures:
+    """Counted work in the time of the second half, against what the device could do."""
+    preset, config = engine.pipeline.files.preset, engine.pipeline.files.config
+    sides = zip(request.size, config.patch_size[1:], strict=True)
+    rows, columns = (side // engine.pipeline.vae.stride // patch for side, patch in sides)
+    work = Work(config, rows * columns, preset.chunk_frames, preset.reach)
+    steps = len(preset.schedule.steps) - len(engine.pipeline.skipped_steps(request))
+    plans, past = record.diffusion[0].plans, record.diffusion[0].past
+    counted = [work.chunk(plan, frames, steps) for plan, frames in zip(plans, past, strict=True)]
+    counted = counted[steady(request)]
+    taken = float(np.median([video.seconds for video in record.diffusion], axis=0)[steady(request)].sum())
+    floor = sum(rates.floor(part, mode) for part in counted)
+    return {
+        "steps": steps,
+        "past_frames": short(_mean_past(work, plans[-1], past[-1])),
+        "tflop_per_forward": short(work.forward(plans[-1], past[-1]).total / 1e12),
+        "tflop_per_chunk": short(counted[-1].total / 1e12),
+        "attention_share": short(1 - sum(p.linear for p in counted) / sum(p.total for p in counted)),
+        "tflops": short(sum(part.total for part in counted) / taken / 1e12),
+        "floor_ms": short(1000 * floor / len(counted)),
+        "floor_fraction": short(floor / taken),
+    }
+
+
+def short(x: float) -> float:
+    """Six digits: more were never measured, and files stay readable."""
+    return float(f"{x:.6g}")
+
+
+def steady(request: Request) -> slice:
+    """The chunks of the second half: by then short contexts are full."""
+    return slice(request.chunks // 2, None)
+
+
+def _mean_past(work: Work, plan: Plan, past: int) -> float:
+    """Past frames that a head sees after `past` frames, mean over heads."""
+    seen = [work.visible(context, past) - work.chunk_frames for row in plan.contexts for context in row]
+    return sum(seen) / len(seen)
+
+
+def _most(sizes: Iterable[int | None]) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)

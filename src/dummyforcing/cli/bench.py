@@ -1,0 +1,123 @@
+"""`dummyforcing bench`: how fast this machine makes videos."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from dummyforcing.cli.common import Base, Device, DType, LoRAFiles, Weights, check_output
+
+if TYPE_CHECKING:
+    from dummyforcing.bench.run import Report
+
+FP8 = Literal["none", "linear", "all"]
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        arg(metavar="NAME|FOLDER|FILE", help_behavior_hint="(default: self-forcing on a GPU, else tiny)"),
+    ] = None,
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
+    sizes: Annotated[
+        tuple[str, ...],
+        arg(metavar="480p|720p|1080p|WxH ...", help_behavior_hint="(default: the model's own)"),
+    ] = (),
+    policies: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("dummy",),
+    fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
+    skip_steps: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: none)")] = (),
+    frames: Annotated[int, arg(metavar="N")] = 81,
+    compare: FlagCreatePairsOff[bool] = False,
+    vae: bool = True,
+    repeats: int = 3,
+    warm_up_chunks: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None,
+    output: Annotated[
+        Path | None, arg(aliases=["-o"], metavar="FILE.json", help_behavior_hint="(default: print only)")
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = None,
+) -> None:
+    """Measure how fast videos are made, with and without the VAE, and how much memory that takes.
+
+    Every combination of size, policy and FP8 mode is measured; those of a size take turns, video by video.
+    A public model has random weights unless --weights gives its own: speed and memory are the same, and
+    nothing is downloaded.
+
+    What this machine does, and what Dummy Forcing brings over the dense cache:
+      dummyforcing bench --compare
+
+    The real-time table of a GPU; the third denoising step is left out in a variant:
+      dummyforcing bench --sizes 480p 720p --fp8 none linear --skip-steps 2 --compare -o bench.json
+
+    Latency of a long video: dense, LongLive's window, and 24 heads that see 117 past frames:
+      dummyforcing bench --frames 957 --policies dense window:3,6 dummy long:24,117 --repeats 1 --no-vae
+
+    Args:
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        weights: Transformer's weights; without them and on a public model, weights are random.
+        base: Where to find text encoder, tokenizer and VAE, with --weights.
+        lora: LoRA to merge into the transformer, with --weights; may be given several times.
+        sizes: Sizes of the videos: 832x480, 1280x720, 1920x1088, or any multiples of 16.
+        policies: As for generate, but dummy has a fixed plan from the first chunk on: half of the heads are
+            dummy, a quarter sink, a quarter neighbor. long:N,CAP: N neighbor heads see CAP past frames
+            (long:N: all of them).
+        fp8: none, linear (linear maps in FP8) or all (attention too).
+        skip_steps: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
+            out. Which ones it would is up to the weights; 'generate --teacache' tells.
+        frames: Pixel frames of every video.
+        compare: Also measure the dense cache, in turns with the others, and print how much faster they are.
+        vae: Also measure whole videos: decoded, with the pixel frames on the host.
+        repeats: Videos of every configuration and kind; medians are taken.
+        warm_up_chunks: Chunks of the video before that does not count.
+        output: JSON file to write, with versions, command and commit.
+        device: Where to compute; auto takes a GPU if there is one.
+        dtype: Precision of the computation.
+    """
+    check_output(output, ".json")
+
+    from dummyforcing.bench.report import print_benchmark
+    from dummyforcing.bench.run import Benchmark, Settings, parse_bench_size
+    from dummyforcing.eval.results import write_results
+    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import choose_device, choose_dtype
+
+    where = choose_device(device)
+    name = model or ("self-forcing" if where.type == "cuda" else "tiny")
+    files = ModelFiles.open(name, weights=weights, base=base, lora=lora)
+    settings = Settings(
+        sizes=tuple(parse_bench_size(size) for size in sizes) or (files.preset.size,),
+        policies=policies,
+        fp8=fp8,
+        skip_steps=skip_steps,
+        frames=frames,
+        compare=compare,
+        vae=vae,
+        repeats=repeats,
+        warm_up_chunks=warm_up_chunks,
+    )
+    is_random = files.folder is None and weights is None
+    benchmark = Benchmark(files, settings, where, choose_dtype(dtype, where), is_random)
+    with _bar(benchmark.videos) as report:
+        results = benchmark.run(report)
+    print_benchmark(results)
+    if output is not None:
+        write_results(output, results, where)
+
+
+@contextmanager
+def _bar(total: int) -> "Iterator[Report]":
+    """A progress bar that counts videos and tells what the next one is."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="video") as bar:
+
+        def report(text: str) -> None:
+            bar.update(bool(bar.desc))  # the one before is done
+            bar.set_description(text)
+
+        yield report
+        bar.update(1)

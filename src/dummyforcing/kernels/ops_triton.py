@@ -1,0 +1,204 @@
+"""The operations of `ops.py` in Triton: one program per row (token), which stays in registers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dummyforcing.kernels.ops import FP8, FP8_MAX, TINIEST
+
+
+@triton.jit
+def _store_row(y, out, scales, row, columns, inside, width, fp8_max, tiniest, FP8: tl.constexpr):
+    """Write a row as it is, or in float8 with its scale."""
+    if FP8:
+        scale = tl.maximum(tl.max(tl.abs(y)), tiniest) / fp8_max
+        tl.store(scales + row, scale)
+        y = y / scale
+    tl.store(out + row * width + columns, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _quantize_rows(x, out, scales, width, fp8_max, tiniest, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    y = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    _store_row(y, out, scales, row, columns, inside, width, fp8_max, tiniest, True)
+
+
+@triton.jit
+def _residual_norm(
+    x, delta, gate, scale, shift, out, scales,
+    tokens, frames, gate_stride, norm_stride, width, eps, fp8_max, tiniest,
+    DELTA: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    frame = (row // tokens) % frames
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    value = tl.load(x + row * width + columns, mask=inside, other=0.0)
+    if DELTA:
+        added = tl.load(delta + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            added *= tl.load(gate + frame * gate_stride + columns, mask=inside, other=0.0)
+        value = (value.to(tl.float32) + added).to(x.dtype.element_ty)
+        tl.store(x + row * width + columns, value, mask=inside)
+    if NORM:
+        wide = value.to(tl.float32)
+        mean = tl.sum(wide, 0) / width
+        centred = tl.where(inside, wide - mean, 0.0)
+        y = centred * tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+        y *= tl.load(scale + frame * norm_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(shift + frame * norm_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        _store_row(y, out, scales, row, columns, inside, width, fp8_max, tiniest, FP8)
+
+
+@triton.jit
+def _rms_norm(x, gain, width, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    value = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    value *= tl.load(gain + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + row * width + columns, value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normed(x, gain, inside, width, eps):
+    """RMS-normalised heads `(heads, channels)` of one token."""
+    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value) / width + eps)
+    return value * tl.load(gain, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _turned(x, cos, sin, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """Adjacent channel pairs of `x (HEADS, 2 * HALF)`, rotated."""
+    even, odd = tl.split(tl.reshape(x, (HEADS, HALF, 2)))
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, 2 * HALF))
+
+
+@triton.jit
+def _place_heads(
+    qkv, gain_q, gain_k, cosines, sines, table, slots, q,
+    length, tokens, frames, heads, eps,
+    CACHE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    sample, token = row // length, row % length
+    frame = token // tokens
+    head = tl.arange(0, HEADS)[:, None]
+    channel = tl.arange(0, WIDTH)[None, :]
+    inside = (head < heads) & (channel < WIDTH)
+    width = heads * WIDTH
+    at = head * WIDTH + channel
+    half = tl.arange(0, WIDTH // 2)[None, :]
+    cos = tl.load(cosines + token * (WIDTH // 2) + half)
+    sin = tl.load(sines + token * (WIDTH // 2) + half)
+
+    source = qkv + row * 3 * width + at
+    place = tl.load(table + head * 5 + 4, mask=head < heads, other=0)
+    value = _turned(_normed(source, gain_q + at, inside, width, eps), cos, sin, HEADS, WIDTH // 2)
+    tl.store(q + row * width + place * WIDTH + channel, value.to(q.dtype.element_ty), mask=inside)
+
+    slot = tl.load(slots + head * frames + frame, mask=head < heads, other=-1).to(tl.int64)
+    # Loaded numbers say nothing of their alignment, on which the width of the stores depends.
+    token_stride = tl.multiple_of(
+        tl.load(table + head * 5 + 2, mask=head < heads, other=0), (ALIGNED, ALIGNED)
+    )
+    sample_stride = tl.multiple_of(
+        tl.load(table + head * 5 + 3, mask=head < heads, other=0), (ALIGNED, ALIGNED)
+    )
+    to = sample * sample_stride + (slot * tokens + token % tokens) * token_stride + channel
+    kept = inside & (slot >= 0)
+    keys = tl.load(table + head * 5, mask=head < heads, other=0).to(tl.pointer_type(CACHE))
+    value = _turned(_normed(source + width, gain_k + at, inside, width, eps), cos, sin, HEADS, WIDTH // 2)
+    keys = tl.multiple_of(keys, (ALIGNED, ALIGNED))
+    tl.store(keys + to, value.to(CACHE), mask=kept)
+    values = tl.load(table + head * 5 + 1, mask=head < heads, other=0).to(tl.pointer_type(CACHE))
+    values = tl.multiple_of(values, (ALIGNED, ALIGNED))
+    value = tl.load(source + 2 * width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(values + to, value.to(CACHE), mask=kept)
+
+
+_TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    FP8: tl.float8e4nv,
+}
+
+
+def _warps(block: int) -> int:
+    return min(16, max(1, block // 512))
+
+
+def quantize_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    """See `ops.quantize_rows`."""
+    rows, width = x.shape
+    out, scales = torch.empty_like(x, dtype=FP8), torch.empty(rows, 1, device=x.device)
+    block = triton.next_power_of_2(width)
+    _quantize_rows[(rows,)](x, out, scales, width, FP8_MAX, TINIEST, gelu, block, num_warps=_warps(block))
+    return out, scales
+
+
+def residual_norm(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    norm: tuple[Tensor, Tensor] | None,
+    tokens: int,
+    eps: float,
+    fp8: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `ops.residual_norm`; returns the result and, in float8, its scales."""
+    rows, width = x.shape
+    scale, shift = norm or (None, None)
+    frames = max(len(t) for t in (gate, scale, x[:1]) if t is not None)
+    out = scales = None
+    if norm is not None:
+        out = torch.empty_like(x, dtype=FP8 if fp8 else x.dtype)
+        scales = torch.empty(rows, 1, device=x.device) if fp8 else None
+    block = triton.next_power_of_2(width)
+    _residual_norm[(rows,)](
+        x, delta, gate, scale, shift, out, scales,
+        tokens, frames, _frame_stride(gate), _frame_stride(scale), width, eps, FP8_MAX, TINIEST,
+        delta is not None, gate is not None, norm is not None, fp8, block, num_warps=_warps(block),
+    )  # fmt: skip
+    return out, scales
+
+
+def _frame_stride(factor: Tensor | None) -> int:
+    return factor.stride(0) if factor is not None and len(factor) > 1 else 0
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """See `ops.rms_norm`."""
+    rows, width = x.shape
+    block = triton.next_power_of_2(width)
+    _rms_norm[(rows,)](x, gain, width, eps, block, num_warps=_warps(block))
+    return x
+
+
+def place_heads(
+    qkv: Tensor,
+    gains: tuple[Tensor, Tensor],
+    rope: tuple[Tensor, Tensor],
+    table: Tensor,
+    slots: Tensor,
+    q: Tensor,
+    eps: float,
+) -> None:
+    """See `ops.place_heads`."""
+    batch, length, heads, width = q.shape
+    frames = slots.shape[1]
+    padded, aligned = triton.next_power_of_2(heads), 16 if width % 16 == 0 else 1
+    _place_heads[(batch * length,)](
+        qkv, *gains, *rope, table, slots, q,
+        length, length // frames, frames, heads, eps,
+        _TRITON_DTYPES[q.dtype], padded, width, aligned, num_warps=_warps(padded * width),
+    )  # fmt: skip
