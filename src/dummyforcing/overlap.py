@@ -84,9 +84,9 @@ class Decoding:
     @classmethod
     def of(cls, pixels: Tensor, began: Mark) -> "Decoding":
         """Bring pixel frames to the main memory without waiting for them."""
-        frames = pixels.contiguous()
-        if frames.is_cuda:
-            frames = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+        frames = pixels = pixels.contiguous()
+        if pixels.is_cuda:
+            frames = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
             frames.copy_(pixels, non_blocking=True)
         return cls(frames, began, Mark(pixels.device))
 

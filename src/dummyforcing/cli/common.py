@@ -23,6 +23,7 @@ Weights = Annotated[
 Base = Annotated[
     str | None, arg(metavar="FOLDER|REPOSITORY", help_behavior_hint="(default: the model's own)")
 ]
+DecoderFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the VAE's own)")]
 LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE]")]
 Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
@@ -37,7 +38,12 @@ DType = Annotated[
 
 
 def load_for(
-    files: "ModelFiles", request: "Request", device: str, dtype: str | None, offload: bool = False
+    files: "ModelFiles",
+    request: "Request",
+    device: str,
+    dtype: str | None,
+    offload: bool = False,
+    vae: Path | None = None,
 ) -> "Pipeline":
     """Load a model for a request that fits into the memory."""
     from dummyforcing.request import choose_device, choose_dtype
@@ -48,7 +54,7 @@ def load_for(
 
     from dummyforcing.pipeline import Pipeline
 
-    return Pipeline.load(files, where, precision, offload)
+    return Pipeline.load(files, where, precision, offload, vae=vae)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":

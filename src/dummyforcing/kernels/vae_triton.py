@@ -1,6 +1,6 @@
 """The functions of `kernels/vae.py` in Triton. To be imported where there is a GPU."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from typing import Any
 
 import torch

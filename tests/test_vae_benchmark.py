@@ -1,0 +1,24 @@
+"""The benchmark of the VAE's decoder runs, and measures what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_vae_benchmark(tmp_path: Path) -> None:
+    output = tmp_path / "out" / "vae.json"
+    script = [sys.executable, ROOT / "benchmarks" / "vae.py", "--output", output]
+    options = ["--small", "--device", "cpu", "--profile"]
+    done = subprocess.run([*script, *options], check=True, stdout=subprocess.PIPE, text=True)
+    results = json.loads(output.read_text())
+    small = results["small"]
+    for path in ("diffusers", "ours"):
+        assert small[path]["pixel_frames_per_s"] > 0
+        assert f"{small[path]['pixel_frames_per_s']:.1f} pixel frames/s" in done.stdout
+    assert small["std"] > 1
+    assert small["gray_levels"]["ours - float32"]["max"] < 0.01
+    assert "aten::mkldnn_convolution" in done.stdout
+    assert "versions" in results
