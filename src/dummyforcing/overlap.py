@@ -36,7 +36,7 @@ class Mark:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the main memory to a device without waiting for the work that is still to be done."""
+    """Copy a tensor from the main memory to a device without waiting for the work before it."""
     host = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
     return host.to(device, non_blocking=True)
 
