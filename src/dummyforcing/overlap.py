@@ -35,6 +35,12 @@ class Mark:
         return milliseconds / 1e3
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the main memory to a device without waiting for the work before it."""
+    host = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return host.to(device, non_blocking=True)
+
+
 class Lane:
     """Where the VAE of one video works."""
 

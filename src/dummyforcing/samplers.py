@@ -13,7 +13,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy
 from dummyforcing.model import CausalWan, TimeEmbedding
-from dummyforcing.overlap import Mark
+from dummyforcing.overlap import Mark, send
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import NoiseSource, Schedule, renoise, x0_from_velocity
 from dummyforcing.session import Observer, Session
@@ -112,7 +112,7 @@ class RollingSession(Session):
             torch.cat([t.blocks for t in times], 1).repeat_interleave(self.chunk_frames, 1),
         )
         sigmas = torch.tensor([self.schedule.sigmas[step] for step in steps], dtype=torch.float64)
-        sigmas = sigmas.repeat_interleave(self.chunk_frames)[:, None, None, None].to(self._device)
+        sigmas = send(sigmas.repeat_interleave(self.chunk_frames)[:, None, None, None], self._device)
         hidden = self._transform(self.model.patchify(x.to(self._dtype)), time, steps[0])
         velocity = self.model.unpatchify(hidden, time, self.height, self.width)
         return x0_from_velocity(x, velocity, sigmas)

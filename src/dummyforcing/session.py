@@ -19,7 +19,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
 from dummyforcing.model import Attention, CausalWan, TimeEmbedding, fingerprint
-from dummyforcing.overlap import Mark
+from dummyforcing.overlap import Mark, send
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import (
     COMMIT_TIMESTEP,
@@ -375,10 +375,7 @@ class Session:
 
     def _draw(self) -> Tensor:
         batch, *size = self.latent_shape
-        noise = self._noise((batch, self.chunk_frames, *size))
-        if self._device.type == "cuda" and not noise.is_cuda:
-            noise = noise.pin_memory()  # else the copy would wait for all work before it
-        return noise.to(self._device, torch.float32, non_blocking=True)
+        return send(self._noise((batch, self.chunk_frames, *size)).float(), self._device)
 
     def _keeps_pinned(self, step: int | None) -> bool:
         """Whether pinned frames stay visible beyond the reach in a pass."""
