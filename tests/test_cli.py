@@ -49,7 +49,7 @@ def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for title in ("pixel frames", "first frame", "FPS without", "FPS with VAE", "cache", "dummy", "21", "MB"):
         assert title in printed.out
     assert "Against" not in printed.out
-    assert "2/2" in printed.err
+    assert "21/21" in printed.err
     assert "FPS" in printed.err
 
 

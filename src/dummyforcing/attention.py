@@ -1,14 +1,13 @@
 """Attention of the current chunk to what its heads may see: the only place where a kernel is chosen.
 
-`benchmarks/attention.py` compares them in the shapes of this method. On an H200 FlashAttention-4 beats cuDNN, and
-cuDNN beats one launch over heads of all lengths in Triton; so the first of `flash4` and `cudnn` that is there is
-the default on such a GPU. `fp8` is faster still, and an option, for its error.
+`benchmarks/attention.py` compares them in the shapes of this method. On an H200 FlashAttention-4 beats cuDNN,
+and cuDNN beats one launch over heads of all lengths in Triton; so the first of `flash4` and `cudnn` that is
+there is the default on such a GPU. `fp8` is faster still, and an option, for its error.
 """
 
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from operator import mul
 from typing import Protocol
 
 import torch
@@ -18,10 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dummyforcing.cache import Segment
 from dummyforcing.errors import UserError
-
-
-SIDE_BY_SIDE = 1.22
-"""How much longer calls on streams of their own take than their work alone, measured on an H200."""
 
 
 class Kernel(Protocol):
@@ -160,10 +155,11 @@ def attend_grouped(q: Tensor, segments: Sequence[Segment], out: Tensor, backend:
         parts.append((q[:, :, heads], segment.k, segment.v, out[:, :, heads]))
         first = heads.stop
     parts.sort(key=lambda part: -part[1].shape[1])  # the longest first: what is short fills the gaps
-    if not q.is_cuda or not _is_faster_side_by_side(parts):
+    if not q.is_cuda:
         for part in parts:
             kernel(*part)
         return
+    # Side by side: a few heads alone leave most of the GPU idle.
     main = torch.cuda.current_stream(q.device)
     streams = [_side_stream(q.device, number) for number in range(len(parts) - 1)]
     for stream, part in zip(streams, parts, strict=False):
@@ -173,19 +169,6 @@ def attend_grouped(q: Tensor, segments: Sequence[Segment], out: Tensor, backend:
     kernel(*parts[-1])
     for stream in streams:
         main.wait_stream(stream)
-
-
-def _is_faster_side_by_side(parts: Sequence[tuple[Tensor, ...]]) -> bool:
-    """Whether calls of `(q, k, ...)` run faster on a stream each than one after the other.
-
-    One after the other, each leaves part of the GPU idle in its last wave of tiles of 128 queries.
-    """
-    processors = torch.cuda.get_device_properties(parts[0][0].device).multi_processor_count
-    tiles = [q.shape[0] * q.shape[2] * -(-q.shape[1] // 128) for q, *_ in parts]
-    keys = [k.shape[1] for _, k, *_ in parts]
-    waves = [-(-count // processors) for count in tiles]
-    one_by_one = sum(map(mul, waves, keys))
-    return one_by_one > SIDE_BY_SIDE * sum(map(mul, tiles, keys)) / processors
 
 
 def require(backend: str) -> None:

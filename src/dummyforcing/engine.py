@@ -1,7 +1,8 @@
 """One rollout's passes through a `FusedWan`: where every head goes, static inputs, and CUDA graphs.
 
-Once all rings of the cache are full, every pass of a kind (denoising step or commit pass) is the same sequence
-of kernels on the same memory; only numbers in small tables differ, such as the slots of the current frames.
+Once all rings of the cache are full, every pass of a kind (denoising step or commit pass) is the same
+sequence of kernels on the same memory; only numbers in small tables differ, such as the slots of the current
+frames.
 From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the cache, so its
 graphs are made anew, at the cost of one pass each on the host.
 """
@@ -123,10 +124,22 @@ class Engine:
             return
         graph = self._graphs[kind]
         if graph is None:
-            graph = self._graphs[kind] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                forward()
+            graph = self._graphs[kind] = self._capture(forward)
         graph.replay()
+
+    def _capture(self, forward: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record what a pass asks of the GPU, which goes on meanwhile, unlike with `torch.cuda.graph`."""
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                forward()
+            finally:
+                graph.capture_end()
+        main.wait_stream(stream)
+        return graph
 
     def _fill(
         self, tokens: Tensor, time: TimeEmbedding, text: TextKV, rope: tuple[Tensor, Tensor], frames: int

@@ -4,8 +4,8 @@
     session = Session(model, ..., fused=fused)
 
 What lies between two matrix products is one kernel (`kernels/ops.py`), and queries, keys and values are one
-product whose result goes straight to where attention reads it. `FusedWan.transform` is the hot path; it reads no
-value back from the GPU, so that `engine.py` can put it into a CUDA graph.
+product whose result goes straight to where attention reads it. `FusedWan.transform` is the hot path; it
+reads no value back from the GPU, so that `engine.py` can put it into a CUDA graph.
 """
 
 from collections.abc import Sequence

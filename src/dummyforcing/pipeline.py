@@ -26,7 +26,7 @@ from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
-from dummyforcing.overlap import Mark
+from dummyforcing.overlap import Decoding, Mark
 from dummyforcing.plan import Plan
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
 from dummyforcing.rollout import Rollout, find_skips
@@ -68,7 +68,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk of a video, or of each video of a batch."""
+    """Some finished frames of a video, or of each video of a batch: a chunk, or a part of the first one."""
 
     frames: NDArray[np.uint8]
     """Pixel frames, RGB, `(B, n, H, W, 3)`."""
@@ -265,22 +265,24 @@ class Pipeline:
         start = time.perf_counter()
         rollout = self._begin(request)
         begin, timings = time.perf_counter(), Timings()
-        asked: deque[_Asked] = deque()
+        asked: deque[tuple[_Asked, Decoding]] = deque()
         before: _Asked | None = None  # delivered while its commit pass may still go on
         for left in reversed(range(request.chunks)):
-            asked.append(_Asked(rollout, self.device))
+            newest = _Asked(rollout, self.device)
+            asked.extend((newest, decoding) for decoding in newest.decodings)
             while len(asked) > (1 if left and rollout.overlaps else 0):
-                chunk = asked.popleft()
-                frames = chunk.decoding.wait()
-                now = time.perf_counter()
-                diffusion = timings.diffusion + chunk.ready.since(chunk.began)
-                if before is not None:
-                    diffusion += before.ended.since(before.ready)
-                before = chunk if asked else None
-                if before is None:
-                    chunk.ended.wait()
-                    diffusion += chunk.ended.since(chunk.ready)
-                decode = timings.decode + chunk.decoding.ended.since(chunk.decoding.began)
+                chunk, decoding = asked.popleft()
+                frames = decoding.wait()
+                now, diffusion = time.perf_counter(), timings.diffusion
+                if decoding is chunk.decodings[0]:
+                    diffusion += chunk.ready.since(chunk.began)
+                    diffusion += before.ended.since(before.ready) if before else 0
+                if decoding is chunk.decodings[-1]:
+                    before = chunk if asked else None
+                    if before is None:
+                        chunk.ended.wait()
+                        diffusion += chunk.ended.since(chunk.ready)
+                decode = timings.decode + decoding.ended.since(decoding.began)
                 timings = Timings(
                     pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
                     first_frame=timings.first_frame or now - start,
@@ -296,9 +298,8 @@ class _Asked:
 
     def __init__(self, rollout: Rollout, device: torch.device) -> None:
         self.began = Mark(device)
-        rollout.next_latents()
+        self.decodings = rollout.next_frames()
         self.ready, self.ended = rollout.ready, Mark(device)
-        self.decoding = rollout.decode()
         self.plans, self.cache_bytes = tuple(rollout.session.plans), rollout.session.cache.nbytes
 
 

@@ -16,7 +16,7 @@ from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
 from dummyforcing.sampling import COMMIT_TIMESTEP, Schedule, make_schedule, seeded_noise
-from dummyforcing.session import Observer, Session
+from dummyforcing.session import Observer, Received, Session
 from dummyforcing.teacache import skip_table
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
@@ -80,31 +80,45 @@ class Rollout:
         self.session: Session = self._new_session(self._prompt_embeds)
 
     def next_latents(self) -> Tensor:
-        """The next chunk, `(B, chunk_frames, C, h, w)`: given, or made; it is there at `ready`."""
+        """The next chunk, `(B, chunk_frames, C, h, w)`, given or made; its pixel frames can wait."""
+        return self._advance(self._put)
+
+    def next_frames(self) -> list[Decoding]:
+        """The pixel frames of the next chunk in pieces: the first frame of a video comes by itself, at once.
+
+        On a GPU they are decoded beside whatever it is asked for afterwards. The next rollout decodes the
+        frames that it begins with again, so they are left out at the end of one.
+        """
+        decodings = []
+
+        def received(latents: Tensor) -> None:
+            self._put(latents)
+            made = latents.shape[1]
+            is_end = self.session.frames + made >= self._longest and self._frames + made < self._total
+            left_out = self._preset.pixel_frames(self._preset.overlap_frames) if is_end else 0
+            decodings.extend(self._pixels.begin(left_out))
+
+        self._advance(received)
+        return decodings
+
+    def _advance(self, received: Received) -> Tensor:
         if self.session.frames >= self._longest:
             self._begin_again()
         if self._given:
             self._latents = self._given.popleft()
-            self.ready = Mark(self._latents.device)
+            received(self._latents)
             self.session.extend(self._latents)
         else:
             if self._switches and self._switches[0].frame <= self._frames:
                 self._prompt_embeds = self._text.encode([self._switches.popleft().prompt] * self._batch)
                 self.session.set_prompt(self._prompt_embeds, chunks=self._fade)
-            self._latents = self.session.next_chunk()
-            assert self.session.ready is not None
-            self.ready = self.session.ready
+            self._latents = self.session.next_chunk(received)
         self._frames += self._preset.chunk_frames
-        self._pixels.put(self._latents, self.ready)
         return self._latents
 
-    def decode(self) -> Decoding:
-        """Begin to decode the newest latents; on a GPU, beside whatever it is asked for afterwards.
-
-        The next rollout decodes the frames that it begins with again, so they are left out at the end of one.
-        """
-        is_end = self.session.frames >= self._longest and self._frames < self._total
-        return self._pixels.begin(self._preset.pixel_frames(self._preset.overlap_frames) if is_end else 0)
+    def _put(self, latents: Tensor) -> None:
+        self.ready = Mark(latents.device)
+        self._pixels.put(latents, self.ready)
 
     @property
     def overlaps(self) -> bool:
@@ -150,12 +164,20 @@ class _Pixels:
         self._lane.take(latents, ready)
         self._waiting = latents
 
-    def begin(self, left_out: int) -> Decoding:
+    def begin(self, left_out: int) -> list[Decoding]:
         """Begin to decode what is waiting, and to bring it to the main memory but for the last frames."""
+        assert self._waiting is not None
+        alone = 1 if self._stream.frames == 0 else 0
+        pieces = [piece for piece in self._waiting.tensor_split([alone], 1) if piece.shape[1]]
+        decodings = []
         with self._lane.work():
-            began = Mark(self._vae.device)
-            pixels = self._decode()
-            return Decoding.of(pixels[:, : pixels.shape[1] - left_out], began)
+            for number, latents in enumerate(pieces, start=1):
+                began = Mark(self._vae.device)
+                pixels = self._decode(latents)
+                count = pixels.shape[1] - (left_out if number == len(pieces) else 0)
+                decodings.append(Decoding.of(pixels[:, :count], began))
+        self._waiting = None
+        return decodings
 
     def begin_again(self, latents: Tensor) -> None:
         """A new video begins with these latents; their pixel frames come with those of the next ones."""
@@ -168,15 +190,15 @@ class _Pixels:
         """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
         with self._lane.work():
             if self._waiting is not None:
-                self._decode()
+                self._decode(self._waiting)
+                self._waiting = None
             assert self._last is not None
             latent: Tensor = self._vae.encode(self._last[:, :1])
         return self._lane.give(latent)
 
-    def _decode(self) -> Tensor:
-        assert self._waiting is not None
-        pixels = torch.cat([*self._before, self._stream.decode(self._waiting)], 1)
-        self._before, self._waiting = [], None
+    def _decode(self, latents: Tensor) -> Tensor:
+        pixels = torch.cat([*self._before, self._stream.decode(latents)], 1)
+        self._before = []
         if self._context:
             known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
             self._last = known[:, -self._context :]

@@ -13,10 +13,10 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy
 from dummyforcing.model import CausalWan, TimeEmbedding
-from dummyforcing.overlap import Mark, send
+from dummyforcing.overlap import send
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import NoiseSource, Schedule, renoise, x0_from_velocity
-from dummyforcing.session import Observer, Session
+from dummyforcing.session import Observer, Received, Session
 
 
 class SessionOptions(TypedDict, total=False):
@@ -71,7 +71,7 @@ class RollingSession(Session):
         self._step = 0  # of the oldest one
 
     @torch.inference_mode()
-    def next_chunk(self) -> Tensor:
+    def next_chunk(self, received: Received | None = None) -> Tensor:
         """Run windows until the next chunk is finished: one, or at first as many as there are steps."""
         self._advance_prompt()
         self._scorer = self._new_scorer()
@@ -80,7 +80,8 @@ class RollingSession(Session):
             self._run_window()
             self._step += 1
         x0 = self._run_window()
-        self.ready = Mark(self._device)
+        if received is not None:
+            received(x0)
         self._commit(x0)
         self._apply_scores()
         return self._finish(x0)
@@ -192,7 +193,7 @@ class RecomputeSession(Session):
         self._first = self._tail  # the video's first frame
 
     @torch.inference_mode()
-    def next_chunk(self) -> Tensor:
+    def next_chunk(self, received: Received | None = None) -> Tensor:
         """Make the next chunk, `(B, chunk_frames, C, h, w)` float32, after its context."""
         if self.frames:
             self.cache.reset()
@@ -201,6 +202,8 @@ class RecomputeSession(Session):
         self._advance_prompt()
         self._scorer = self._new_scorer()
         x0 = self._generate()
+        if received is not None:
+            received(x0)
         self._apply_scores()
         return self._finish(x0)
 

@@ -19,7 +19,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
 from dummyforcing.model import Attention, CausalWan, TimeEmbedding, fingerprint
-from dummyforcing.overlap import Mark, send
+from dummyforcing.overlap import send
 from dummyforcing.plan import Plan
 from dummyforcing.sampling import (
     COMMIT_TIMESTEP,
@@ -29,6 +29,9 @@ from dummyforcing.sampling import (
     seeded_noise,
     x0_from_velocity,
 )
+
+Received = Callable[[Tensor], None]
+"""`received(latents)`, of a chunk, `(B, chunk_frames, C, h, w)`."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,6 @@ class Session:
         self.chunk_frames, self.total_frames = chunk_frames, frames
         self.frames = 0
         """Finished latent frames."""
-        self.ready: Mark | None = None
-        """When the newest chunk that was made has its latents; what follows only prepares the next one."""
         self._recache_frames, self._global_sink = recache_frames, global_sink
         self._source, self._backend, self._observer = source, backend, observer
         self._noise = seeds if callable(seeds) else seeded_noise(seeds)
@@ -177,8 +178,12 @@ class Session:
             yield self.next_chunk()
 
     @torch.inference_mode()
-    def next_chunk(self) -> Tensor:
+    def next_chunk(self, received: Received | None = None) -> Tensor:
         """Make the next chunk.
+
+        Args:
+            received: Is given the latents before the device is asked for anything else, such as the commit
+                pass, so that decoding need not wait for it.
 
         Returns:
             Its latents, `(B, chunk_frames, C, h, w)` float32.
@@ -186,6 +191,8 @@ class Session:
         self._advance_prompt()
         self._scorer = self._new_scorer()
         x0 = self._generate()
+        if received is not None:
+            received(x0)
         self._commit(x0)
         self._apply_scores()
         return self._finish(x0)
@@ -263,7 +270,6 @@ class Session:
         for step, sigma in enumerate(self._steps.sigmas[1:], start=1):
             x0 = self._denoise(renoise(x0, self._draw(), sigma), step)
         self._is_first = False
-        self.ready = Mark(self._device)
         return x0
 
     def _denoise(self, x: Tensor, step: int) -> Tensor:
@@ -294,22 +300,18 @@ class Session:
     ) -> Tensor:
         """Run all blocks over the current frames: fused, if nobody looks at the attention of this pass."""
         rope = self._rope(tokens.shape[1] // self.cache.tokens_per_frame)
-        pinned = self._keeps_pinned(step)
-        scored = (step is None) == (self.policy.score_pass == "commit")
-        scorer = self._scorer if scored else None
-        if self._engine and scorer is None and self._observer is None:
+        if self._engine and self._scorer_of(step) is None and self._observer is None:
+            pinned = self._keeps_pinned(step)
             hidden = self._engine.run(tokens, time, self._text, rope, pinned, kv_only)
             if hidden is not None:
                 return hidden
-        attention = self._attention(step, scorer, pinned, kv_only)
-        return self.model.transform(tokens, time, self._text, rope, attention, kv_only)
+        return self.model.transform(tokens, time, self._text, rope, self._attention(step, kv_only), kv_only)
 
-    def _attention(
-        self, step: int | None, scorer: HeadScorer | None, pinned: bool, kv_only: bool
-    ) -> Attention:
+    def _attention(self, step: int | None, kv_only: bool = False) -> Attention:
         """Self-attention of the current frames through the cache, in a denoising step or a commit pass."""
         call = Call(self.frames // self.chunk_frames, step)
         last = self.model.config.num_layers - 1
+        scorer, pinned = self._scorer_of(step), self._keeps_pinned(step)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             segments = self.cache[layer].write(k, v, pinned)
@@ -322,6 +324,10 @@ class Session:
             return attend(q, segments, self._backend)
 
         return attention
+
+    def _scorer_of(self, step: int | None) -> HeadScorer | None:
+        """What scores the heads in a denoising step or a commit pass."""
+        return self._scorer if (step is None) == (self.policy.score_pass == "commit") else None
 
     def _new_scorer(self) -> HeadScorer | None:
         """What scores the heads while the chunk to classify at is made; None for other chunks."""

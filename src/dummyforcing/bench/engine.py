@@ -45,7 +45,7 @@ class EncodedPrompt(TextEncoder):
 
 def build_engines(
     files: ModelFiles, fp8: Sequence[Fp8], device: torch.device, dtype: torch.dtype, random: bool
-) -> dict[str, Engine]:
+) -> dict[Fp8, Engine]:
     """Make a pipeline for every FP8 mode; they share model and VAE.
 
     Args:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
@@ -12,10 +13,10 @@ from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.errors import TrainedLengthWarning, UserError
+from dummyforcing.fused import Fp8
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.request import Request
 
-FP8_MODES = ("none", "linear", "all")
 SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
 """Height and width in pixels."""
 FP8_CAPABILITY = (8, 9)
@@ -30,7 +31,7 @@ class Settings:
     sizes: tuple[tuple[int, int], ...]
     """Height and width in pixels."""
     policies: tuple[str, ...] = ("dummy",)
-    fp8: tuple[str, ...] = ("none",)
+    fp8: tuple[Fp8, ...] = ("none",)
     skip_steps: tuple[int, ...] = ()
     """Not empty: every policy but `dense` also without these denoising steps."""
     frames: int = 81
@@ -51,7 +52,7 @@ class Configuration:
 
     size: tuple[int, int]
     policy: str
-    fp8: str
+    fp8: Fp8
     skip_steps: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -116,8 +117,8 @@ class Benchmark:
                 f"Model '{preset.name}' has sampler '{preset.sampler}', which cannot be measured chunk by "
                 "chunk; take a model of sampler 'block', such as self-forcing."
             )
-        if unknown := [mode for mode in settings.fp8 if mode not in FP8_MODES]:
-            raise UserError(f"There is no FP8 mode '{unknown[0]}'; take {', '.join(FP8_MODES)}.")
+        if unknown := [mode for mode in settings.fp8 if mode not in get_args(Fp8)]:
+            raise UserError(f"There is no FP8 mode '{unknown[0]}'; take {', '.join(get_args(Fp8))}.")
         if settings.repeats < 1:
             raise UserError(f"{settings.repeats} repeats measure nothing; take 1 or more.")
         if settings.warm_up_chunks is not None and settings.warm_up_chunks < 1:
@@ -181,7 +182,7 @@ class Benchmark:
         }
 
     def _measure(
-        self, size: tuple[int, int], engines: dict[str, Engine], report: Report
+        self, size: tuple[int, int], engines: dict[Fp8, Engine], report: Report
     ) -> dict[Configuration, Record]:
         settings = self.settings
         rows = {row: (engines[row.fp8], request) for row, request in self.rows.items() if row.size == size}

@@ -58,12 +58,13 @@ def load_for(
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":
-    """Pass chunks on, with a bar that counts them and tells the pixel frames per second so far."""
+    """Pass chunks on, with a bar that counts pixel frames and tells how many come per second so far."""
     from tqdm import tqdm
 
-    with tqdm(chunks, desc=label, total=total, unit="chunk") as bar:
-        for chunk in bar:
+    with tqdm(desc=label, total=total, unit="frame") as bar:
+        for chunk in chunks:
             bar.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
+            bar.update(chunk.frames.shape[1])
             yield chunk
 
 

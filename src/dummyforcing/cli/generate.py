@@ -162,7 +162,7 @@ def generate(
     )  # alone, a video may be longer than the memory
     label = request.plan.policy if request.plan else request.policy.name
     with VideoWriter(output, files.preset.fps) as writer:
-        for chunk in progress(pipeline.run(request), request.chunks, label):
+        for chunk in progress(pipeline.run(request), frames, label):
             writer.write(chunk.frames[0])
             chunks.append(chunk)
     if save_plan:
@@ -175,7 +175,7 @@ def generate(
         warnings.simplefilter("ignore")  # all was said about the first video
         stream = pipeline.run(native)
     against = native.policy.name
-    reference = list(progress(stream, native.chunks, against))
+    reference = list(progress(stream, frames, against))
     with VideoWriter(comparison, files.preset.fps) as writer:
         for mine, theirs in zip(chunks, reference, strict=True):
             writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))

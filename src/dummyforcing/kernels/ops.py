@@ -1,7 +1,7 @@
 """The work between the matrix products of a transformer block, in four operations.
 
-Here is what they compute, in torch; on CUDA they run as one Triton kernel each (`ops_triton.py`). They compute
-in float32 whatever they read and write.
+Here is what they compute, in torch; on CUDA they run as one Triton kernel each (`ops_triton.py`). They
+compute in float32 whatever they read and write.
 """
 
 from collections.abc import Sequence
@@ -138,15 +138,13 @@ def place_heads(
 
         ops_triton.place_heads(qkv, gains, rope, targets.table, targets.slots, q, eps)
         return
-    batch, length, heads, width = q.shape
-    tokens = length // targets.slots.shape[1]
-    wide = qkv.float().view(batch, length, 3, heads * width)
-    normed = (
-        F.rms_norm(wide[:, :, i], wide.shape[-1:], gain.float(), eps).unflatten(-1, (heads, width))
-        for i, gain in enumerate(gains)
+    tokens = q.shape[1] // targets.slots.shape[1]
+    *parts, v = qkv.float().chunk(3, dim=-1)
+    turned_q, turned_k = (
+        apply_rope(F.rms_norm(part, part.shape[-1:], gain.float(), eps).view(q.shape), *rope)
+        for part, gain in zip(parts, gains, strict=True)
     )
-    turned_q, turned_k = (apply_rope(t, *rope) for t in normed)
-    v = wide[:, :, 2].unflatten(-1, (heads, width))
+    v = v.reshape(q.shape)
     q.copy_(turned_q[:, :, targets.heads])
     first = 0
     for buffers in targets.buffers:
