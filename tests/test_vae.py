@@ -1,5 +1,6 @@
 """Small random VAEs of every layout; the oracle is diffusers' own one-shot decode and encode."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_streaming_is_one_shot(
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_channels_of_zeros_change_nothing(decoder: VideoDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where convolutions get as many channels as suit cuDNN."""
+    latents = torch.randn(2, 3, 16, 4, 6)
+    expected = decoder.stream().decode_float(latents)
+    monkeypatch.setattr("dummyforcing.vae_stream.fast_width", lambda channels, device: channels + 5)
+    monkeypatch.setattr("dummyforcing.vae.fast_convolutions", lambda vae: nullcontext())
+    torch.testing.assert_close(decoder.stream().decode_float(latents), expected, atol=1e-5, rtol=0)
+
+
 def test_slow_convolutions_are_avoided(decoder: VideoDecoder) -> None:
     with torch.profiler.profile() as profile:
         decoder.decode(latents_of(2))

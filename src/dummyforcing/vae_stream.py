@@ -55,6 +55,7 @@ class StreamedDecoder:
         """
         self._layers: Any = decoder
         self._history: dict[nn.Module, Tensor] = {}
+        self._widened: dict[nn.Module, Tensor] = {}
         self._is_first = True
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ class StreamedDecoder:
 
         With `keep`, the sum is in `x.x` afterwards.
         """
-        batch, frames, *size = x.x.shape
+        batch, frames, height, width, channels = x.x.shape
+        size = height, width, fast_width(channels, x.x.device)
         window = x.x.new_empty(batch, HISTORY + frames, *size)
         history = self._history.get(conv)
         if history is None:
@@ -99,7 +101,7 @@ class StreamedDecoder:
         padding = (0, *(side // 2 for side in conv.kernel_size[1:]))
         out = F.conv3d(
             window.permute(0, 4, 1, 2, 3),
-            conv.weight,
+            self._weight(conv, size[-1]),
             inside,
             conv.stride,
             padding,
@@ -107,6 +109,14 @@ class StreamedDecoder:
             conv.groups,
         )
         return Sum(out.permute(0, 2, 3, 4, 1).contiguous(), later)  # it is, where the library keeps layouts
+
+    def _weight(self, conv: WanCausalConv3d, width: int) -> Tensor:
+        """Weights of a convolution whose input has more channels, all zero."""
+        missing = width - conv.weight.shape[1]
+        if missing and conv not in self._widened:
+            weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing))
+            self._widened[conv] = weight.contiguous(memory_format=torch.channels_last_3d)
+        return self._widened[conv] if missing else conv.weight
 
     def _residual_block(self, block: WanResidualBlock, x: Sum) -> Sum:
         """Two convolutions beside a shortcut; the sum of its input is in `x.x` afterwards."""
@@ -149,6 +159,14 @@ class StreamedDecoder:
         images = large.flatten(0, 1).permute(0, 3, 1, 2)
         out = F.conv2d(images, conv.weight, inside, conv.stride, conv.padding, conv.dilation, conv.groups)
         return Sum(out.permute(0, 2, 3, 1).contiguous().view(*large.shape[:4], -1), later)
+
+
+def fast_width(channels: int, device: torch.device) -> int:
+    """How many channels a convolution in time gets, the others zero.
+
+    cuDNN has a fast kernel for multiples of 64 only: 128 channels take two thirds of the time of 96 on an H200.
+    """
+    return -(-channels // 64) * 64 if device.type == "cuda" and channels > 64 else channels
 
 
 def _biases(conv: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -30,7 +30,8 @@ def add_norm(
         x: Feature maps, contiguous, `(B, T, H, W, C)`. Its contents are lost unless `keep` is given.
         bias: Added to every pixel, `(C,)`.
         residual: Added, like `x`.
-        out: Gets the result; like `x`, but only its samples need be contiguous.
+        out: Gets the result; like `x`, but only its samples need be contiguous, and where it has more channels
+            the others become zero.
         gamma: Gains of the normalisation, `(C,)`; None: the sum is not normalised.
         silu: Whether SiLU follows the normalisation.
         keep: Whether `x` gets the sum.
@@ -54,6 +55,9 @@ def reference_add_norm(
     keep: bool = False,
 ) -> None:
     """`add_norm` in torch."""
+    channels = x.shape[-1]
+    out[..., channels:] = 0
+    out = out[..., :channels]
     total = x.float()
     for part in (bias, residual):
         if part is not None:

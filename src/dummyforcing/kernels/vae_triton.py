@@ -27,6 +27,7 @@ def add_norm_kernel(
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,  # channels of `out`: those beyond C become zero
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
@@ -54,6 +55,8 @@ def add_norm_kernel(
         total *= (1 / tl.maximum(norm, smallest))[:, None] * gain[None, :]
     if SILU:
         total = total / (1 + tl.exp(-total))
+    place = row[:, None] * WIDTH + column[None, :]
+    mask = (row < pixels)[:, None] & (column < WIDTH)[None, :]
     tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
 
 
@@ -108,7 +111,8 @@ def add_norm(
     """See `kernels.vae.add_norm`."""
     batch, channels = x.shape[0], x.shape[-1]
     pixels = x[0].numel() // channels
-    sizes = _sizes(channels)
+    width = out.shape[-1]
+    sizes = _sizes(channels, width)
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
             x,
@@ -119,6 +123,7 @@ def add_norm(
             pixels,
             out.stride(0),
             SMALLEST_NORM,
+            WIDTH=width,
             HAS_BIAS=bias is not None,
             HAS_RESIDUAL=residual is not None,
             NORM=gamma is not None,
@@ -131,7 +136,7 @@ def add_norm(
 def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: int) -> Tensor:
     """See `kernels.vae.upsample`."""
     batch, time, height, width, channels = x.shape
-    sizes = _sizes(channels // frames)
+    sizes = _sizes(channels // frames, channels // frames)
     pixels = batch * time * height * width
     out = torch.empty(
         batch, time * frames, 2 * height, 2 * width, channels // frames, dtype=x.dtype, device=x.device
@@ -153,6 +158,6 @@ def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: in
     return out
 
 
-def _sizes(channels: int) -> dict[str, Any]:
-    columns = triton.next_power_of_2(channels)
+def _sizes(channels: int, width: int) -> dict[str, Any]:
+    columns = triton.next_power_of_2(width)
     return {"C": channels, "COLUMNS": columns, "ROWS": max(ELEMENTS // columns, 1)}
