@@ -138,6 +138,19 @@ def test_float8_stays_near(mode, limit):
     assert session.cache[0].buffers[0].k.dtype == (ops.FP8 if mode == "all" else torch.float32)
 
 
+@pytest.mark.parametrize("mode", ["linear", "all"])
+def test_blocks_can_stay_out_of_float8(mode):
+    model = small_model(layers=3, heads=4, head_dim=16)
+    plan = random_plan(3, 4, 1)
+    exact, _ = rollout(model, plan=plan, frames=6)
+    errors = []
+    for keep in ((), (1,), (0, 1, 2)):
+        coarse, _ = rollout(model, plan=plan, frames=6, fused=FusedWan(model, mode, keep))
+        errors.append((coarse - exact).norm() / exact.norm())
+    assert errors[0] > errors[2]
+    assert (errors[2] < 1e-5) == (mode == "linear")  # attention has no exception
+
+
 def test_float8_modes_have_names():
     with pytest.raises(UserError, match="none, linear, all"):
         FusedWan(small_model(), fp8="everything")

@@ -8,8 +8,9 @@ product whose result goes straight to where attention reads it. `FusedWan.transf
 reads no value back from the GPU, so that `engine.py` can put it into a CUDA graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, get_args
 
@@ -82,6 +83,11 @@ class FusedBlock:
     cross_out: Linear
     ffn: tuple[Linear, Linear]
 
+    @property
+    def fp8(self) -> bool:
+        """Whether the linear layers are in float8."""
+        return self.qkv.scale is not None
+
 
 class Layer(NamedTuple):
     """What self-attention of one layer needs in a pass."""
@@ -95,7 +101,7 @@ class Layer(NamedTuple):
 class FusedWan:
     """The blocks of a `CausalWan` for inference. It holds no state of any rollout."""
 
-    def __init__(self, model: CausalWan, fp8: Fp8 = "none") -> None:
+    def __init__(self, model: CausalWan, fp8: Fp8 = "none", keep: Collection[int] = ()) -> None:
         """Arrange the weights.
 
         Queries', keys' and values' weights of each layer become parts of one matrix, in the model, too, so
@@ -105,6 +111,7 @@ class FusedWan:
             model: On its device, in its dtype.
             fp8: What runs in float8 (e4m3): weights with a scale per output channel, activations with a scale
                 per token, attention unscaled (its queries and keys are normalised).
+            keep: Blocks whose linear layers stay in the model's dtype, if they bear float8 badly.
 
         Raises:
             UserError: If the device has no float8, or a package for it is missing.
@@ -121,37 +128,34 @@ class FusedWan:
         self.fp8, self.config = fp8, model.config
         self.attention_dtype = FP8 if fp8 == "all" else weight.dtype
         """Of queries, and of the cache's keys and values."""
-        self.blocks = [self._arrange(block) for block in model.blocks]  # type: ignore[arg-type]
+        self.blocks = [
+            self._arrange(block, fp8 != "none" and number not in keep)  # type: ignore[arg-type]
+            for number, block in enumerate(model.blocks)
+        ]
         with torch.no_grad():
             base = torch.cat([block.modulation for block in model.blocks]).float()  # type: ignore[misc]
         base[:, [1, 4]] += 1  # scales are factors
         self.modulation = base[:, None]
         """What every block adds to the time embedding, `(layers, 1, 6, dim)` float32; 1 more for scales."""
 
-    def _arrange(self, block: Block) -> FusedBlock:
+    def _arrange(self, block: Block, fp8: bool) -> FusedBlock:
         attention, cross, ffn = block.self_attn, block.cross_attn, block.ffn
         parts = (attention.q, attention.k, attention.v)
         joined = torch.cat([part.weight.detach() for part in parts])
         for part, own in zip(parts, joined.chunk(3), strict=True):
             part.weight.data = own
         bias = torch.cat([part.bias.detach() for part in parts])
+        linear = partial(_linear, fp8=fp8)
         return FusedBlock(
-            self._linear(joined, bias),
+            linear(joined, bias),
             (attention.norm_q.weight.detach(), attention.norm_k.weight.detach()),
-            self._linear(attention.o.weight, attention.o.bias),
+            linear(attention.o.weight, attention.o.bias),
             (block.norm3.weight.detach()[None], block.norm3.bias.detach()[None]),
-            self._linear(cross.q.weight, cross.q.bias),
+            linear(cross.q.weight, cross.q.bias),
             cross.norm_q.weight.detach(),
-            self._linear(cross.o.weight, cross.o.bias),
-            (self._linear(ffn[0].weight, ffn[0].bias), self._linear(ffn[2].weight, ffn[2].bias)),  # type: ignore[arg-type]
+            linear(cross.o.weight, cross.o.bias),
+            (linear(ffn[0].weight, ffn[0].bias), linear(ffn[2].weight, ffn[2].bias)),  # type: ignore[arg-type]
         )
-
-    def _linear(self, weight: Tensor, bias: Tensor) -> Linear:
-        weight, bias = weight.detach(), bias.detach()
-        if self.fp8 == "none":
-            return Linear(weight, bias)
-        rows = quantize_rows(weight)
-        return Linear(rows.values, bias, rows.scale.t())
 
     def backend(self, device: torch.device) -> str:
         """The attention backend for self-attention."""
@@ -178,46 +182,59 @@ class FusedWan:
             backend: Of self-attention, a name of `attention.BACKENDS`.
             kv_only: Stop when the last keys and values are in the cache (the commit pass).
         """
-        heads, eps, fp8 = self.config.num_heads, self.config.eps, self.fp8 != "none"
+        heads, eps = self.config.num_heads, self.config.eps
         batch, length, dim = x.shape
         flat, shape = x.view(-1, dim), (batch, length, heads, dim // heads)
         tokens = length // layers[0].targets.slots.shape[1]
 
         def then(
-            delta: Tensor | None, gate: Tensor | None, norm: tuple[Tensor, Tensor] | None
+            delta: Tensor | None,
+            gate: Tensor | None,
+            norm: tuple[Tensor, Tensor] | None,
+            reader: FusedBlock,
         ) -> Tensor | Rows:
-            y = residual_norm(flat, delta, gate, norm, tokens=tokens, eps=eps, fp8=fp8)
+            y = residual_norm(flat, delta, gate, norm, tokens=tokens, eps=eps, fp8=reader.fp8)
             return flat if y is None else y
 
         # FlashAttention-4 is slower than cuDNN where there are few keys.
         text_attention = cudnn if x.is_cuda and x.dtype != torch.float32 else sdpa
         q = x.new_empty(shape, dtype=self.attention_dtype)
         attended = torch.empty_like(q)
-        y = then(None, None, (modulation[0, :, 1], modulation[0, :, 0]))
+        y = then(None, None, (modulation[0, :, 1], modulation[0, :, 0]), self.blocks[0])
         for number, (block, layer, now) in enumerate(zip(self.blocks, layers, modulation, strict=True)):
             is_last = number == len(self.blocks) - 1
             place_heads(block.qkv(y), block.gains, rope, layer.targets, q, eps)
             if kv_only and is_last:
                 return
             attend_grouped(q, layer.segments, attended, backend)
-            y = then(layer.out(self._rows(attended)), now[:, 2], block.norm3)
+            y = then(layer.out(self._heads(attended, block)), now[:, 2], block.norm3, block)
 
             q_text = rms_norm(block.cross_q(y), block.cross_gain, eps).view(shape)
             seen = text_attention(q_text, *text[number])
-            y = then(block.cross_out(self._rows(seen)), None, (now[:, 4], now[:, 3]))
+            y = then(block.cross_out(self._heads(seen, block)), None, (now[:, 4], now[:, 3]), block)
 
             first, second = block.ffn
             hidden = first.gelu(y)
-            after = None if is_last else (modulation[number + 1, :, 1], modulation[number + 1, :, 0])
-            y = then(second(hidden), now[:, 5], after)
+            after = block if is_last else self.blocks[number + 1]
+            norm = None if is_last else (modulation[number + 1, :, 1], modulation[number + 1, :, 0])
+            y = then(second(hidden), now[:, 5], norm, after)
 
-    def _rows(self, attended: Tensor) -> Tensor | Rows:
+    def _heads(self, attended: Tensor, reader: FusedBlock) -> Tensor | Rows:
         """What a projection of heads `(B, L, H, D)` reads."""
         flat = attended.reshape(-1, self.config.dim)
-        if attended.dtype == FP8:
-            scale = torch.full((len(flat), 1), 1 / FP8_OUT_SCALE, device=flat.device)
-            return Rows(flat, scale)
-        return flat if self.fp8 == "none" else quantize_rows(flat)
+        if attended.dtype != FP8:
+            return quantize_rows(flat) if reader.fp8 else flat
+        if not reader.fp8:
+            return flat.to(reader.out.weight.dtype) / FP8_OUT_SCALE
+        return Rows(flat, torch.full((len(flat), 1), 1 / FP8_OUT_SCALE, device=flat.device))
+
+
+def _linear(weight: Tensor, bias: Tensor, fp8: bool) -> Linear:
+    weight, bias = weight.detach(), bias.detach()
+    if not fp8:
+        return Linear(weight, bias)
+    rows = quantize_rows(weight)
+    return Linear(rows.values, bias, rows.scale.t())
 
 
 def arrange(model: CausalWan, fp8: Fp8 = "none") -> FusedWan | None:

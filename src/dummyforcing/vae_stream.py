@@ -164,7 +164,8 @@ class StreamedDecoder:
 def fast_width(channels: int, device: torch.device) -> int:
     """How many channels a convolution in time gets, the others zero.
 
-    cuDNN has a fast kernel for multiples of 64 only: 128 channels take two thirds of the time of 96 on an H200.
+    cuDNN has its fast kernel for multiples of 64 only: on an H200 128 channels take two thirds of the time of
+    96.
     """
     return -(-channels // 64) * 64 if device.type == "cuda" and channels > 64 else channels
 

@@ -3,16 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from dummyforcing.cli.common import Base, Device, DType, LoRAFiles, Weights, check_output
+from dummyforcing.cli.common import FP8, Base, Device, DType, LoRAFiles, Weights, check_output
 
 if TYPE_CHECKING:
     from dummyforcing.bench.run import Report
-
-FP8 = Literal["none", "linear", "all"]
 
 
 def bench(

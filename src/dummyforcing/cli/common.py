@@ -30,6 +30,8 @@ Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(defa
 PolicyName = Annotated[str, arg(metavar="NAME")]
 PlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: find one)")]
 NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
+FP8 = Literal["none", "linear", "all"]
+"""The modes of `fused.Fp8`, which the help must not import torch for."""
 Device = Literal["auto", "cpu", "cuda"]
 DType = Annotated[
     Literal["float32", "bfloat16"] | None,
@@ -44,6 +46,7 @@ def load_for(
     dtype: str | None,
     offload: bool = False,
     vae: Path | None = None,
+    fp8: FP8 = "none",
 ) -> "Pipeline":
     """Load a model for a request that fits into the memory."""
     from dummyforcing.request import choose_device, choose_dtype
@@ -54,7 +57,7 @@ def load_for(
 
     from dummyforcing.pipeline import Pipeline
 
-    return Pipeline.load(files, where, precision, offload, vae=vae)
+    return Pipeline.load(files, where, precision, offload, vae=vae, fp8=fp8)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":

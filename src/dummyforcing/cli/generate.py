@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from dummyforcing.cli.common import (
+    FP8,
     Base,
     DecoderFile,
     Device,
@@ -57,6 +58,7 @@ def generate(
     dummy_fraction: Fraction = None,
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
+    fp8: FP8 = "none",
     teacache: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: all steps run)")] = None,
     compare: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
@@ -107,6 +109,8 @@ def generate(
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
+        fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
+            (attention, too). For GPUs of compute capability 8.9 or later.
         teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
             code); which ones is printed. Faster, at some cost in quality.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
@@ -151,7 +155,7 @@ def generate(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
             "pixel frames; take policy 'dummy' and more frames."
         )
-    pipeline = load_for(files, native if compare else request, device, dtype, offload, vae)
+    pipeline = load_for(files, native if compare else request, device, dtype, offload, vae, fp8)
     if teacache is not None:
         print_skips(pipeline.skipped_steps(request), len(files.preset.schedule.steps))
 

@@ -28,6 +28,7 @@ from dummyforcing.eval.render import render
 from dummyforcing.eval.results import write_results
 from dummyforcing.eval.suite import aggregate, measure
 from dummyforcing.eval.world import Scene
+from dummyforcing.fused import Fp8
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.video import save_contact_sheet
 
@@ -54,6 +55,8 @@ class Settings:
     """Also ground truth, plain and after the VAE."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    fp8: Fp8 = "none"
+    """What is computed in float8: none, linear or all; on a CPU it is emulated."""
 
 
 def judged(
@@ -100,9 +103,13 @@ def _generate(
 def run(settings: Settings) -> None:
     """Generate, judge, write."""
     settings.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
-    pipeline = load(settings.model, device=settings.device)
+    pipeline = load(settings.model, device=settings.device, fp8=settings.fp8)
     single = benchmark_scenes(min(settings.limit, MAX_SCENES))
-    results: dict[str, object] = {"model": settings.model, "pixel_frames": settings.frames}
+    results: dict[str, object] = {
+        "model": settings.model,
+        "pixel_frames": settings.frames,
+        "fp8": settings.fp8,
+    }
     if settings.ceiling:
         results["ceiling"] = ceiling(pipeline, single, settings)
     for policy in settings.policies:

@@ -30,8 +30,8 @@ def add_norm(
         x: Feature maps, contiguous, `(B, T, H, W, C)`. Its contents are lost unless `keep` is given.
         bias: Added to every pixel, `(C,)`.
         residual: Added, like `x`.
-        out: Gets the result; like `x`, but only its samples need be contiguous, and where it has more channels
-            the others become zero.
+        out: Gets the result; like `x`, but only its samples need be contiguous, and where it has more
+            channels the others become zero.
         gamma: Gains of the normalisation, `(C,)`; None: the sum is not normalised.
         silu: Whether SiLU follows the normalisation.
         keep: Whether `x` gets the sum.
