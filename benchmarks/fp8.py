@@ -6,8 +6,8 @@ python benchmarks/fp8.py --model self-forcing --output benchmarks/results/fp8.js
 All see the same noise and the same past, so that errors are of one pass, not of rollouts that drift apart.
 Also by block: the error with this block alone in float8, which tells whether some had better stay out of it.
 Random weights tell how exact the arithmetic is; what it does to videos only trained ones can tell, so the
-quality score of the bundled model (`python -m dummyforcing.eval.benchmark --fp8 linear`) belongs to it. Without
-a GPU float8 is emulated.
+quality score of the bundled model (`python -m dummyforcing.eval.benchmark --fp8 linear`) belongs to it.
+Without a GPU float8 is emulated.
 """
 
 import argparse
