@@ -122,7 +122,7 @@ def _ragged_kernel(
 ):  # fmt: skip
     tiles = tl.cdiv(length, ROWS)
     head, first = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * ROWS
-    count, stride = tl.load(lengths + head), tl.load(strides + head)
+    count, stride = tl.load(lengths + head).to(tl.int32), tl.load(strides + head)
     k = tl.load(keys + head).to(tl.pointer_type(tl.bfloat16))
     v = tl.load(values + head).to(tl.pointer_type(tl.bfloat16))
     k_tiles = tl.make_tensor_descriptor(k, [count, WIDTH], [stride, 1], [COLUMNS, WIDTH])

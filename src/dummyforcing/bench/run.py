@@ -7,6 +7,7 @@ from typing import get_args
 
 import torch
 
+from dummyforcing.attention import default_backend
 from dummyforcing.bench.engine import Engine, build_engines
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
@@ -15,6 +16,7 @@ from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.errors import TrainedLengthWarning, UserError
 from dummyforcing.fused import Fp8
 from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.pipeline import Pipeline
 from dummyforcing.request import Request
 
 SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
@@ -223,6 +225,7 @@ class Benchmark:
             "size": list(row.size),
             "policy": row.policy,
             "fp8": row.fp8,
+            "attention": _attention(engine.pipeline),
             "skip_steps": list(row.skip_steps),
             "heads": {
                 role: {"heads": count, "sink": plan.table[role].sink, "recent": plan.table[role].recent}
@@ -234,3 +237,10 @@ class Benchmark:
 
 def _has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+
+
+def _attention(pipeline: Pipeline) -> str:
+    """The kernel of self-attention."""
+    if pipeline.fused is not None:
+        return pipeline.fused.backend(pipeline.device)
+    return default_backend(pipeline.device, pipeline.dtype, pipeline.model.config.head_dim)
