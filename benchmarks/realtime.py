@@ -5,7 +5,7 @@ python benchmarks/realtime.py    # the pictures; docs/benchmark.md has the comma
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 
@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 from page import source, table
 
 from dummyforcing.bench.report import label
-from dummyforcing.bench.run import FP8_MODES, SIZES
+from dummyforcing.bench.run import SIZES
+from dummyforcing.fused import Fp8
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -79,8 +80,8 @@ def cells(row: Row, result: Result) -> list[str]:
         label(row, len(result["schedule"])),
         f"{row['fps']:.1f}",
         f"{row['fps_video']:.1f}",
-        f"{row['fps_end_to_end']:.1f}",
-        f"{row['first_frame_ms']:.0f} ms",
+        f"{row['fps_end_to_end']:.1f}" if "fps_end_to_end" in row else "-",
+        f"{row['first_frame_ms']:.0f} ms" if "first_frame_ms" in row else "-",
         f"{row['latency_ms']['p50']:.0f} / {row['latency_ms']['p99']:.0f} ms",
         f"{row['cache_bytes'] / 1e9:.2f} GB",
         "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f} GB",
@@ -108,7 +109,7 @@ def speed_up(result: Result, figure: str = "fps") -> float | None:
         figure: `fps` (the second half of a video) or `fps_video` (all of it).
     """
     rows = {(row["policy"], row["fp8"]): row for row in result["configurations"] if not row["skip_steps"]}
-    for mode in FP8_MODES:
+    for mode in get_args(Fp8):
         if ("dummy", mode) in rows and ("dense", mode) in rows:
             ratio: float = rows["dummy", mode][figure] / rows["dense", mode][figure]
             return ratio
@@ -135,7 +136,7 @@ def speeds(sizes: dict[str, Result]) -> plt.Figure:
             places, [row["fps"] for row in rows], color=[_color(row) for row in rows], height=0.7
         )
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-        ends = [row["fps_end_to_end"] for row in rows]
+        ends = [row.get("fps_end_to_end", float("nan")) for row in rows]
         axes.plot(ends, places, "d", color="white", markeredgecolor="black", label="with the VAE")
         axes.axvline(REAL_TIME, color="tab:red", linewidth=1, linestyle=":", label="real time, 16")
         axes.margins(x=0.15)

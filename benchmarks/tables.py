@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hotpath import speed_page
 from page import page, read_results, source, table
 from realtime import block, read_speed
 from verdicts import against, cost, negated, number, order, runs
@@ -226,6 +227,8 @@ def main() -> None:
         head, rest = new.split(begin)
         new = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     pages = {docs / "models.md": models(), docs / "reproduction.md": page(read_results(RESULTS))}
+    if text := speed_page(RESULTS):
+        pages[docs / "speed.md"] = text
     for path, text in {readme: new, **pages}.items():
         if args.check and (not path.exists() or path.read_text() != text):
             raise SystemExit(f"{path.name} is out of date: run python benchmarks/tables.py")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dummyforcing.cli import main
+from dummyforcing.fused import FusedWan
 from dummyforcing.heads import parse_policy
 from dummyforcing.pipeline import load
 from dummyforcing.session import Session
@@ -36,6 +37,28 @@ def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.Mon
     assert plans[0] == plans[1]
     assert latents[0].std() > 0.1
     torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_fused_path_gives_what_the_plain_one_gives(
+    policy: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight chunks: eager passes, a change of the plan, recorded graphs, a new prompt in between."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
+    videos = []
+    for fused in (None, FusedWan(model)):
+        prompt, seeds = small_prompt(model, batch), range(batch)
+        session = Session(
+            model, prompt, parse_policy(policy), SCHEDULE, (batch, *SHAPE), seeds=seeds, fused=fused
+        )
+        chunks = [session.next_chunk() for _ in range(5)]
+        session.set_prompt(small_prompt(model, batch, seed=9))
+        videos.append(torch.cat([*chunks, *(session.next_chunk() for _ in range(3))], dim=1).cpu())
+    assert videos[0].std() > 0.1
+    torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 
 
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

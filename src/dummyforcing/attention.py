@@ -110,9 +110,18 @@ def default_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     ):
         return "sdpa"
     capability = torch.cuda.get_device_capability(device)
-    if capability >= (9, 0) and find_spec("flash_attn") and find_spec("flash_attn.cute"):
+    if capability >= (9, 0) and _has_flash4():
         return "flash4"
     return "cudnn" if capability >= (8, 0) else "sdpa"
+
+
+def _has_flash4() -> bool:
+    """Whether it can be imported: other versions of the package have a part of it, or lack what it needs."""
+    try:
+        import flash_attn.cute.interface  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def attend(q: Tensor, segments: Sequence[Segment], backend: str | None = None) -> Tensor:

@@ -110,10 +110,12 @@ class Engine:
                 inputs.x, inputs.modulation, self._text, inputs.rope, passes, self._backend, kv_only
             )
 
-        if tokens.is_cuda and all(buffer.is_full for buffer in buffers):
-            self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
-        else:
-            forward()
+        # Triton looks at the current device, not at that of tensors.
+        with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
+            if tokens.is_cuda and all(buffer.is_full for buffer in buffers):
+                self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
+            else:
+                forward()
         return inputs.x
 
     def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:

@@ -128,10 +128,12 @@ class FusedWan:
         self.fp8, self.config = fp8, model.config
         self.attention_dtype = FP8 if fp8 == "all" else weight.dtype
         """Of queries, and of the cache's keys and values."""
-        self.blocks = [
-            self._arrange(block, fp8 != "none" and number not in keep)  # type: ignore[arg-type]
-            for number, block in enumerate(model.blocks)
-        ]
+        # Triton looks at the current device, not at that of tensors.
+        with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+            self.blocks = [
+                self._arrange(block, fp8 != "none" and number not in keep)  # type: ignore[arg-type]
+                for number, block in enumerate(model.blocks)
+            ]
         with torch.no_grad():
             base = torch.cat([block.modulation for block in model.blocks]).float()  # type: ignore[misc]
         base[:, [1, 4]] += 1  # scales are factors
@@ -250,7 +252,7 @@ def arrange(model: CausalWan, fp8: Fp8 = "none") -> FusedWan | None:
     Raises:
         UserError: If float8 was asked for in vain.
     """
-    width = model.config.head_dim
+    device, width = model.patch_embedding.weight.device, model.config.head_dim
+    pays = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     is_able = find_spec("triton") is not None and width & (width - 1) == 0
-    wanted = model.patch_embedding.weight.is_cuda and is_able
-    return FusedWan(model, fp8) if wanted or fp8 != "none" else None
+    return FusedWan(model, fp8) if (pays and is_able) or fp8 != "none" else None

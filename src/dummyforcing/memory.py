@@ -65,7 +65,8 @@ class MemoryEstimate:
 def available_memory(device: torch.device) -> float:
     """Bytes that are free on a device; infinite where the system does not tell."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)  # torch gives back what it only holds
     free = []
     meminfo, cgroup = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if meminfo.exists():

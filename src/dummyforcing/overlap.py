@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all videos: memory that torch has set aside for a stream serves no other one."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
 class Lane:
     """Where the VAE of one video works."""
 
@@ -49,13 +56,13 @@ class Lane:
 
         Args:
             device: Where the work is done.
-            beside: Whether to open a stream, if the device has them, whose work goes before that of others;
-                else the work is done in turn with the caller's own.
+            beside: Whether to work in a stream beside the caller's, if the device has them, whose work goes
+                before that of others; else the work is done in turn with the caller's own.
         """
         self.device = device
         self.stream: torch.cuda.Stream | None = None
         if beside and device.type == "cuda":
-            self.stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+            self.stream = _stream(device)
 
     def take(self, tensor: Tensor, ready: Mark) -> None:
         """Let this lane have a tensor of the current stream; work here waits until it is ready."""

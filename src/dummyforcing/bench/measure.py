@@ -36,9 +36,9 @@ class EndToEnd:
     """A video with the VAE, until its pixel frames are on the host."""
 
     arrivals: tuple[float, ...]
-    """Seconds from the start until every chunk's pixel frames were there."""
+    """Seconds from the start until pixel frames were there: those of a chunk, or of a part of the first."""
     pixel_frames: tuple[int, ...]
-    """Of every chunk."""
+    """How many came each time."""
     first_frame: float
     """Seconds until the first pixel frame was there."""
     peak_bytes: int | None

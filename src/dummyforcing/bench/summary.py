@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import median
 
 import numpy as np
@@ -52,7 +53,7 @@ def summarise(record: Record, engine: Engine, request: Request, mode: str, rates
     return {
         "warm_up_s": short(record.warm_up_s),
         **_speed(record, engine, request),
-        **_end_to_end(record.end_to_end),
+        **_end_to_end(record.end_to_end, engine, request),
         "cache_bytes": record.diffusion[0].cache_bytes,
         "peak_bytes": None if peak is None else peak + engine.weight_bytes,
         "peak_reserved_bytes": record.reserved_bytes,
@@ -80,21 +81,22 @@ def _speed(record: Record, engine: Engine, request: Request) -> Figures:
     }
 
 
-def _end_to_end(videos: Sequence[EndToEnd]) -> Figures:
+def _end_to_end(videos: Sequence[EndToEnd], engine: Engine, request: Request) -> Figures:
     """Of whole videos, if there are any."""
     if not videos:
         return {}
+    preset, before = engine.pipeline.files.preset, request.chunks // 2
+    half = preset.pixel_frames(before * preset.chunk_frames) if before else 0
     return {
-        "fps_end_to_end": short(median(map(_steady_fps, videos))),
+        "fps_end_to_end": short(median(_steady_fps(video, half) for video in videos)),
         "first_frame_ms": short(1000 * median(video.first_frame for video in videos)),
     }
 
 
-def _steady_fps(video: EndToEnd) -> float:
-    """Pixel frames per second of the second half, which begins when all earlier ones are there."""
-    begin = len(video.arrivals) // 2
-    elapsed = video.arrivals[-1] - (video.arrivals[begin - 1] if begin else 0)
-    return sum(video.pixel_frames[begin:]) / elapsed
+def _steady_fps(video: EndToEnd, half: int) -> float:
+    """Pixel frames per second after the first `half` of them are there."""
+    there = dict(zip(accumulate(video.pixel_frames), video.arrivals, strict=True))
+    return (sum(video.pixel_frames) - half) / (video.arrivals[-1] - there.get(half, 0.0))
 
 
 def _efficiency(record: Record, engine: Engine, request: Request, mode: str, rates: Rates) -> Figures:
