@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from inspect import signature
+from math import floor
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dummyforcing.budget import fit_heads
 from dummyforcing.cache import Segment
 from dummyforcing.criteria import CRITERIA, Role, assign_roles
 from dummyforcing.errors import UserError
@@ -41,6 +43,9 @@ __all__ = [
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 """Most logits that scoring holds at a time (one row of a frame at least): as fit a cache, or few launches."""
 
+LONG_CONTEXT = 60
+"""Past frames of a neighbor head under policy `long`: 237 pixel frames."""
+
 RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
 
@@ -61,6 +66,9 @@ class Policy:
     """Share of all heads that become dummy."""
     num_dummy: int | None = None
     """Number of dummy heads; wins over `dummy_fraction`."""
+    budget: Fraction | None = None
+    """Past frames, mean over heads, that all of them may see together once there is a plan: decides the
+    number of dummy heads, and shortens the neighbor heads' context if it must (see `budget.fit_heads`)."""
     classify_at_chunk: int = 1
     """The chunk whose attention is scored; the plan holds from the next one on."""
     score_pass: Literal["denoise", "commit"] = "denoise"
@@ -89,6 +97,16 @@ class Policy:
             raise UserError(
                 f"There is no criterion {self.criterion!r}; the criteria are {', '.join(CRITERIA)}."
             )
+        if self.budget is not None and not self._suits_budget():
+            raise UserError(
+                "A budget is 1 past frame per head or more, and goes with criterion dhp, dummy and sink "
+                "heads that see one past frame, and neighbor heads that see 1 recent one or more."
+            )
+
+    def _suits_budget(self) -> bool:
+        assert self.budget is not None
+        recent = (self.roles[Role.NEIGHBOR].recent if self.roles else None) or 0
+        return recent > 0 and self.roles == _roles(recent) and self.budget >= 1 and self.criterion == "dhp"
 
     def dummy_heads(self, total: int) -> int:
         """How many of `total` heads become dummy.
@@ -133,6 +151,14 @@ def anchored(neighbor: int = 3) -> Policy:
     return Policy("anchored", HeadContext(0, None), roles)
 
 
+def long(cap: int = LONG_CONTEXT) -> Policy:
+    """Dummy Forcing at the cost of a window of 12 frames: few neighbor heads see `cap` frames.
+
+    `budget` has that cost for chunks of 3 frames.
+    """
+    return Policy("long", HeadContext(0, None), _roles(cap), budget=Fraction(9))
+
+
 def official(ar_start: int = 1, m: int = 1, chunk: int = 3) -> Policy:
     """Dummy Forcing as the public code has it, to the letter, quirks included.
 
@@ -171,6 +197,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "window": window,
     "dummy": dummy,
     "anchored": anchored,
+    "long": long,
     "official": official,
 }
 
@@ -329,11 +356,17 @@ def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | Non
         The context of every head, and how it was found.
     """
     assert policy.roles is not None
-    num_dummy = policy.dummy_heads(scores.shape[0] * scores.shape[1])
-    roles = assign_roles(scores, num_dummy, policy.criterion, policy.seed)
+    total, contexts = scores.shape[0] * scores.shape[1], dict(policy.roles)
+    if policy.budget is None:
+        roles = assign_roles(scores, policy.dummy_heads(total), policy.criterion, policy.seed)
+    else:
+        cap = policy.roles[Role.NEIGHBOR].recent
+        assert cap is not None
+        roles, recent = fit_heads(scores, cap, floor(policy.budget * total))
+        contexts[Role.NEIGHBOR] = HeadContext(0, recent)
     return Plan(
         roles=roles,
-        table={str(role): context for role, context in policy.roles.items()},
+        table={str(role): context for role, context in contexts.items()},
         policy=policy.name,
         chunk=chunk,
         score_pass=policy.score_pass,

@@ -11,20 +11,30 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from dummyforcing.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
 from dummyforcing.errors import UserError
-from dummyforcing.heads import Policy, parse_policy
+from dummyforcing.heads import LONG_CONTEXT, Policy, Role, parse_policy
 from dummyforcing.hub import HubFile, find_base, find_part, find_weights
 from dummyforcing.memory import PASS_PIXELS, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
-from dummyforcing.request import Request, check_teacache, place_switches, read_begin
+from dummyforcing.request import (
+    Request,
+    check_teacache,
+    choose_device,
+    choose_dtype,
+    choose_heads,
+    place_switches,
+    read_begin,
+)
 from dummyforcing.tensorfiles import open_tensors
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -123,6 +133,8 @@ class ModelFiles:
         seed: int = 0,
         policy: str | Policy = "dummy",
         dummy_fraction: float | None = None,
+        budget: str | None = None,
+        cache_dtype: torch.dtype | None = None,
         plan: Plan | Literal["shipped"] | None = None,
         image: str | Path | None = None,
         video: str | Path | None = None,
@@ -140,6 +152,8 @@ class ModelFiles:
             seed: Of the first sample's noise.
             policy: Name or policy.
             dummy_fraction: Share of dummy heads.
+            budget: What policy `long` may cost.
+            cache_dtype: Of keys and values, for a budget in bytes; None: as models are loaded by default.
             plan: A plan to use instead of finding one; `shipped`: the model's own.
             image: Image to begin with.
             video: Video to begin with, or to make this one from.
@@ -164,16 +178,13 @@ class ModelFiles:
             )
         if not 0 <= seed < 2**63:
             raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
-        chosen = self.policy(policy)
+        chosen = self.policy(policy, latent_frames)
         if plan == "shipped":
             plan = self.shipped_plan()
-        if dummy_fraction is not None:
-            if plan is not None or chosen.roles is None:
-                cause = (
-                    "a plan is given" if plan is not None else f"policy '{chosen.name}' has no dummy heads"
-                )
-                raise UserError(f"The dummy fraction has no effect when {cause}; leave it out.")
-            chosen = replace(chosen, dummy_fraction=dummy_fraction, num_dummy=None)
+        chosen = choose_heads(chosen, plan, dummy_fraction, budget)
+        if chosen.budget is not None and plan is None and (budget or isinstance(policy, str)):
+            past = self._past_within(budget or DEFAULT_BUDGET, (height, width), cache_dtype)
+            chosen = replace(chosen, budget=past)
         if plan is not None:
             plan.require(self.config.num_layers, self.config.num_heads)
         begin = read_begin(self.preset, image, video, strength, latent_frames, (height, width))
@@ -279,20 +290,48 @@ class ModelFiles:
                 smaller = replace(request, size=(height, width))
                 yield f"--size {width}x{height}", self.estimate(smaller, dtype, loaded=loaded)
 
-    def policy(self, policy: str | Policy) -> Policy:
-        """A policy by name gets the preset's settings where its text gives none."""
+    def _past_within(self, budget: str, size: tuple[int, int], dtype: torch.dtype | None) -> Fraction:
+        """Past frames per head, mean over heads, that a budget pays for in a video of that size."""
+        tokens = size[0] // SIZE_MULTIPLE * (size[1] // SIZE_MULTIPLE)
+        itemsize = (dtype or choose_dtype(None, choose_device("auto"))).itemsize
+        frame_bytes = 2 * tokens * self.config.num_layers * self.config.dim * itemsize
+        current = self.preset.current_frames
+        # Where pinned frames move along, sink heads keep the keys of one frame as they came, too.
+        fixed_bytes = current * frame_bytes + (frame_bytes // 2 if self.preset.reach else 0)
+        return past_within(budget, current, frame_bytes, fixed_bytes)
+
+    def policy(self, policy: str | Policy, frames: int | None = None) -> Policy:
+        """A policy by name gets the preset's settings where its text gives none.
+
+        Args:
+            policy: Name or policy.
+            frames: Latent frames of the video; None: no end.
+
+        Raises:
+            UserError: If there is no such policy, or its heads see further than the model can.
+        """
         if isinstance(policy, Policy):
             return policy
-        defaults = self.preset.dummy
+        defaults, farthest = self.preset.dummy, self.preset.farthest()
+        before = None if frames is None else max(frames - self.preset.current_frames, 1)
+        cap = min(limit for limit in (LONG_CONTEXT, farthest, before) if limit is not None)
         complete = {
             "native": self.preset.native,
             "dummy": f"dummy:{defaults.neighbor_frames}",
             "anchored": f"anchored:{defaults.neighbor_frames}",
+            "long": f"long:{cap}",
             "official": f"official:{defaults.classify_at_chunk},1,{self.preset.chunk_frames}",
         }
         chosen = parse_policy(complete.get(policy, policy))
-        if chosen.name not in ("dummy", "anchored"):
+        if chosen.name not in ("dummy", "anchored", "long"):
             return chosen
+        assert chosen.roles is not None
+        recent = chosen.roles[Role.NEIGHBOR].recent or 0
+        if chosen.name == "long" and farthest is not None and recent > farthest:
+            raise UserError(
+                f"Model '{self.preset.name}' sees {farthest} past frames at most; "
+                f"take long:{farthest} or less."
+            )
         return replace(
             chosen,
             initial=parse_policy(self.preset.native).initial,

@@ -192,7 +192,8 @@ class Pipeline:
         Raises:
             UserError: If anything that was asked for cannot be done.
         """
-        return self.run(self.files.request(prompt, **options))
+        cache_dtype = self.fused.attention_dtype if self.fused else self.dtype
+        return self.run(self.files.request(prompt, cache_dtype=cache_dtype, **options))
 
     def run(self, request: Request) -> Iterator[Chunk]:
         """Make what a request of this pipeline's `files` describes, chunk by chunk.

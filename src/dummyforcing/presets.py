@@ -126,6 +126,12 @@ class Preset:
             return min(frames, self.max_frames) - self.current_frames
         return self.context_frames or self.reach
 
+    def farthest(self) -> int | None:
+        """The most past frames that a head can see, however long the video is; None: no limit."""
+        if self.overlap_frames and self.max_frames is not None:
+            return self.max_frames - self.current_frames
+        return self.context_frames or (self.reach and self.reach - self.current_frames)
+
     def pixel_frames(self, frames: int) -> int:
         """Pixel frames that `frames` latent frames decode to: one for the first, four for each other."""
         return 1 + PIXEL_FRAMES_PER_FRAME * (frames - 1)

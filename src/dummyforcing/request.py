@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -29,9 +29,12 @@ class Options(TypedDict, total=False):
     """Seeds the noise; sample i of a batch uses `seed + i`. 0 by default."""
     policy: str | Policy
     """`dummy` by default; `anchored`, `dense`, `native` (what the model was trained for),
-    `window:SINK,RECENT`, `official`, or a policy of your own."""
+    `window:SINK,RECENT`, `long`, `official`, or a policy of your own."""
     dummy_fraction: float | None
     """Share of the heads that become dummy; the preset's by default."""
+    budget: str | None
+    """What policy `long` may cost: `window:N`, as much as if every head saw N frames, the chunk included, or
+    the size of a video's KV cache, such as `2GB`. `window:12` by default."""
     plan: Plan | Literal["shipped"] | None
     """Used from the first chunk on, nothing is classified then; `shipped`: the one that the model brings."""
     image: str | Path | None
@@ -116,6 +119,8 @@ class Request:
         before = held(self.policy.initial, min(most, classified))
         if not self.has_plan:
             return before
+        if self.policy.budget is not None:
+            return max(before, float(self.policy.budget + self.current))
         return max(before, *(held(context) for context in self.policy.roles.values()))
 
 
@@ -243,6 +248,35 @@ def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> fl
             choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
             raise UserError(f"Step {step} cannot be left out: the first one always runs; {choice}.")
     return tuple(sorted(set(teacache)))
+
+
+def choose_heads(
+    policy: Policy, plan: Plan | None, dummy_fraction: float | None, budget: str | None
+) -> Policy:
+    """Check what shall decide the number of dummy heads, and set it in the policy.
+
+    Args:
+        policy: By itself.
+        plan: Given instead of finding one.
+        dummy_fraction: Share of dummy heads; None: the policy's own.
+        budget: See `Options`; needs the sizes of the model, so it is only checked that it has an effect.
+
+    Raises:
+        UserError: If the fraction or the budget has none.
+    """
+    given = "a plan is given" if plan is not None else None
+    if budget is not None and (given or policy.budget is None):
+        cause = given or f"the policy is '{policy.name}'"
+        raise UserError(f"A budget has no effect when {cause}; leave it out, or take policy long.")
+    if dummy_fraction is None:
+        return policy
+    if given is None and policy.roles is None:
+        given = f"policy '{policy.name}' has no dummy heads"
+    if given is None and policy.budget is not None:
+        given = f"policy '{policy.name}' finds it from its budget"
+    if given:
+        raise UserError(f"The dummy fraction has no effect when {given}; leave it out.")
+    return replace(policy, dummy_fraction=dummy_fraction, num_dummy=None)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -1,7 +1,7 @@
 """The measurements: attention per frame, for every video, chunk, pass and head; saved in one file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -151,9 +151,20 @@ def role_codes(scores: NDArray[np.floating], num_dummy: int) -> NDArray[np.int8]
     Returns:
         Indices into `ROLES`, `(..., layers, heads)`.
     """
+    return _codes(scores, lambda one: assign_roles(one, num_dummy))
+
+
+def policy_codes(scores: NDArray[np.floating], policy: Policy) -> NDArray[np.int8]:
+    """Assign roles as a policy does to each of many sets of scores; as `role_codes`."""
+    return _codes(scores, lambda one: make_plan(policy, one, chunk=0).roles)
+
+
+def _codes(
+    scores: NDArray[np.floating], assign: Callable[[torch.Tensor], tuple[tuple[str, ...], ...]]
+) -> NDArray[np.int8]:
     *many, layers, heads, _ = scores.shape
     codes = [
-        [[ROLES.index(role) for role in row] for row in assign_roles(torch.from_numpy(one), num_dummy)]
+        [[ROLES.index(Role(role)) for role in row] for row in assign(torch.from_numpy(one))]
         for one in np.ascontiguousarray(scores).reshape(-1, layers, heads, 3)
     ]
     return np.array(codes, dtype=np.int8).reshape(*many, layers, heads)

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dummyforcing.atlas import figures
-from dummyforcing.atlas.data import Atlas, role_codes
+from dummyforcing.atlas.data import Atlas, policy_codes
 from dummyforcing.atlas.stability import agreement, findings, single_videos, stability
 from dummyforcing.files import replacing
 from dummyforcing.heads import Policy
@@ -70,7 +70,7 @@ def report(atlas: Atlas, policy: Policy) -> str:
         *_current(atlas, policy, plan),
         *_distances(atlas, policy, plan),
         *_stability(atlas, policy, plan),
-        *_agreement(atlas, policy, plan),
+        *_agreement(atlas, policy),
         *_settings(atlas, policy),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -204,16 +204,15 @@ def _stability(atlas: Atlas, policy: Policy, plan: Plan) -> Iterable[str]:
     yield f"<p class=paper>Paper: core ratio {PAPER_CORE} over prompts, steps and chunks.</p>"
 
 
-def _agreement(atlas: Atlas, policy: Policy, plan: Plan) -> Iterable[str]:
+def _agreement(atlas: Atlas, policy: Policy) -> Iterable[str]:
     found = list(findings(atlas, policy))
-    num_dummy = plan.num_dummy
     rows = []
 
     def compare(name: str, pair: tuple[float, float]) -> None:
         rows.append([name, f"{pair[0]:.0%}", f"{pair[1]:.2f}"])
 
     merged = {
-        name: role_codes(atlas.regions[:, :, :, calls].mean((0, 1, 2, 3), dtype=np.float64), num_dummy)
+        name: policy_codes(atlas.regions[:, :, :, calls].mean((0, 1, 2, 3), dtype=np.float64), policy)
         for name, calls in (("denoising", atlas.denoising), ("commit", atlas.commit))
         if calls
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dummyforcing.atlas.data import ROLES, Atlas, role_codes
+from dummyforcing.atlas.data import ROLES, Atlas, policy_codes, role_codes
 from dummyforcing.heads import Policy, Role
 
 AXES = ("prompt", "seed", "chunk", "step")
@@ -103,12 +103,11 @@ class Finding:
 
 def findings(atlas: Atlas, policy: Policy) -> Iterator[Finding]:
     """Find the roles of every chunk: in the denoising steps of all videos, then in their commit passes."""
-    num_dummy = policy.dummy_heads(atlas.mass.shape[4] * atlas.mass.shape[5])
     for name, calls in (("denoising", atlas.denoising), ("commit", atlas.commit)):
         for place, chunk in enumerate(atlas.settings.chunks):
             if calls:
                 scores = atlas.regions[:, :, place][:, :, calls].mean((0, 1, 2), dtype=np.float64)
-                yield Finding(f"{name}, chunk {chunk}", role_codes(scores, num_dummy))
+                yield Finding(f"{name}, chunk {chunk}", policy_codes(scores, policy))
 
 
 def agreement(a: Codes, b: Codes) -> tuple[float, float]:
@@ -132,7 +131,7 @@ def single_videos(atlas: Atlas, policy: Policy) -> tuple[float, float]:
     merged = np.array([[ROLES.index(Role(role)) for role in row] for row in plan.roles])
     chunks = atlas.settings.chunks
     place = chunks.index(policy.classify_at_chunk) if policy.classify_at_chunk in chunks else 0
-    own = role_codes(atlas.scored(policy)[:, :, place].mean(2, dtype=np.float64), plan.num_dummy)
+    own = policy_codes(atlas.scored(policy)[:, :, place].mean(2, dtype=np.float64), policy)
     pairs = [agreement(codes, merged) for codes in own.reshape(-1, *merged.shape)]
     same, overlap = np.mean(pairs, axis=0).tolist()
     return same, overlap

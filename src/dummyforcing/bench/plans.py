@@ -77,7 +77,7 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
         return fixture_plan(layers, heads)
     if name != "long":
         if name not in (*POLICIES, "native"):
-            names = ", ".join((*POLICIES, "native", "long"))
+            names = ", ".join((*POLICIES, "native"))
             raise UserError(f"There is no policy '{policy}' to measure; the policies are {names}.")
         return None
     parts = numbers.split(",")

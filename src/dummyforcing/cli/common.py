@@ -10,6 +10,8 @@ from dummyforcing.errors import UserError
 from dummyforcing.files import temporary
 
 if TYPE_CHECKING:
+    import torch
+
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk, Pipeline
     from dummyforcing.plan import Plan
@@ -27,6 +29,9 @@ DecoderFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(de
 LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE]")]
 Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
+BudgetText = Annotated[
+    str | None, arg(metavar="window:N|SIZE", help_behavior_hint="(default: window:12 with policy long)")
+]
 PolicyName = Annotated[str, arg(metavar="NAME")]
 PlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: find one)")]
 NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
@@ -58,6 +63,15 @@ def load_for(
     from dummyforcing.pipeline import Pipeline
 
     return Pipeline.load(files, where, precision, offload, vae=vae, fp8=fp8)
+
+
+def cache_dtype(device: str, dtype: str | None, fp8: FP8 = "none") -> "torch.dtype":
+    """What a model loaded with these options keeps keys and values in."""
+    import torch
+
+    from dummyforcing.request import choose_device, choose_dtype
+
+    return torch.float8_e4m3fn if fp8 == "all" else choose_dtype(dtype, choose_device(device))
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":

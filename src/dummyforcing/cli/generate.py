@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 from dummyforcing.cli.common import (
     FP8,
     Base,
+    BudgetText,
     DecoderFile,
     Device,
     DType,
@@ -23,6 +24,7 @@ from dummyforcing.cli.common import (
     Prompt,
     Size,
     Weights,
+    cache_dtype,
     check_output,
     load_for,
     parse_size,
@@ -56,6 +58,7 @@ def generate(
     fade: Annotated[int, arg(metavar="CHUNKS")] = 1,
     policy: PolicyName = "dummy",
     dummy_fraction: Fraction = None,
+    budget: BudgetText = None,
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
     fp8: FP8 = "none",
@@ -82,6 +85,10 @@ def generate(
       dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
       dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4
 
+    A long memory in some heads, at the cost of a window of 12 frames, or in a cache of 15 MB:
+      dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget window:12
+      dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget 15MB
+
     A public model, fetched from the Hugging Face Hub or read from files of your own, on a small GPU:
       dummyforcing generate "a yellow star spins" --model self-forcing --offload
       dummyforcing generate "a yellow star spins" --model self-forcing --weights FILE.pt --base FOLDER
@@ -105,8 +112,11 @@ def generate(
         fade: Chunks over which a prompt fades into the next.
         policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles), anchored (by their
             roles, one frame more each), dense (all) or native (as the model was trained). Also
-            window:SINK,RECENT (so many first and last ones) and official (as the public code).
+            window:SINK,RECENT (so many first and last ones), long (by their roles, some of them far back, the
+            others one frame, within --budget; long:CAP: CAP frames back) and official (as the public code).
         dummy_fraction: Share of all heads that become dummy.
+        budget: What policy long may cost: window:12, as much as if every head saw 12 latent frames, the chunk
+            included; or the size of the KV cache, such as 500MB or 2GB.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
         fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
@@ -141,6 +151,8 @@ def generate(
         seed=seed,
         policy=policy,
         dummy_fraction=dummy_fraction,
+        budget=budget,
+        cache_dtype=cache_dtype(device, dtype, fp8),
         plan=read_plan(plan, files),
         image=image,
         video=video,

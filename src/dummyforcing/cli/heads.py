@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dummyforcing.cli.common import (
     Base,
+    BudgetText,
     Device,
     DType,
     Fraction,
@@ -20,6 +21,7 @@ from dummyforcing.cli.common import (
     PolicyName,
     Size,
     Weights,
+    cache_dtype,
     check_output,
     load_for,
     parse_list,
@@ -65,6 +67,7 @@ def heads(
     seed: int = 0,
     policy: PolicyName = "dummy",
     dummy_fraction: Fraction = None,
+    budget: BudgetText = None,
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
     device: Device = "auto",
@@ -105,8 +108,11 @@ def heads(
         atlas: Measurements to show instead of making some.
         size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
         seed: Of the noise.
-        policy: A policy that classifies heads: dummy, anchored or official.
+        policy: A policy that classifies heads: dummy, anchored, long or official. For a plan of long videos
+            give long:CAP, so many past frames for neighbor heads: long alone suits a video of --frames.
         dummy_fraction: Share of all heads that become dummy.
+        budget: What policy long may cost: window:12, as much as if every head saw 12 latent frames, the chunk
+            included; or the size of the KV cache, such as 500MB or 2GB.
         plan: Head plan to show instead of finding one; shipped: the one that comes with the model.
         save_plan: Where to write the plan that was found.
         device: Where to compute; auto takes a GPU if there is one.
@@ -138,7 +144,14 @@ def heads(
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     length, pixels = frames or 81, parse_size(size)
     request = files.request(
-        texts[0], frames=length, size=pixels, seed=seed, policy=policy, dummy_fraction=dummy_fraction
+        texts[0],
+        frames=length,
+        size=pixels,
+        seed=seed,
+        policy=policy,
+        dummy_fraction=dummy_fraction,
+        budget=budget,
+        cache_dtype=cache_dtype(device, dtype),
     )
     if not is_atlas:
         shown = read_plan(plan, files) or load_for(files, request, device, dtype, offload).find_plan(request)
