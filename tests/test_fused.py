@@ -13,7 +13,7 @@ from dummyforcing.samplers import SAMPLERS
 from dummyforcing.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
-POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official"]
+POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official"]
 
 
 def rollout(model, policy="dummy", *, sampler="block", batch=1, frames=18, change=None, **options):

@@ -15,7 +15,7 @@ from dummyforcing.samplers import SAMPLERS, RecomputeSession
 from dummyforcing.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
 
-POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official", "official:2,1"]
+POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official", "official:2,1"]
 
 
 def start(model, policy="dummy", seeds=(0,), prompt=None, schedule=SCHEDULE, **options):
