@@ -15,6 +15,6 @@ for policy, budget in (("window:3,6", None), ("long", BUDGET)):
     longest = max(context.total or 0 for context in contexts)
     print(
         f"{policy}: {video.cache_bytes / 1e6:.1f} MB of keys and values, "
-        f"{sum(context.total == longest for context in contexts)} of {len(contexts)} heads see {longest} past "
-        f"frames, {video.timings.fps_without_vae:.1f} FPS without VAE"
+        f"{sum(context.total == longest for context in contexts)} of {len(contexts)} heads see {longest} "
+        f"past frames, {video.timings.fps_without_vae:.1f} FPS without VAE"
     )
