@@ -250,7 +250,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--frames", "80"], "take 69 or 81"),
         ([PROMPT, "--frames", "81", "--seconds", "5"], "give one of them"),
         ([PROMPT, "--seconds", "-1"], "take more than 0"),
-        ([PROMPT, "--policy", "sparse"], "the policies are dense, window, dummy, anchored, official"),
+        ([PROMPT, "--policy", "sparse"], "the policies are dense, window, dummy, anchored, long, official"),
         ([PROMPT, "--policy", "window:1"], "window:"),
         ([PROMPT, "--policy", "dense", "--dummy-fraction", "0.5"], "has no dummy heads"),
         ([PROMPT, "--dummy-fraction", "2"], "between 0 and 1"),
