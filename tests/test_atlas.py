@@ -285,6 +285,7 @@ def test_findings_are_one_chunk_and_pass_each() -> None:
 def test_single_videos_equal_the_plan_if_there_is_one_video() -> None:
     assert single_videos(made_up(chunks=1, steps=3), parse_policy("dummy")) == (1, 1)
     assert single_videos(made_up(prompts=5, steps=3), parse_policy("dummy"))[0] < 0.9
+    assert single_videos(made_up(chunks=1, steps=3), parse_policy("long:50")) == (1, 1)
 
 
 # Files

@@ -63,13 +63,14 @@ def fit_heads(scores: Tensor, cap: int, past: int) -> tuple[tuple[tuple[Role, ..
     Heads that look more at first than at middle frames are sink; sink and dummy heads see one past frame, so
     only neighbor heads cost more, all of them alike. The exact optimum of two aims, in this order:
 
-    1. Neighbor heads see as many past frames as possible up to `cap`, which one such head can always have
-       unless the whole budget is smaller.
-    2. The heads that become dummy have the least summed opportunity cost (see `criteria.dhp`), at such a
-       total cost. Making a sink head dummy saves nothing, and all neighbor heads save equally much, so these
-       are the cheapest neighbor heads, and as few as possible.
+    1. Neighbor heads see `cap` past frames, or, where the budget has no room for one such head, as many as a
+       single head can.
+    2. Of all sets of dummy heads that meet the budget then, this one has the least summed opportunity cost
+       (see `criteria.dhp`). Making a sink head dummy saves nothing, and all neighbor heads save equally much:
+       so it is the cheapest neighbor heads, as few as will do.
 
-    What is left then is less than one more neighbor head costs.
+    If there are dummy heads, what is left of the budget is less than one more neighbor head costs; no context
+    is made shorter to spend it.
 
     Args:
         scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
