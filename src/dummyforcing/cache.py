@@ -286,6 +286,8 @@ class KVCache:
         self.frames_reserved = frames or 0
         self.frames = 0
         """Committed latent frames."""
+        self.layout = 0
+        """Another number whenever heads move to other buffers."""
         # Layers refer back weakly: a cache that nobody needs any more frees its memory at once, not when the
         # garbage collector finds the cycle.
         back: KVCache = weakref.proxy(self)
@@ -336,6 +338,7 @@ class KVCache:
                 self._rebuild(number, rows, self.chunk_frames)
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
+        self.layout += 1
         # One layer at a time: the old and the new buffers of all layers never exist together.
         self._layers[number] = self._layers[number].rebuilt(rows, end)
 
