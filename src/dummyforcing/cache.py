@@ -16,6 +16,7 @@ video, which means to turn their keys on, and recent frames that would share the
 
 import weakref
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +66,24 @@ class Segment:
             out.copy_(part)
 
 
+@dataclass(frozen=True)
+class BufferState:
+    """What one buffer holds of the past, and where."""
+
+    samples: list[int]
+    heads: list[int]
+    slots: list[Slots]
+    """Of each of `heads`."""
+    shifts: list[int]
+    """How far the pinned keys are turned, of each group of heads with the same slots."""
+    k: Tensor
+    """Keys up to the last slot in use, `(B', S, H', D)`."""
+    v: Tensor
+    """Values, likewise."""
+    pinned_k: Tensor
+    """The pinned keys as they came, if they are to move."""
+
+
 class _Buffer:
     """Keys and values of the heads that form one segment."""
 
@@ -98,6 +117,20 @@ class _Buffer:
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes + self.pinned_k.nbytes
+
+    def state(self) -> "BufferState":
+        """What another buffer needs to go on from here; shares memory."""
+        past = self.cache.frames
+        used = 1 + max((s.slot(f) for s, _, _ in self._groups for f in s.held(past)), default=-1)
+        k, v = (buffer[:, : used * self.cache.tokens_per_frame] for buffer in (self.k, self.v))
+        return BufferState(self.samples, self.heads, self.slots, self._shifts, k, v, self.pinned_k)
+
+    def load_state(self, state: "BufferState") -> None:
+        """Take over what a buffer with the same samples, heads and slots held."""
+        self.k[:, : state.k.shape[1]] = state.k
+        self.v[:, : state.v.shape[1]] = state.v
+        self.pinned_k.copy_(state.pinned_k)
+        self._shifts = list(state.shifts)
 
     @property
     def is_plain(self) -> bool:
@@ -187,9 +220,21 @@ class _Buffer:
 class LayerCache:
     """The cache of one layer."""
 
-    def __init__(self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> None:
-        self._cache, self.rows = cache, rows
-        self.buffers: list[_Buffer] = []
+    def __init__(
+        self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], buffers: Sequence[_Buffer]
+    ) -> None:
+        self._cache, self.rows, self.buffers = cache, rows, buffers
+
+    @classmethod
+    def empty(cls, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
+        """Make room for what heads with these slots see, one row per sample.
+
+        Args:
+            cache: What the layer belongs to.
+            rows: The slots of every sample's heads.
+            end: One more than the newest frame of the next pass.
+        """
+        buffers: list[_Buffer] = []
         for row in dict.fromkeys(rows):
             samples = [sample for sample, other in enumerate(rows) if other == row]
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
@@ -197,7 +242,26 @@ class LayerCache:
             for head, slots in enumerate(row):
                 count = len(slots.visible(cache.frames, end))
                 groups.setdefault((slots.context.total, count), []).append(head)
-            self.buffers += [_Buffer(cache, samples, row, heads) for heads in groups.values()]
+            buffers += [_Buffer(cache, samples, row, heads) for heads in groups.values()]
+        return cls(cache, rows, buffers)
+
+    @classmethod
+    def from_state(cls, cache: "KVCache", states: Sequence[BufferState]) -> "LayerCache":
+        """Make a layer that holds what the buffers of another one did."""
+        found = {
+            (sample, head): slots
+            for state in states
+            for sample in state.samples
+            for head, slots in zip(state.heads, state.slots, strict=True)
+        }
+        heads = range(len(found) // cache.batch)
+        rows = [tuple(found[sample, head] for head in heads) for sample in range(cache.batch)]
+        buffers = []
+        for state in states:
+            buffer = _Buffer(cache, state.samples, rows[state.samples[0]], state.heads)
+            buffer.load_state(state)
+            buffers.append(buffer)
+        return cls(cache, rows, buffers)
 
     def write(self, k: Tensor, v: Tensor, pinned: bool = True) -> list[Segment]:
         """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
@@ -229,7 +293,7 @@ class LayerCache:
             end: One more than the newest frame of the next pass.
         """
         past = self._cache.frames
-        layer = LayerCache(self._cache, rows, end)
+        layer = LayerCache.empty(self._cache, rows, end)
         old_buffers = [buffer.unmoved() for buffer in self.buffers]
         for new in layer.buffers:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
@@ -291,7 +355,7 @@ class KVCache:
         # Layers refer back weakly: a cache that nobody needs any more frees its memory at once, not when the
         # garbage collector finds the cycle.
         back: KVCache = weakref.proxy(self)
-        self._layers = [LayerCache(back, rows, chunk_frames) for rows in self._slots(plans)]
+        self._layers = [LayerCache.empty(back, rows, chunk_frames) for rows in self._slots(plans)]
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers[layer]
@@ -336,6 +400,23 @@ class KVCache:
             rows = [tuple(replace(slots, start=0) for slots in row) for row in layer.rows]
             if rows != layer.rows:
                 self._rebuild(number, rows, self.chunk_frames)
+
+    def state(self) -> list[list[BufferState]]:
+        """What the buffers of every layer hold; shares memory with them."""
+        return [[buffer.state() for buffer in layer.buffers] for layer in self._layers]
+
+    def load_state(self, frames: int, layers: Sequence[Sequence[BufferState]]) -> None:
+        """Hold what a cache of the same sizes held when `frames` frames were committed; copies it."""
+        self.frames = frames
+        for number, states in enumerate(layers):
+            self._layers[number] = LayerCache.from_state(weakref.proxy(self), states)
+
+    def copy(self) -> "KVCache":
+        """Another cache that holds the same."""
+        other = copy(self)
+        other._layers = list(self._layers)
+        other.load_state(self.frames, self.state())
+        return other
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self.layout += 1

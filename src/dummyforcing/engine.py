@@ -59,6 +59,10 @@ class Engine:
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
+    def over(self, cache: KVCache) -> "Engine":
+        """An engine like this one for another session's cache."""
+        return Engine(self._fused, cache, self._backend)
+
     def run(
         self,
         tokens: Tensor,
