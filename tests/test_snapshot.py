@@ -112,6 +112,12 @@ def test_half_precision(tmp_path):
     rollouts.check(tmp_path / "s")
 
 
+def test_float8(tmp_path):
+    rollouts = Rollouts(batch=2)
+    rollouts.options["fused"] = FusedWan(rollouts.model, "all")
+    rollouts.check(tmp_path / "s")
+
+
 def test_a_plan_given_at_the_start_stays(tmp_path):
     found = Rollouts()
     session = found.begin()

@@ -408,6 +408,7 @@ class KVCache:
     def load_state(self, frames: int, layers: Sequence[Sequence[BufferState]]) -> None:
         """Hold what a cache of the same sizes held when `frames` frames were committed; copies it."""
         self.frames = frames
+        self.layout += 1
         for number, states in enumerate(layers):
             self._layers[number] = LayerCache.from_state(weakref.proxy(self), states)
 
