@@ -8,17 +8,16 @@ import torch
 import dummyforcing
 from dummyforcing.video import side_by_side, write_mp4
 
-BEGINNING = "a red ball bounces on a green floor"
-ENDINGS = ["a blue cube spins on a green floor", "a red ball grows on a green floor"]
+ENDINGS = ["shrinks", "grows"]
 
 pipeline = dummyforcing.load("tiny")
-session = pipeline.rollout(pipeline.files.request(BEGINNING, frames=81)).session
+session = pipeline.rollout(pipeline.files.request("a red ball bounces on a green floor")).session
 beginning = [session.next_chunk() for _ in range(3)]
 
 videos = []
-for prompt in ENDINGS:
+for ending in ENDINGS:
     branch = session.fork()
-    branch.set_prompt(pipeline.text.encode([prompt]))
+    branch.set_prompt(pipeline.text.encode([f"a red ball {ending} on a green floor"]))
     latents = torch.cat([*beginning, *branch], dim=1)
     videos.append(pipeline.vae.decode(latents)[0].cpu().numpy())
 
