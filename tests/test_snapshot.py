@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -163,7 +164,9 @@ def test_a_fork_does_not_need_the_original():
     session = rollouts.begin()
     rollouts.advance(session, 0, 4)
     fork = session.fork().fork()
+    forgotten = weakref.ref(session.cache)
     del session
+    assert forgotten() is None
     assert equal(rollouts.advance(fork, 4, CHUNKS), expected[4:])
 
 

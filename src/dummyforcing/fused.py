@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dummyforcing.attention import FP8_OUT_SCALE, attend_grouped, cudnn, default_backend, require, sdpa
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.errors import UserError
 from dummyforcing.kernels.ops import (
     FP8,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.criteria import CRITERIA, Role, assign_roles
 from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan

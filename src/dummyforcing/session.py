@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import KVCache, Segment
+from dummyforcing.buffers import Segment
+from dummyforcing.cache import KVCache
 from dummyforcing.engine import Engine
 from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan

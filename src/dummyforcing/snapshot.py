@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dummyforcing.cache import BufferState, KVCache
+from dummyforcing.buffers import BufferState
+from dummyforcing.cache import KVCache
 from dummyforcing.engine import Engine
 from dummyforcing.errors import UserError
 from dummyforcing.files import replacing
