@@ -77,7 +77,7 @@ class Resumable:
         `copy.deepcopy`, which a function is not: forks share it.
 
         Returns:
-            The other session, without a prompt's change or anything else in between.
+            The other session, with the same prompt and those that it was to fade into.
         """
         other = copy(self)
         other.cache = self.cache.copy()
