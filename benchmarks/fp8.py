@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dummyforcing.bench.engine import PROMPT, random_model
+from dummyforcing.bench.candidates import PROMPT, random_model
 from dummyforcing.bench.plans import fixture_plan
 from dummyforcing.eval.results import write_results
 from dummyforcing.fused import FusedWan

@@ -18,7 +18,7 @@ spin_briefly()  # before torch is imported
 import torch
 from torch.profiler import profile
 
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.eval.results import write_results
 from dummyforcing.heads import HeadScorer, make_plan, parse_policy, row_sampler
 from dummyforcing.request import choose_device

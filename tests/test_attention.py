@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from oracles import softmax_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dummyforcing.bench import run as bench_run
-from dummyforcing.bench.engine import EncodedPrompt, build_engines, random_model
+from dummyforcing.bench.candidates import EncodedPrompt, build_candidates, random_model
 from dummyforcing.bench.flops import Flops, Work
 from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
 from dummyforcing.bench.plans import fixture_plan, plan_of
@@ -147,7 +147,7 @@ def test_rates_and_the_floor() -> None:
 def test_figures_of_known_times(model_folder: Path) -> None:
     """Three chunks, two videos; the second half is the last two chunks."""
     files = ModelFiles.open(model_folder)
-    (engine,) = build_engines(files, ("none",), CPU, torch.float32, random=False).values()
+    (engine,) = build_candidates(files, ("none",), CPU, torch.float32, random=False).values()
     request = files.request("a ball", frames=33, policy="dense", teacache=[1])
     plan, past = Plan.uniform(3, 4, HeadContext(0, None)), (0, 3, 6)
     record = Record(

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from dummyforcing.cache import KVCache, Segment
+from dummyforcing.buffers import Segment
+from dummyforcing.cache import KVCache
 from dummyforcing.criteria import CRITERIA, Role, assign_roles, choose_dummies
 from dummyforcing.errors import UserError
 from dummyforcing.heads import HeadScorer, make_plan, parse_policy

@@ -61,6 +61,35 @@ def test_the_fused_path_gives_what_the_plain_one_gives(
     torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path) -> None:
+    """Bit by bit, from before the classification and from among recorded graphs, new prompt included."""
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda", torch.bfloat16)
+    rules = model, parse_policy(policy), SCHEDULE, (2, *SHAPE)
+    options = {"frames": 24, "fused": FusedWan(model) if fused else None}
+
+    def advance(session: Session, begin: int) -> torch.Tensor:
+        chunks = []
+        for number in range(begin, 8):
+            if number == 6:
+                session.set_prompt(small_prompt(model, 2, seed=9))
+            chunks.append(session.next_chunk())
+        return torch.cat(chunks, 1).cpu()
+
+    for begin in (1, 5):
+        session = Session(model, small_prompt(model, 2), *rules[1:], seeds=[0, 1], **options)
+        for _ in range(begin):
+            session.next_chunk()
+        session.save(tmp_path / "s")
+        others = [session.fork(), Session.restore(tmp_path / "s", *rules, **options)]
+        expected = advance(session, begin)
+        assert expected.std() > 0.1
+        for other in others:
+            assert torch.equal(advance(other, begin), expected)
+            assert other.plans == session.plans
+
+
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same video with all work in one stream, also where a new prompt comes in between."""
     pipeline = load("tiny", device="cuda")

@@ -88,8 +88,8 @@ def test_given_plan_is_small_from_the_first_chunk(pipeline: Pipeline) -> None:
     found = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45)]
     given = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, plan=plan)]
     dense = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, policy="dense")]
-    assert given == [given[0]] * 4
-    assert found[1:] == given[1:]
+    assert given == [given[0]] * 5  # the first chunk comes in two parts
+    assert found[2:] == given[2:]
     assert found[0] <= 2 * dense[-1] / 4
     assert given[0] < dense[-1]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.errors import UserError
 
 

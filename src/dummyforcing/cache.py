@@ -16,180 +16,36 @@ video, which means to turn their keys on, and recent frames that would share the
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from dummyforcing.buffers import Buffer, BufferState, Segment
 from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan
-from dummyforcing.rope import apply_rope, rope_table
-from dummyforcing.slots import Slots, runs
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What some heads of some samples attend to in one attention call."""
-
-    samples: Tensor | None
-    """Which samples, `(B',)` int64; None: all."""
-    heads: Tensor | None
-    """Which heads, `(H',)` int64; None: all, in order."""
-    k: Tensor
-    """Keys, `(B', S, H', D)`: the visible past and the current chunk."""
-    v: Tensor
-    """Values, likewise."""
-    frames: tuple[tuple[int, ...], ...]
-    """The frame, counted from the start of the cache, in each slot of `S`, for each of the `H'` heads."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this is the only segment, with the heads in order."""
-        return self.samples is None and self.heads is None
-
-    def select(self, x: Tensor) -> Tensor:
-        """Take this segment's part of `x (B, L, H, D)`."""
-        if self.samples is not None:
-            x = x.index_select(0, self.samples)
-        return x if self.heads is None else x.index_select(2, self.heads)
-
-    def scatter(self, out: Tensor, part: Tensor) -> None:
-        """Write `part (B', L, H', D)` to its place in `out (B, L, H, D)`."""
-        if self.samples is not None and self.heads is not None:
-            out[self.samples[:, None], :, self.heads] = part.transpose(1, 2)
-        elif self.samples is not None:
-            out.index_copy_(0, self.samples, part)
-        elif self.heads is not None:
-            out.index_copy_(2, self.heads, part)
-        else:
-            out.copy_(part)
-
-
-class _Buffer:
-    """Keys and values of the heads that form one segment."""
-
-    def __init__(
-        self, cache: "KVCache", samples: list[int], slots: Sequence[Slots], heads: list[int]
-    ) -> None:
-        self.cache, self.samples = cache, samples
-        # Heads with the same slots are neighbours, so that one copy serves all of them.
-        first = {s: i for i, s in reversed(list(enumerate(slots)))}
-        self.heads = sorted(heads, key=lambda head: first[slots[head]])
-        self.slots = [slots[head] for head in self.heads]
-        self._groups = [(s, self.slots.index(s), self.slots.count(s)) for s in dict.fromkeys(self.slots)]
-        total = self.slots[0].context.total
-        self.bounded = total is not None
-        if total is None:
-            count = max(cache.frames_reserved, len(self.slots[0].held(cache.frames)))
-        else:
-            count = total + cache.chunk_frames
-        self.k, self.v = self._empty(count), self._empty(count)
-        # Pinned keys as they came, if they are to move: turned from here every time, errors don't add up.
-        pinned = max(s.context.sink for s in self.slots) if cache.reach is not None else 0
-        self.pinned_k = self._empty(pinned)
-        self._shifts = [0] * len(self._groups)
-        everyone, every_head = len(samples) == cache.batch, self.heads == list(range(len(slots)))
-        self._samples = None if everyone else torch.tensor(samples, device=cache.device)
-        self._heads = None if every_head else torch.tensor(self.heads, device=cache.device)
-        self._pass: tuple[int, int, bool] | None = None
-        self.targets: list[tuple[int, ...]] = []
-        """The slot of each current frame, -1 where it has none, for each of `heads`."""
-
-    @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes + self.pinned_k.nbytes
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether all samples share this buffer, and what is visible in the current pass is its prefix."""
-        return self._samples is None and not self._gathers
-
-    @property
-    def is_full(self) -> bool:
-        """Whether later passes like the current one see as many frames, in the same memory."""
-        return self.bounded and self.segment.k.shape[1] == self.k.shape[1]
-
-    def prepare(self, current: int, pinned: bool) -> Segment:
-        now = (self.cache.frames, current, pinned)
-        if self._pass != now:
-            self._turn(*now)
-            self._pass = now
-        return self.segment
-
-    def write(self, k: Tensor, v: Tensor, pinned: bool) -> Segment:
-        self.prepare(k.shape[1] // self.cache.tokens_per_frame, pinned)
-        for buffer, new in ((self.k, self.segment.select(k)), (self.v, self.segment.select(v))):
-            for lo, hi, source, target in self._writes:
-                buffer[:, target, lo:hi] = new[:, source, lo:hi]
-        if not self._gathers:
-            return self.segment
-        k, v = (
-            torch.cat([buffer[:, :, lo:hi].index_select(1, tokens) for lo, hi, tokens in self._gathers], 2)
-            for buffer in (self.k, self.v)
-        )
-        return replace(self.segment, k=k, v=v)
-
-    def _turn(self, past: int, current: int, pinned: bool) -> None:
-        """Get ready for a pass over `current` frames from `past` on."""
-        size, end = self.cache.tokens_per_frame, past + current
-        visible = [slots.visible(past, end, pinned) for slots, _, _ in self._groups]
-        count = len(visible[0])
-        if not self.bounded and count * size > self.k.shape[1]:
-            self.k, self.v = (_grown(t, count * size) for t in (self.k, self.v))
-        self.move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._groups])
-        self._writes: list[tuple[int, int, slice, slice]] = []
-        self.targets = []
-        shown: list[tuple[int, ...]] = []
-        places: list[tuple[int, int, list[int]]] = []
-        for (slots, lo, heads), frames in zip(self._groups, visible, strict=True):
-            new = [(frame, slots.slot(frame)) for frame in frames if frame >= past]
-            self.targets += [tuple(dict(new).get(frame, -1) for frame in range(past, end))] * heads
-            for frame, slot, length in runs(new):
-                source = slice((frame - past) * size, (frame - past + length) * size)
-                target = slice(slot * size, (slot + length) * size)
-                self._writes.append((lo, lo + heads, source, target))
-            frames = sorted(frames, key=slots.slot)
-            shown += [tuple(frames)] * heads
-            places.append((lo, lo + heads, [slots.slot(frame) for frame in frames]))
-        k, v = (buffer[:, : count * size] for buffer in (self.k, self.v))
-        self.segment = Segment(self._samples, self._heads, k, v, tuple(shown))
-        is_prefix = all(slots == list(range(count)) for _, _, slots in places)
-        self._gathers = [] if is_prefix else [(lo, hi, self._tokens(slots)) for lo, hi, slots in places]
-
-    def move_pinned(self, shifts: Sequence[int]) -> None:
-        """Turn the pinned keys of each group of heads to stand so many frames after their own."""
-        for i, ((slots, lo, heads), shift) in enumerate(zip(self._groups, shifts, strict=True)):
-            if shift == self._shifts[i] or not slots.context.sink:
-                continue
-            span, columns = slice(slots.context.sink * self.cache.tokens_per_frame), slice(lo, lo + heads)
-            if self._shifts[i] == 0:
-                self.pinned_k[:, span, columns] = self.k[:, span, columns]
-            turn = rope_table(torch.tensor([shift]), 1, 1, self.cache.head_dim, self.cache.device)
-            self.k[:, span, columns] = apply_rope(self.pinned_k[:, span, columns], *turn)
-            self._shifts[i] = shift
-
-    def unmoved(self) -> "_Buffer":
-        """This buffer with the pinned keys where they were made."""
-        self.move_pinned([0] * len(self._groups))
-        return self
-
-    def _empty(self, frames: int) -> Tensor:
-        shape = len(self.samples), frames * self.cache.tokens_per_frame, len(self.heads), self.cache.head_dim
-        return torch.empty(shape, dtype=self.cache.dtype, device=self.cache.device)
-
-    def _tokens(self, slots: list[int]) -> Tensor:
-        """The tokens of some slots."""
-        within = torch.arange(self.cache.tokens_per_frame)
-        tokens = torch.tensor(slots)[:, None] * self.cache.tokens_per_frame + within
-        return tokens.flatten().to(self.cache.device)
+from dummyforcing.slots import Slots
 
 
 class LayerCache:
     """The cache of one layer."""
 
-    def __init__(self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> None:
-        self._cache, self.rows = cache, rows
-        self.buffers: list[_Buffer] = []
+    def __init__(
+        self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], buffers: Sequence[Buffer]
+    ) -> None:
+        self._cache, self.rows, self.buffers = cache, rows, buffers
+
+    @classmethod
+    def empty(cls, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
+        """Make room for what heads with these slots see, one row per sample.
+
+        Args:
+            cache: What the layer belongs to.
+            rows: The slots of every sample's heads.
+            end: One more than the newest frame of the next pass.
+        """
+        buffers: list[Buffer] = []
         for row in dict.fromkeys(rows):
             samples = [sample for sample, other in enumerate(rows) if other == row]
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
@@ -197,7 +53,26 @@ class LayerCache:
             for head, slots in enumerate(row):
                 count = len(slots.visible(cache.frames, end))
                 groups.setdefault((slots.context.total, count), []).append(head)
-            self.buffers += [_Buffer(cache, samples, row, heads) for heads in groups.values()]
+            buffers += [Buffer(cache, samples, row, heads) for heads in groups.values()]
+        return cls(cache, rows, buffers)
+
+    @classmethod
+    def from_state(cls, cache: "KVCache", states: Sequence[BufferState]) -> "LayerCache":
+        """Make a layer that holds what the buffers of another one did."""
+        found = {
+            (sample, head): slots
+            for state in states
+            for sample in state.samples
+            for head, slots in zip(state.heads, state.slots, strict=True)
+        }
+        heads = range(len(found) // cache.batch)
+        rows = [tuple(found[sample, head] for head in heads) for sample in range(cache.batch)]
+        buffers = []
+        for state in states:
+            buffer = Buffer(cache, state.samples, rows[state.samples[0]], state.heads)
+            buffer.load_state(state)
+            buffers.append(buffer)
+        return cls(cache, rows, buffers)
 
     def write(self, k: Tensor, v: Tensor, pinned: bool = True) -> list[Segment]:
         """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
@@ -229,7 +104,7 @@ class LayerCache:
             end: One more than the newest frame of the next pass.
         """
         past = self._cache.frames
-        layer = LayerCache(self._cache, rows, end)
+        layer = LayerCache.empty(self._cache, rows, end)
         old_buffers = [buffer.unmoved() for buffer in self.buffers]
         for new in layer.buffers:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
@@ -286,10 +161,12 @@ class KVCache:
         self.frames_reserved = frames or 0
         self.frames = 0
         """Committed latent frames."""
+        self.layout = 0
+        """Another number whenever heads move to other buffers."""
         # Layers refer back weakly: a cache that nobody needs any more frees its memory at once, not when the
         # garbage collector finds the cycle.
         back: KVCache = weakref.proxy(self)
-        self._layers = [LayerCache(back, rows, chunk_frames) for rows in self._slots(plans)]
+        self._layers = [LayerCache.empty(back, rows, chunk_frames) for rows in self._slots(plans)]
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers[layer]
@@ -335,7 +212,26 @@ class KVCache:
             if rows != layer.rows:
                 self._rebuild(number, rows, self.chunk_frames)
 
+    def state(self) -> list[list[BufferState]]:
+        """What the buffers of every layer hold; shares memory with them."""
+        return [[buffer.state() for buffer in layer.buffers] for layer in self._layers]
+
+    def load_state(self, frames: int, layers: Sequence[Sequence[BufferState]]) -> None:
+        """Hold what a cache of the same sizes held when `frames` frames were committed; copies it."""
+        self.frames = frames
+        self.layout += 1
+        for number, states in enumerate(layers):
+            self._layers[number] = LayerCache.from_state(weakref.proxy(self), states)
+
+    def copy(self) -> "KVCache":
+        """Another cache that holds the same."""
+        other = copy(self)
+        other._layers = list(self._layers)
+        other.load_state(self.frames, self.state())
+        return other
+
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
+        self.layout += 1
         # One layer at a time: the old and the new buffers of all layers never exist together.
         self._layers[number] = self._layers[number].rebuilt(rows, end)
 
@@ -368,9 +264,3 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(buffer.nbytes for layer in self._layers for buffer in layer.buffers)
-
-
-def _grown(buffer: Tensor, tokens: int) -> Tensor:
-    larger = buffer.new_empty(buffer.shape[0], tokens, *buffer.shape[2:])
-    larger[:, : buffer.shape[1]] = buffer
-    return larger

@@ -2,12 +2,12 @@
 
 Once all rings of the cache are full, every pass of a kind (denoising step or commit pass) is the same
 sequence of kernels on the same memory; only numbers in small tables differ, such as the slots of the current
-frames.
-From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the cache, so its
-graphs are made anew, at the cost of one pass each on the host.
+frames. From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the
+cache, so the graphs are made anew, each at the cost of one pass on the host.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -54,10 +54,14 @@ class Engine:
         self._inputs: dict[tuple[int, ...], _Inputs] = {}
         self._text: TextKV = []
         self._text_source: TextKV | None = None
-        self._addresses: tuple[int, ...] = ()
+        self._layout: tuple[int, ...] = ()
         self._places: list[_Place] = []
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
+
+    def over(self, cache: KVCache) -> "Engine":
+        """An engine like this one for another session's cache."""
+        return Engine(self._fused, cache, self._backend)
 
     def run(
         self,
@@ -89,10 +93,12 @@ class Engine:
         buffers = [buffer for layer in layers for buffer in layer.buffers]
         if len(time.blocks) > 1 or not all(buffer.is_plain for buffer in buffers):
             return None
-        addresses = tuple(buffer.k.data_ptr() for buffer in buffers)
-        if addresses != self._addresses:
-            self._addresses = addresses
+        layout = (self._cache.layout, *(t.data_ptr() for buffer in buffers for t in (buffer.k, buffer.v)))
+        if layout != self._layout:
+            self._layout = layout
             self._graphs.clear()
+            for known in self._inputs.values():
+                known.written = None
             self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]
         inputs = self._fill(tokens, time, text, rope, frames)
         if inputs.written != (self._cache.frames, pinned):
@@ -132,7 +138,7 @@ class Engine:
     def _capture(self, forward: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record what a pass asks of the GPU, which goes on meanwhile, unlike with `torch.cuda.graph`."""
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = _capture_stream(main.device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -186,13 +192,18 @@ class Engine:
         order = torch.tensor(heads, device=device)
         out = block.out
         if heads != sorted(heads):
-            weight = (
-                out.weight.view(torch.uint8) if out.scale is not None else out.weight
-            )  # float8 can't index
+            # torch indexes no float8.
+            weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
             grouped = weight.view(len(weight), len(heads), width)[:, order].flatten(1)
             out = out._replace(weight=grouped.view(out.weight.dtype))
         table = torch.tensor([rows[head] for head in sorted(rows)], device=device)
         return _Place(order, table, out)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _slots(layers: list[LayerCache]) -> list[list[tuple[int, ...]]]:

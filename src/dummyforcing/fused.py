@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dummyforcing.attention import FP8_OUT_SCALE, attend_grouped, cudnn, default_backend, require, sdpa
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.errors import UserError
 from dummyforcing.kernels.ops import (
     FP8,
@@ -120,9 +120,9 @@ class FusedWan:
             raise UserError(f"There is no float8 mode {fp8!r}; the modes are {', '.join(get_args(Fp8))}.")
         weight = model.patch_embedding.weight
         if fp8 != "none" and weight.is_cuda and torch.cuda.get_device_capability(weight.device) < (8, 9):
-            raise UserError(
-                "This GPU has no float8 (that needs compute capability 8.9 or later); leave fp8 off."
-            )
+            raise UserError("This GPU has no float8, which needs compute capability 8.9; leave fp8 off.")
+        if fp8 != "none" and weight.is_cuda and weight.dtype != torch.bfloat16:
+            raise UserError("On a GPU float8 goes with bfloat16; leave --dtype or --fp8 out.")
         if fp8 == "all" and weight.is_cuda:
             require("fp8")
         self.fp8, self.config = fp8, model.config

@@ -330,8 +330,8 @@ def load(
         offload: Whether to spare the GPU's memory: the text encoder runs in the main memory, and the VAE's
             weights come from there only while it works.
         fp8: What runs in float8, for speed at some error: `none`, `linear` (the linear layers) or `all`
-            (attention, too).
-        vae: A small decoder for models with the latents of Wan 2.1, several times faster than the VAE's own
+            (attention, too). A CPU emulates it, slowly.
+        vae: A small decoder for models with the latents of Wan 2.1, faster than the VAE's own
             and with less detail: the file `taew2_1.pth` of TAEHV.
 
     Returns:

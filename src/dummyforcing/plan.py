@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dummyforcing.errors import UserError
 
@@ -103,17 +104,9 @@ class Plan:
                 "make a plan with this model."
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON that a person can read; the file appears whole or not at all.
-
-        Args:
-            path: The file; its folder must exist.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
-        path = Path(path)
-        fields = {
+    def to_fields(self) -> dict[str, object]:
+        """The plan as data for JSON."""
+        return {
             "format": FORMAT,
             "policy": self.policy,
             "chunk": self.chunk,
@@ -125,9 +118,42 @@ class Plan:
             "roles": [" ".join(row) for row in self.roles],
             "scores": self.scores,
         }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Plan":
+        """The plan that `to_fields` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: If the data are something else.
+        """
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is {fields['format']!r}")
+        scores = fields["scores"]
+        return cls(
+            roles=tuple(tuple(row.split()) for row in fields["roles"]),
+            table={role: HeadContext(**context) for role, context in fields["contexts"].items()},
+            policy=fields["policy"],
+            chunk=fields["chunk"],
+            score_pass=fields["pass"],
+            seed=fields["seed"],
+            num_dummy=fields["num_dummy"],
+            scores=scores and tuple(tuple(tuple(head) for head in row) for row in scores),
+            fingerprint=fields["fingerprint"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON that a person can read; the file appears whole or not at all.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        path = Path(path)
         text = (
             "{\n"
-            + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in fields.items())
+            + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in self.to_fields().items())
             + "\n}\n"
         )
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -154,21 +180,7 @@ class Plan:
             UserError: If there is no readable plan, or it was made with another model.
         """
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            if fields["format"] != FORMAT:
-                raise ValueError(f"its format is {fields['format']!r}")
-            scores = fields["scores"]
-            plan = cls(
-                roles=tuple(tuple(row.split()) for row in fields["roles"]),
-                table={role: HeadContext(**context) for role, context in fields["contexts"].items()},
-                policy=fields["policy"],
-                chunk=fields["chunk"],
-                score_pass=fields["pass"],
-                seed=fields["seed"],
-                num_dummy=fields["num_dummy"],
-                scores=scores and tuple(tuple(tuple(head) for head in row) for row in scores),
-                fingerprint=fields["fingerprint"],
-            )
+            plan = cls.from_fields(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(f"The head plan {path} cannot be read: {error.strerror}.") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:

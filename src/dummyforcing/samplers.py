@@ -4,7 +4,7 @@ session = SAMPLERS[preset.sampler](model, prompt_embeds, policy, schedule, shape
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class RollingSession(Session):
 
     Source: Rolling Forcing (arXiv:2509.25161).
     """
+
+    STATE = (*Session.STATE, "_window", "_step")
 
     def __init__(
         self,
@@ -152,6 +154,9 @@ class RecomputeSession(Session):
     Source: Krea Realtime 14B (huggingface.co/krea/krea-realtime-video).
     """
 
+    STATE = (*Session.STATE, "_first")
+    RULES: ClassVar = {**Session.RULES, "context_frames": "number of context frames"}
+
     def __init__(
         self,
         model: CausalWan,
@@ -216,6 +221,19 @@ class RecomputeSession(Session):
         """
         for x0 in self._chunks_of(latents):
             self._finish(x0)
+
+    def fork(self) -> Self:
+        """Make another session that goes on from here; see `Session`.
+
+        Raises:
+            UserError: If the context begins with a decoded frame: of what the fork makes, nobody decodes any.
+        """
+        if self._first_latent is not None:
+            raise UserError(
+                "A session whose context begins with a decoded frame cannot be forked; save it, and restore "
+                "it with a first_latent of its own."
+            )
+        return super().fork()
 
     def _context(self) -> Tensor:
         """The frames to build the cache from, `(B, F, C, h, w)`."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dummyforcing.attention import attend
-from dummyforcing.cache import KVCache, Segment
+from dummyforcing.buffers import Segment
+from dummyforcing.cache import KVCache
 from dummyforcing.engine import Engine
 from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
@@ -29,6 +30,7 @@ from dummyforcing.sampling import (
     seeded_noise,
     x0_from_velocity,
 )
+from dummyforcing.snapshot import Resumable
 
 Received = Callable[[Tensor], None]
 """`received(latents)`, of a chunk, `(B, chunk_frames, C, h, w)`."""
@@ -49,7 +51,7 @@ Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
 are in the cache; `q (B, L, H, D)` are the queries with RoPE applied."""
 
 
-class Session:
+class Session(Resumable):
     """The state of one rollout of a batch of videos; the model holds none of it.
 
     This is the block loop: a chunk goes through all denoising steps, then through a commit pass that makes it

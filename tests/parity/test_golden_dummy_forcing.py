@@ -7,6 +7,7 @@ import torch
 from goldenfile import ROLES, TOLERANCE, assert_near, cases, files_of, read
 from rollout import NotingSession, run
 
+from dummyforcing.fused import FusedWan
 from dummyforcing.heads import dummy, official
 from dummyforcing.sampling import COMMIT_TIMESTEP
 from dummyforcing.teacache import skip_table
@@ -52,6 +53,21 @@ def test_rollout(path, name):
     assert {"latents", "frame_attn_score", "head_assignment"} <= set(stored)
     for key, expected in stored.items():
         assert_near(noted[key], expected, f"{name}/{key}", 0 if expected.dtype == torch.int64 else TOLERANCE)
+
+
+@pytest.mark.parametrize(("path", "name"), cases("dummy_forcing"))
+def test_the_fused_path_meets_the_same(path, name):
+    """All but the outputs of single modules, which it does not have."""
+    golden = read(path)
+    variant, stored = golden.meta["variants"][name], golden.under(name)
+    policy, rows = policy_of(golden, name)
+    fused = FusedWan(golden.model)
+    session = NotingSession(golden, policy, rows, skips=skips_of(golden, variant), fused=fused)
+    noted = run(session, golden.chunks(name))
+    compared = [key for key in stored if key == "latents" or key.endswith(("/flow", "/x0"))]
+    assert "latents" in compared
+    for key in compared:
+        assert_near(noted[key], stored[key], f"{name}/{key}", TOLERANCE)
 
 
 def variant_for_comparison(path):

@@ -6,6 +6,7 @@ from goldenfile import TOLERANCE, assert_near, files_of, read
 from rollout import commit_flow, in_order, schedule_tensors
 
 from dummyforcing.heads import window
+from dummyforcing.model import CausalWan
 from dummyforcing.samplers import RollingSession
 
 
@@ -27,7 +28,11 @@ class NotingRolling(RollingSession):
             seeds=in_order(draws(golden)),
             **options,
         )
-        self.model.register_forward_hook(lambda _m, _i, out: setattr(self, "flow", out))
+        self.model.unpatchify = self.note_flow
+
+    def note_flow(self, *args):
+        self.flow = CausalWan.unpatchify(self.model, *args)
+        return self.flow
 
     def _run_window(self):
         x0 = super()._run_window()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dummyforcing.atlas.data import Atlas, Settings
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.errors import UserError
 from dummyforcing.heads import Policy, RowSampler, frame_regions, region_mass, row_sampler
 from dummyforcing.model import fingerprint

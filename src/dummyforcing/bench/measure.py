@@ -7,8 +7,8 @@ from itertools import islice
 
 import torch
 
+from dummyforcing.bench.candidates import Candidate
 from dummyforcing.bench.clock import Clock
-from dummyforcing.bench.engine import Engine
 from dummyforcing.plan import Plan
 from dummyforcing.request import Request
 
@@ -75,20 +75,20 @@ class Memory:
         return torch.cuda.max_memory_allocated(self._device) - self._before
 
 
-def warm_up(engine: Engine, request: Request, chunks: int | None, with_vae: bool) -> Record:
+def warm_up(candidate: Candidate, request: Request, chunks: int | None, with_vae: bool) -> Record:
     """Make a video, or its first chunks, that does not count: kernels are built, graphs are captured."""
-    device, count = engine.pipeline.device, min(chunks or request.chunks, request.chunks)
+    device, count = candidate.pipeline.device, min(chunks or request.chunks, request.chunks)
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
     memory, start = Memory(device), time.perf_counter()
     if with_vae:
-        stream = engine.pipeline.run(request)
+        stream = candidate.pipeline.run(request)
         for _ in islice(stream, count):
             pass
         del stream
     else:
-        rollout = engine.pipeline.rollout(request)
+        rollout = candidate.pipeline.rollout(request)
         for _ in range(count):
             rollout.next_latents()
     if device.type != "cuda":
@@ -97,10 +97,10 @@ def warm_up(engine: Engine, request: Request, chunks: int | None, with_vae: bool
     return Record(time.perf_counter() - start, memory.peak(), torch.cuda.max_memory_reserved(device))
 
 
-def diffuse(engine: Engine, request: Request) -> Diffusion:
+def diffuse(candidate: Candidate, request: Request) -> Diffusion:
     """Make the latents of a video and time its chunks; nothing waits for the device before the end."""
-    memory, clock = Memory(engine.pipeline.device), Clock(engine.pipeline.device)
-    rollout = engine.pipeline.rollout(request)
+    memory, clock = Memory(candidate.pipeline.device), Clock(candidate.pipeline.device)
+    rollout = candidate.pipeline.rollout(request)
     plans, past, early, marks = [], [], None, [clock.mark()]
     for chunk in range(request.chunks):
         plans.append(rollout.session.plan)
@@ -115,11 +115,11 @@ def diffuse(engine: Engine, request: Request) -> Diffusion:
     return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)
 
 
-def make_video(engine: Engine, request: Request) -> EndToEnd:
+def make_video(candidate: Candidate, request: Request) -> EndToEnd:
     """Make a video as `dummyforcing generate` does, up to its pixel frames on the host."""
-    memory, start = Memory(engine.pipeline.device), time.perf_counter()
+    memory, start = Memory(candidate.pipeline.device), time.perf_counter()
     arrivals, pixel_frames, first_frame = [], [], 0.0
-    for chunk in engine.pipeline.run(request):
+    for chunk in candidate.pipeline.run(request):
         arrivals.append(time.perf_counter() - start)
         pixel_frames.append(chunk.frames.shape[1])
         first_frame = chunk.timings.first_frame

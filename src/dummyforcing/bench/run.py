@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from dummyforcing.attention import default_backend
-from dummyforcing.bench.engine import Engine, build_engines
+from dummyforcing.bench.candidates import Candidate, build_candidates
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
@@ -170,35 +170,35 @@ class Benchmark:
         rates = Rates(matmul_rate(self.device, self.dtype))
         if modes != ("none",):
             rates = Rates(rates.plain, matmul_rate(self.device, torch.float8_e4m3fn))
-        engines = build_engines(self.files, modes, self.device, self.dtype, self._random)
+        candidates = build_candidates(self.files, modes, self.device, self.dtype, self._random)
         records: dict[Configuration, Record] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainedLengthWarning)  # nobody looks at these videos
             for size in dict.fromkeys(row.size for row in self.rows):
-                records |= self._measure(size, engines, report)
+                records |= self._measure(size, candidates, report)
         return {
             **self._conditions(rates),
             "configurations": [
-                self._result(row, record, engines[row.fp8], rates) for row, record in records.items()
+                self._result(row, record, candidates[row.fp8], rates) for row, record in records.items()
             ],
         }
 
     def _measure(
-        self, size: tuple[int, int], engines: dict[Fp8, Engine], report: Report
+        self, size: tuple[int, int], candidates: dict[Fp8, Candidate], report: Report
     ) -> dict[Configuration, Record]:
         settings = self.settings
-        rows = {row: (engines[row.fp8], request) for row, request in self.rows.items() if row.size == size}
+        rows = {row: (candidates[row.fp8], request) for row, request in self.rows.items() if row.size == size}
         records = {}
-        for row, (engine, request) in rows.items():
+        for row, (candidate, request) in rows.items():
             report(f"{row}: warm-up")
-            records[row] = warm_up(engine, request, settings.warm_up_chunks, settings.vae)
+            records[row] = warm_up(candidate, request, settings.warm_up_chunks, settings.vae)
         for _ in range(settings.repeats):
-            for row, (engine, request) in rows.items():
+            for row, (candidate, request) in rows.items():
                 report(f"{row}: diffusion")
-                records[row].diffusion.append(diffuse(engine, request))
+                records[row].diffusion.append(diffuse(candidate, request))
                 if settings.vae:
                     report(f"{row}: end to end")
-                    records[row].end_to_end.append(make_video(engine, request))
+                    records[row].end_to_end.append(make_video(candidate, request))
         return records
 
     def _conditions(self, rates: Rates) -> dict[str, object]:
@@ -219,19 +219,21 @@ class Benchmark:
             },
         }
 
-    def _result(self, row: Configuration, record: Record, engine: Engine, rates: Rates) -> dict[str, object]:
+    def _result(
+        self, row: Configuration, record: Record, candidate: Candidate, rates: Rates
+    ) -> dict[str, object]:
         plan = record.diffusion[0].plans[-1]
         return {
             "size": list(row.size),
             "policy": row.policy,
             "fp8": row.fp8,
-            "attention": _attention(engine.pipeline),
+            "attention": _attention(candidate.pipeline),
             "skip_steps": list(row.skip_steps),
             "heads": {
                 role: {"heads": count, "sink": plan.table[role].sink, "recent": plan.table[role].recent}
                 for role, count in plan.counts.items()
             },
-            **summarise(record, engine, self.rows[row], row.fp8, rates),
+            **summarise(record, candidate, self.rows[row], row.fp8, rates),
         }
 
 

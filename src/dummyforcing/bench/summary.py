@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from dummyforcing.bench.engine import Engine
+from dummyforcing.bench.candidates import Candidate
 from dummyforcing.bench.flops import Flops, Work
 from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
 from dummyforcing.plan import Plan
@@ -38,12 +38,12 @@ class Rates:
         return work.linear / linear + work.self_attention / attention + work.cross_attention / self.plain
 
 
-def summarise(record: Record, engine: Engine, request: Request, mode: str, rates: Rates) -> Figures:
+def summarise(record: Record, candidate: Candidate, request: Request, mode: str, rates: Rates) -> Figures:
     """Sum up what was measured of a configuration; docs/benchmark.md says what the figures mean.
 
     Args:
         record: With one video or more.
-        engine: What made them.
+        candidate: What made them.
         request: What was asked for.
         mode: `none`, `linear` or `all`.
         rates: Of the device.
@@ -52,19 +52,19 @@ def summarise(record: Record, engine: Engine, request: Request, mode: str, rates
     peak = _most([record.peak_bytes, *(video.peak_bytes for video in videos)])
     return {
         "warm_up_s": short(record.warm_up_s),
-        **_speed(record, engine, request),
-        **_end_to_end(record.end_to_end, engine, request),
+        **_speed(record, candidate, request),
+        **_end_to_end(record.end_to_end, candidate, request),
         "cache_bytes": record.diffusion[0].cache_bytes,
-        "peak_bytes": None if peak is None else peak + engine.weight_bytes,
+        "peak_bytes": None if peak is None else peak + candidate.weight_bytes,
         "peak_reserved_bytes": record.reserved_bytes,
         "memory_growth_bytes": _most(video.growth_bytes for video in record.diffusion),
-        **_efficiency(record, engine, request, mode, rates),
+        **_efficiency(record, candidate, request, mode, rates),
     }
 
 
-def _speed(record: Record, engine: Engine, request: Request) -> Figures:
+def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
     """Of diffusion alone."""
-    preset = engine.pipeline.files.preset
+    preset = candidate.pipeline.files.preset
     seconds = np.array([video.seconds for video in record.diffusion])
     typical = np.median(seconds, axis=0)
     latencies = 1000 * seconds[:, steady(request)].ravel()
@@ -81,11 +81,11 @@ def _speed(record: Record, engine: Engine, request: Request) -> Figures:
     }
 
 
-def _end_to_end(videos: Sequence[EndToEnd], engine: Engine, request: Request) -> Figures:
+def _end_to_end(videos: Sequence[EndToEnd], candidate: Candidate, request: Request) -> Figures:
     """Of whole videos, if there are any."""
     if not videos:
         return {}
-    preset, before = engine.pipeline.files.preset, request.chunks // 2
+    preset, before = candidate.pipeline.files.preset, request.chunks // 2
     half = preset.pixel_frames(before * preset.chunk_frames) if before else 0
     return {
         "fps_end_to_end": short(median(_steady_fps(video, half) for video in videos)),
@@ -99,13 +99,13 @@ def _steady_fps(video: EndToEnd, half: int) -> float:
     return (sum(video.pixel_frames) - half) / (video.arrivals[-1] - there.get(half, 0.0))
 
 
-def _efficiency(record: Record, engine: Engine, request: Request, mode: str, rates: Rates) -> Figures:
+def _efficiency(record: Record, candidate: Candidate, request: Request, mode: str, rates: Rates) -> Figures:
     """Counted work in the time of the second half, against what the device could do."""
-    preset, config = engine.pipeline.files.preset, engine.pipeline.files.config
+    preset, config = candidate.pipeline.files.preset, candidate.pipeline.files.config
     sides = zip(request.size, config.patch_size[1:], strict=True)
-    rows, columns = (side // engine.pipeline.vae.stride // patch for side, patch in sides)
+    rows, columns = (side // candidate.pipeline.vae.stride // patch for side, patch in sides)
     work = Work(config, rows * columns, preset.chunk_frames, preset.reach)
-    steps = len(preset.schedule.steps) - len(engine.pipeline.skipped_steps(request))
+    steps = len(preset.schedule.steps) - len(candidate.pipeline.skipped_steps(request))
     plans, past = record.diffusion[0].plans, record.diffusion[0].past
     counted = [work.chunk(plan, frames, steps) for plan, frames in zip(plans, past, strict=True)]
     counted = counted[steady(request)]

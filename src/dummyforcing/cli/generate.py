@@ -120,7 +120,7 @@ def generate(
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
         fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
-            (attention, too). For GPUs of compute capability 8.9 or later.
+            (attention, too). For GPUs of compute capability 8.9 or later; a CPU emulates it, slowly.
         teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
             code); which ones is printed. Faster, at some cost in quality.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
@@ -129,8 +129,7 @@ def generate(
         dtype: Precision of the computation.
         offload: Spare the GPU's memory: the text encoder runs in the main memory, the VAE's weights come from
             there only to decode. A 1.3B model then fits into 12 GB.
-        vae: Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: several times faster, with less
-            detail.
+        vae: Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: faster, with less detail.
     """
     comparison = output.with_name(f"{output.stem}-compare.mp4")
     for path, suffix in ((output, ".mp4"), (comparison if compare else None, ".mp4"), (save_plan, ".json")):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.cache import Segment
+from dummyforcing.buffers import Segment
 from dummyforcing.heads import HeadScorer
 from dummyforcing.model import CausalWan, TextKV
 from dummyforcing.pipeline import Pipeline

@@ -20,7 +20,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Engine:
+class Candidate:
     """A pipeline, and what its weights take of the GPU."""
 
     pipeline: Pipeline
@@ -43,9 +43,9 @@ class EncodedPrompt(TextEncoder):
         return []
 
 
-def build_engines(
+def build_candidates(
     files: ModelFiles, fp8: Sequence[Fp8], device: torch.device, dtype: torch.dtype, random: bool
-) -> dict[Fp8, Engine]:
+) -> dict[Fp8, Candidate]:
     """Make a pipeline for every FP8 mode; they share model and VAE.
 
     Args:
@@ -73,12 +73,12 @@ def build_engines(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     shared = _allocated(device) - before
-    engines = {}
+    candidates = {}
     for mode in fp8:
         before = _allocated(device)
         pipeline = _with_fp8(base, mode)
-        engines[mode] = Engine(pipeline, shared + _allocated(device) - before)
-    return engines
+        candidates[mode] = Candidate(pipeline, shared + _allocated(device) - before)
+    return candidates
 
 
 def _with_fp8(base: Pipeline, mode: Fp8) -> Pipeline:

@@ -1,0 +1,24 @@
+"""Two endings of one beginning, side by side: branch.mp4.
+
+python examples/branch.py
+"""
+
+import torch
+
+import dummyforcing
+from dummyforcing.video import side_by_side, write_mp4
+
+ENDINGS = ["shrinks", "grows"]
+
+pipeline = dummyforcing.load("tiny")
+session = pipeline.rollout(pipeline.files.request("a red ball bounces on a green floor")).session
+beginning = [session.next_chunk() for _ in range(3)]
+
+videos = []
+for ending in ENDINGS:
+    branch = session.fork()
+    branch.set_prompt(pipeline.text.encode([f"a red ball {ending} on a green floor"]))
+    latents = torch.cat([*beginning, *branch], dim=1)
+    videos.append(pipeline.vae.decode(latents)[0].cpu().numpy())
+
+write_mp4("branch.mp4", side_by_side(videos, ENDINGS), pipeline.files.preset.fps)
