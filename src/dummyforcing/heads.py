@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.buffers import Segment
 from dummyforcing.budget import fit_heads
+from dummyforcing.buffers import Segment
 from dummyforcing.criteria import CRITERIA, Role, assign_roles
 from dummyforcing.errors import UserError
 from dummyforcing.plan import HeadContext, Plan
