@@ -176,7 +176,7 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"seed": -1}, "out of range"),
         (
             {"policy": "sparse"},
-            "no policy 'sparse'; the policies are dense, window, dummy, anchored, official",
+            "no policy 'sparse'; the policies are dense, window, dummy, anchored, long, official",
         ),
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
