@@ -67,6 +67,8 @@ def read_results(folder: Path) -> dict[str, Result]:
     """The result files that are there, by part."""
     paths = {part: folder / f"reproduction-{part}.json" for part in PARTS}
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
+    paths |= {"long-context": folder / "long-context-cpu.json"}
+    paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
     return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 
 
@@ -106,7 +108,8 @@ def _claims(results: dict[str, Result]) -> str:
         ours, verdict, why = claim.row(results)
         command = {
             "speed": "`python benchmarks/speed.py --output benchmarks/results/tiny-speed.json`",
-            "checkpoints": "`python benchmarks/checkpoints.py --folder F --output FILE`",
+            "long-context": "`python benchmarks/long_context.py --output FILE`, [benchmark.md](benchmark.md)",
+            **{f"bench-{part}": "[benchmark.md](benchmark.md)" for part in ("480p", "720p", "1080p")},
             **{part: f"`python benchmarks/reproduce.py --parts {part}`" for part in PARTS},
         }.get(claim.part, "-")
         shown = verdict if verdict in (APART, NONE) else f"**{verdict}**"
