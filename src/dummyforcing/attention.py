@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dummyforcing.buffers import Segment
 from dummyforcing.errors import UserError
+from dummyforcing.kernels.ops import FP8, FP8_MAX
 
 
 class Kernel(Protocol):
@@ -30,11 +31,8 @@ class Kernel(Protocol):
         """
 
 
-FP8 = torch.float8_e4m3fn
 FP8_OUT_SCALE = 16.0
 """What float8 outputs are multiplied with: they are means of values, hence small, and float8 ends at 2^-9."""
-FP8_WEIGHT_SCALE = 448.0
-"""What float8 attention weights, which lie in [0, 1], are multiplied with: the largest float8 number."""
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
@@ -74,7 +72,7 @@ def fp8(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
     from dummyforcing.kernels.cudnn_fp8 import attention
 
     out = torch.empty_like(q) if out is None else out
-    attention(q, k, v, out, FP8_WEIGHT_SCALE, FP8_OUT_SCALE)
+    attention(q, k, v, out, FP8_MAX, FP8_OUT_SCALE)  # weights lie in [0, 1]
     return out
 
 

@@ -17,6 +17,7 @@ from dummyforcing.cache import KVCache, LayerCache
 from dummyforcing.fused import FusedBlock, FusedWan, Layer, Linear
 from dummyforcing.kernels.ops import Targets
 from dummyforcing.model import TextKV, TimeEmbedding
+from dummyforcing.overlap import send
 
 
 class _Place(NamedTuple):
@@ -103,7 +104,8 @@ class Engine:
         inputs = self._fill(tokens, time, text, rope, frames)
         if inputs.written != (self._cache.frames, pinned):
             inputs.written = self._cache.frames, pinned
-            _send(inputs.slots, _slots(layers))
+            slots = torch.tensor(_slots(layers), dtype=inputs.slots.dtype)
+            inputs.slots.copy_(send(slots, tokens.device))
         passes = [
             Layer(
                 Targets([(b.k, b.v) for b in layer.buffers], place.heads, place.table, slots), seen, place.out
@@ -213,9 +215,3 @@ def _slots(layers: list[LayerCache]) -> list[list[tuple[int, ...]]]:
         of = {h: slots for b in layer.buffers for h, slots in zip(b.heads, b.targets, strict=True)}
         found.append([of[head] for head in sorted(of)])
     return found
-
-
-def _send(to: Tensor, values: list[list[tuple[int, ...]]]) -> None:
-    """Fill a small tensor without waiting for the GPU."""
-    host = torch.tensor(values, dtype=to.dtype)
-    to.copy_(host.pin_memory() if to.is_cuda else host, non_blocking=True)

@@ -119,7 +119,7 @@ class FusedWan:
         if fp8 not in get_args(Fp8):
             raise UserError(f"There is no float8 mode {fp8!r}; the modes are {', '.join(get_args(Fp8))}.")
         weight = model.patch_embedding.weight
-        if fp8 != "none" and weight.is_cuda and torch.cuda.get_device_capability(weight.device) < (8, 9):
+        if fp8 != "none" and weight.is_cuda and not has_float8(weight.device):
             raise UserError("This GPU has no float8, which needs compute capability 8.9; leave fp8 off.")
         if fp8 != "none" and weight.is_cuda and weight.dtype != torch.bfloat16:
             raise UserError("On a GPU float8 goes with bfloat16; leave --dtype or --fp8 out.")
@@ -229,6 +229,11 @@ class FusedWan:
         if not reader.fp8:
             return flat.to(reader.out.weight.dtype) / FP8_OUT_SCALE
         return Rows(flat, torch.full((len(flat), 1), 1 / FP8_OUT_SCALE, device=flat.device))
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether a device computes in float8 itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _linear(weight: Tensor, bias: Tensor, fp8: bool) -> Linear:

@@ -1,10 +1,11 @@
 """Work beside the denoising: on a GPU in a stream of its own, elsewhere in turn."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ class Mark:
             return self._time - earlier._time
         milliseconds: float = earlier.event.elapsed_time(self.event)
         return milliseconds / 1e3
+
+
+def seconds_between(marks: Sequence[Mark]) -> list[float]:
+    """The seconds from each mark to the next; waits for the last one."""
+    marks[-1].wait()
+    return [later.since(earlier) for earlier, later in pairwise(marks)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

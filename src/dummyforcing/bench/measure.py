@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 from dummyforcing.bench.candidates import Candidate
-from dummyforcing.bench.clock import Clock
+from dummyforcing.overlap import Mark, seconds_between
 from dummyforcing.plan import Plan
 from dummyforcing.request import Request
 
@@ -99,17 +99,18 @@ def warm_up(candidate: Candidate, request: Request, chunks: int | None, with_vae
 
 def diffuse(candidate: Candidate, request: Request) -> Diffusion:
     """Make the latents of a video and time its chunks; nothing waits for the device before the end."""
-    memory, clock = Memory(candidate.pipeline.device), Clock(candidate.pipeline.device)
+    device = candidate.pipeline.device
+    memory = Memory(device)
     rollout = candidate.pipeline.rollout(request)
-    plans, past, early, marks = [], [], None, [clock.mark()]
+    plans, past, early, marks = [], [], None, [Mark(device)]
     for chunk in range(request.chunks):
         plans.append(rollout.session.plan)
         latents = rollout.next_latents()
-        marks.append(clock.mark())
+        marks.append(Mark(device))
         past.append(rollout.session.frames - latents.shape[1])
         if chunk == min(2, request.chunks - 1):
             early = memory.peak()
-    seconds, peak = clock.seconds(marks), memory.peak()
+    seconds, peak = seconds_between(marks), memory.peak()
     growth = None if peak is None or early is None else peak - early
     cache_bytes = rollout.session.cache.nbytes
     return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)

@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from dummyforcing.bench.clock import Clock
+from dummyforcing.overlap import Mark, seconds_between
 
 SIDES = {"cuda": 8192, "cpu": 1024}
 WARM_UP, RUNS = 5, 20
@@ -28,12 +28,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     work = _scaled(a, b) if dtype == torch.float8_e4m3fn else lambda: a @ b.t()
     for _ in range(WARM_UP):
         work()
-    clock = Clock(device)
-    marks = [clock.mark()]
+    marks = [Mark(device)]
     for _ in range(RUNS):
         work()
-        marks.append(clock.mark())
-    seconds: float = median(clock.seconds(marks))
+        marks.append(Mark(device))
+    seconds: float = median(seconds_between(marks))
     return 2 * side**3 / seconds
 
 

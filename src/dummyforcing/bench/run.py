@@ -14,14 +14,13 @@ from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.errors import TrainedLengthWarning, UserError
-from dummyforcing.fused import Fp8
+from dummyforcing.fused import Fp8, has_float8
 from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline
 from dummyforcing.request import Request
 
 SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
 """Height and width in pixels."""
-FP8_CAPABILITY = (8, 9)
 
 Report = Callable[[str], None]
 
@@ -127,7 +126,7 @@ class Benchmark:
             raise UserError(f"{settings.warm_up_chunks} chunks warm up nothing; take 1 or more.")
         if not (settings.sizes and settings.policies and settings.fp8):
             raise UserError("Nothing is to be measured; give a size, a policy and an FP8 mode.")
-        if set(settings.fp8) != {"none"} and not _has_fp8(device):
+        if set(settings.fp8) != {"none"} and not has_float8(device):
             raise UserError("FP8 needs a GPU of compute capability 8.9 or later; take --fp8 none.")
         self.files, self.settings = files, settings
         self.device, self.dtype, self._random = device, dtype, random
@@ -235,10 +234,6 @@ class Benchmark:
             },
             **summarise(record, candidate, self.rows[row], row.fp8, rates),
         }
-
-
-def _has_fp8(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def _attention(pipeline: Pipeline) -> str:
