@@ -8,7 +8,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import parse_policy
 from dummyforcing.kernels import ops
-from dummyforcing.plan import HeadContext
+from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.samplers import SAMPLERS
 from dummyforcing.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
@@ -96,10 +96,19 @@ def test_every_loop(sampler, policy, options, passes):
 def test_heads_may_move_to_other_buffers_in_the_same_memory(monkeypatch):
     """A plan's new buffers can lie where old ones lay, so that addresses alone tell nothing."""
     model = small_model(layers=3, heads=5)
-    plain, _ = rollout(model, "dummy")
+    table = {"short": HeadContext(0, 1), "long": HeadContext(0, 3)}
+    before, after = (
+        Plan((roles,) * 3, table, "test")
+        for roles in (("short", "long", "short", "long", "long"), ("long", "short", "long", "long", "short"))
+    )
+    videos = []
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda tensor: 0)
-    fused, _ = rollout(model, "dummy", fused=FusedWan(model))
-    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=0)
+    for fused in (None, FusedWan(model)):
+        begun, session = rollout(model, plan=before, frames=6, fused=fused)
+        session.total_frames = None
+        session.cache.apply([after])
+        videos.append(torch.cat([begun, session.next_chunk(), session.next_chunk()], 1))
+    torch.testing.assert_close(videos[1], videos[0], atol=1e-4, rtol=0)
 
 
 def test_sessions_share_a_fused_model():
