@@ -96,7 +96,7 @@ def test_every_loop(sampler, policy, options, passes):
 def test_heads_may_move_to_other_buffers_in_the_same_memory(monkeypatch):
     """A plan's new buffers can lie where old ones lay, so that addresses alone tell nothing."""
     model = small_model(layers=3, heads=5)
-    table = {"short": HeadContext(0, 1), "long": HeadContext(0, 3)}
+    table = {"short": HeadContext(0, 3), "long": HeadContext(0, None)}
     before, after = (
         Plan((roles,) * 3, table, "test")
         for roles in (("short", "long", "short", "long", "long"), ("long", "short", "long", "long", "short"))
@@ -104,9 +104,12 @@ def test_heads_may_move_to_other_buffers_in_the_same_memory(monkeypatch):
     videos = []
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda tensor: 0)
     for fused in (None, FusedWan(model)):
-        begun, session = rollout(model, plan=before, frames=6, fused=fused)
+        begun, session = rollout(model, plan=before, frames=3, fused=fused)
         session.total_frames = None
+        orders = [[buffer.heads for buffer in session.cache[0].buffers]]
         session.cache.apply([after])
+        orders.append([buffer.heads for buffer in session.cache[0].buffers])
+        assert orders == [[[0, 2], [1, 3, 4]], [[0, 2, 3], [1, 4]]]  # as many buffers, other heads
         videos.append(torch.cat([begun, session.next_chunk(), session.next_chunk()], 1))
     torch.testing.assert_close(videos[1], videos[0], atol=1e-4, rtol=0)
 
