@@ -2,9 +2,10 @@
 
 python benchmarks/attention.py --output benchmarks/results/attention.json
 
-A layer has so many packed heads (one past frame and the chunk) and so many neighbor heads (three past frames
-and the chunk). Each way runs 20 layers in a CUDA graph, over four sets of inputs in turn so that they don't
-stay in the caches; times are medians of replays. Ways whose package is missing are left out.
+A layer has so many packed heads (one past frame and the chunk) and so many neighbor heads, which see 6
+frames, or 120 as under policy `long`. Each way runs 20 layers in a CUDA graph, over four sets of inputs in
+turn so that they don't stay in the caches; times are medians of replays. Ways whose package is missing are
+left out.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from dummyforcing.request import choose_device
 
 TOKENS = {"480p": 1560, "720p": 3600, "1080p": 8160}
 """Of one latent frame."""
-LAYERS = ((9, 3), (11, 1), (6, 6))
-"""Packed and neighbor heads."""
+LAYERS = ((9, 3, 6), (11, 1, 6), (6, 6, 6), (11, 1, 120), (10, 2, 120))
+"""Packed heads, neighbor heads, and the frames that the latter see."""
 CHUNK, WIDTH, SETS, INNER = 3, 128, 4, 20
 
 Way = Callable[[int], None]
@@ -36,8 +37,8 @@ Way = Callable[[int], None]
 class Layer:
     """Random inputs: queries side by side, keys and values of either group of heads."""
 
-    def __init__(self, tokens: int, packed: int, neighbor: int, device: torch.device) -> None:
-        self.groups = [(neighbor, 6 * tokens), (packed, 4 * tokens)]
+    def __init__(self, tokens: int, packed: int, neighbor: int, frames: int, device: torch.device) -> None:
+        self.groups = [(neighbor, frames * tokens), (packed, 4 * tokens)]
         self.length, self.heads = CHUNK * tokens, packed + neighbor
         draw = partial(torch.randn, device=device, dtype=torch.bfloat16)
         self.q = [draw(1, self.length, self.heads, WIDTH) for _ in range(SETS)]
@@ -224,12 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_device("cuda")
     rows = []
     for size in args.sizes:
-        for packed, neighbor in LAYERS if size == "480p" else LAYERS[:1]:
-            layer = Layer(TOKENS[size], packed, neighbor, device)
+        for packed, neighbor, frames in LAYERS if size == "480p" else LAYERS[:1]:
+            layer = Layer(TOKENS[size], packed, neighbor, frames, device)
             one_by_one(layer, "sdpa")(0)
             truth = layer.out[0].float()
             for name, make in WAYS.items():
-                row: dict[str, object] = {"size": size, "packed": packed, "neighbor": neighbor, "way": name}
+                shape = {"size": size, "packed": packed, "neighbor": neighbor, "frames": frames}
+                row: dict[str, object] = {**shape, "way": name}
                 try:
                     layer.out[0].fill_(float("nan"))
                     way = make(layer)

@@ -38,9 +38,10 @@ in the order in which they ran:
 """
 ATTENTION = """## Attention
 
-One layer of 12 heads: packed heads see 4 frames, neighbor heads 6. *Side by side* is how the library
-calls them, each length on a stream of its own; *heads as sequences* and *one launch* are ragged calls
-over all heads. The library takes FlashAttention-4 where it is installed, else cuDNN; float8 is an option.
+One layer of 12 heads: packed heads see 4 frames, neighbor heads 6, or 120 as with a long context. *Side by
+side* is how the library calls them, each length on a stream of its own, and the keys of few long heads in
+parts that are merged; *heads as sequences* and *one launch* are ragged calls over all heads, keys whole.
+The library takes FlashAttention-4 where it is installed, else cuDNN; float8 is an option.
 TFLOP/s:
 """
 FLOAT8 = """## Float8
@@ -150,14 +151,17 @@ def warm_up(results: dict[str, Result]) -> str:
 
 def attention(result: Result) -> str:
     """Ways by shapes."""
-    shapes = list(dict.fromkeys((r["size"], r["packed"], r["neighbor"]) for r in result["rows"]))
-    found = {(r["way"], r["size"], r["packed"], r["neighbor"]): r for r in result["rows"]}
+    parts = ("size", "packed", "neighbor", "frames")
+    shapes = list(dict.fromkeys(tuple(r[part] for part in parts) for r in result["rows"]))
+    found = {(r["way"], *(r[part] for part in parts)): r for r in result["rows"]}
     rows = []
     for way in dict.fromkeys(r["way"] for r in result["rows"]):
         cells = [found[way, *shape] for shape in shapes]
         rates = [f"{cell['tflops']:.0f}" if "tflops" in cell else "-" for cell in cells]
         rows.append([way, *rates, f"{cells[0]['error']:.4f}" if "error" in cells[0] else "-"])
-    header = [f"{size}, {packed} packed, {neighbor} neighbor" for size, packed, neighbor in shapes]
+    header = [
+        f"{size}, {packed} packed, {neighbor} that see {frames}" for size, packed, neighbor, frames in shapes
+    ]
     return f"{ATTENTION}\n{table(['way', *header, 'error against cuDNN'], rows)}\n"
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dummyforcing.attention import attend_grouped, choose_parts, default_backend, reference
+from dummyforcing.buffers import Segment
 from dummyforcing.cli import main
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import parse_policy
@@ -128,3 +130,34 @@ def test_what_a_benchmark_tells_of_a_gpu(tmp_path: Path) -> None:
         assert row["cache_bytes"] < row["peak_bytes"] < row["peak_reserved_bytes"] + 2**30
         assert 0 <= row["memory_growth_bytes"] < row["peak_bytes"]
         assert 0 < row["floor_fraction"] < 1
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash4"])
+def test_a_long_head_among_short_ones(backend: str) -> None:
+    """Its keys are cut into parts; the result is what float64 gives, also from a recorded graph."""
+    if backend == "flash4" and default_backend(torch.device("cuda"), torch.bfloat16, 128) != backend:
+        pytest.skip("FlashAttention-4 is not installed, or not for this GPU")
+    torch.manual_seed(0)
+    tokens, heads, width = 640, 12, 128
+    q = torch.randn(1, 3 * tokens, heads, width, device="cuda", dtype=torch.bfloat16)
+    shapes = ((60 * tokens, 1), (4 * tokens, heads - 1))
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    assert choose_parts(q.shape[1], shapes, processors)[0] > 1
+    segments, expected, first = [], [], 0
+    for keys, count in shapes:
+        room = torch.randn(2, 1, keys + tokens, count, width, device="cuda", dtype=torch.bfloat16)
+        k, v = room[:, :, :keys]
+        segments.append(Segment(None, None, k, v, ()))
+        for head in range(count):
+            seen = (q[:, :, [first + head]], k[:, :, [head]], v[:, :, [head]])
+            expected.append(reference(*seen))
+        first += count
+    out = torch.empty_like(q)
+    attend_grouped(q, segments, out, backend)
+    torch.testing.assert_close(out, torch.cat(expected, 2), atol=4e-3, rtol=0.02)
+    again, graph = out.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend_grouped(q, segments, out, backend)
+    out.fill_(float("nan"))
+    graph.replay()
+    torch.testing.assert_close(out, again, atol=0, rtol=0)

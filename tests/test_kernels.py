@@ -173,3 +173,18 @@ def test_place_heads(dtype, batch):
             close_in_float8(a.cpu().float(), b.float(), 0.002)
         else:
             torch.testing.assert_close(a.cpu().float(), b.float(), atol=tolerance / 50, rtol=tolerance)
+
+
+@here
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("count", [2, 5])
+def test_merge_parts(dtype, count):
+    length, heads, width = 3, 2, 24
+    parts = tensor(count, length, heads, width, dtype=dtype)
+    lse = 5 * tensor(count, heads, length, seed=1)
+    wide = torch.zeros(length, heads + 1, width, device=DEVICE, dtype=dtype)
+    expected = torch.empty(length, heads, width, dtype=dtype)
+    ops.merge_parts(parts.cpu(), lse.cpu(), expected)
+    kernels().merge_parts(parts, lse, wide[:, 1:])
+    torch.testing.assert_close(wide[:, 1:].cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert not wide[:, 0].any()

@@ -1,4 +1,4 @@
-"""The work between the matrix products of a transformer block, in four operations.
+"""The work between the matrix products of a transformer block, in a few operations.
 
 Here is what they compute, in torch; on CUDA they run as one Triton kernel each (`ops_triton.py`). They
 compute in float32 whatever they read and write.
@@ -157,6 +157,23 @@ def place_heads(
                     for buffer, new in zip(buffers, (turned_k, v), strict=True):
                         buffer[:, target, column] = new[:, source, head].to(buffer.dtype)
         first += buffers[0].shape[2]
+
+
+def merge_parts(parts: Tensor, lse: Tensor, out: Tensor) -> None:
+    """Merge attention to parts of the keys into attention to all of them.
+
+    Args:
+        parts: Attention to each part, `(n, L, H, D)`, contiguous.
+        lse: Logarithm of the summed exponentials of each part, `(n, H, L)` float32, contiguous.
+        out: Receives the result, `(L, H, D)`; contiguous channels.
+    """
+    if parts.is_cuda:
+        from dummyforcing.kernels import ops_triton
+
+        ops_triton.merge_parts(parts, lse, out)
+        return
+    weights = torch.softmax(lse, dim=0).transpose(1, 2)[..., None]
+    out.copy_((parts.float() * weights).sum(0))
 
 
 def _times(x: Tensor, factor: Tensor, tokens: int) -> Tensor:

@@ -139,6 +139,26 @@ def _place_heads(
     tl.store(values + to, value.to(CACHE), mask=kept)
 
 
+@triton.jit
+def _merge_parts(
+    parts, lse, out, count, length, heads, token_stride, head_stride,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part = tl.arange(0, PARTS)
+    logs = tl.load(lse + (part * heads + head) * length + token, mask=part < count, other=float("-inf"))
+    weights = tl.exp(logs - tl.max(logs))
+    weights /= tl.sum(weights)
+    channel = tl.arange(0, BLOCK)[None, :]
+    inside = (part[:, None] < count) & (channel < WIDTH)
+    at = ((part[:, None] * length + token) * heads + head) * WIDTH + channel
+    values = tl.load(parts + at, mask=inside, other=0.0).to(tl.float32)
+    merged = tl.sum(values * weights[:, None], 0)
+    channel = tl.arange(0, BLOCK)
+    to = out + token * token_stride + head * head_stride + channel
+    tl.store(to, merged.to(out.dtype.element_ty), mask=channel < WIDTH)
+
+
 _TRITON_DTYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -219,4 +239,13 @@ def place_heads(
         qkv, *gains, *rope, table, slots, q,
         length, length // frames, frames, heads, eps,
         _TRITON_DTYPES[q.dtype], padded, width, aligned, num_warps=_warps(padded * width),
+    )  # fmt: skip
+
+
+def merge_parts(parts: Tensor, lse: Tensor, out: Tensor) -> None:
+    """See `ops.merge_parts`."""
+    count, length, heads, width = parts.shape
+    _merge_parts[(length, heads)](
+        parts, lse, out, count, length, heads, out.stride(0), out.stride(1),
+        triton.next_power_of_2(count), width, triton.next_power_of_2(width), num_warps=1,
     )  # fmt: skip
