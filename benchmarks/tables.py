@@ -158,7 +158,8 @@ def models() -> str:
     rows = []
     presets = [*(find_preset(name)[0] for name in bundled_folders()), *PUBLIC.values()]
     for preset in presets:
-        source, steps = preset.source, [preset.schedule, preset.first_schedule]
+        source = preset.source if preset.source and preset.source.repo else None
+        steps = [preset.schedule, preset.first_schedule]
         counts = [f"{len(schedule.steps)}" for schedule in steps if schedule]
         where = f"`{source.repo}`: `{source.file}`" if source else "bundled"
         rows.append(

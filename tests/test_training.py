@@ -1,17 +1,21 @@
 """The shortcuts of `tools/`, which trained the bundled model, against what is run when it generates."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dummyforcing.heads import parse_policy
+from dummyforcing.lora import LoRA, merge_loras
 from dummyforcing.sampling import make_schedule
 from dummyforcing.session import Session
+from dummyforcing.tensorfiles import StoredTensor
 from dummyforcing.vae import VideoDecoder
 from oracles import SHAPE, small_model
 
@@ -19,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from tiny_networks import TeacherForcing
 from tiny_optim import orthogonalize
+from tiny_recall import PHASES, SomeChunks, add_lora, lora_tensors, take_phases
 from tiny_run import CHUNK
 from tiny_vae import VAE, WholeClipVAE
 
@@ -86,6 +91,54 @@ def test_teacher_forcing_trains_what_a_session_runs(chunks: int) -> None:
         other = one_pass(model, latents.flip(1), x, sigmas, embeds)
         torch.testing.assert_close(other[:, :CHUNK], expected[:, :CHUNK], atol=2e-5, rtol=0)
         assert (other - expected)[:, CHUNK:].abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_some_chunks_train_what_a_session_with_changing_prompts_runs() -> None:
+    """Chunks 1, 3 and 4 of five, with prompts that change at chunk 2 (and at 4, in the second clip only)."""
+    batch, chunks, noisy = 2, 5, (1, 3, 4)
+    model, schedule = small_model(), make_schedule([1000, 500], shift=3.0)
+    embeds = torch.randn(batch, PHASES, model.config.text_len, model.config.text_dim)
+    phases = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 2]])
+    session = RecordingSession(
+        model, embeds[:, 0], parse_policy("dense"), schedule, (batch, *SHAPE),
+        chunk_frames=CHUNK, seeds=[0, 1], frames=CHUNK * chunks,
+    )  # fmt: skip
+    made = []
+    for chunk in range(chunks):
+        if chunk in (2, 4):
+            session.set_prompt(embeds[torch.arange(batch), phases[:, chunk]])
+        made.append(session.next_chunk())
+
+    take_phases(model)
+    one_pass = SomeChunks(chunks, noisy, torch.device("cpu"), TOKENS)
+    for step, sigma in enumerate(schedule.sigmas):
+        seen = session.seen[step :: len(schedule.sigmas)]
+        x, expected = (torch.cat([pair[i] for pair in (seen[c] for c in noisy)], dim=1) for i in (0, 1))
+        sigmas = torch.full(x.shape[:2], sigma)
+        velocity = one_pass(model, torch.cat(made, 1), x, sigmas, embeds, phases)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(velocity, expected, atol=2e-5, rtol=0)
+    other = one_pass(model, torch.cat(made, 1), x, sigmas, embeds, 0 * phases)
+    assert (other - expected)[:, CHUNK:].abs().max() > 1e-2
+
+
+def test_a_trained_lora_is_one_that_can_be_merged(tmp_path: Path) -> None:
+    """The changed model equals one that is loaded with the LoRA's file."""
+    model, changed = small_model(), small_model()
+    for parameter in add_lora(changed, rank=2):
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_file(lora_tensors(changed), tmp_path / "lora.safetensors")
+    stored = {
+        name: StoredTensor(tuple(weight.shape), "float32", partial(torch.Tensor.clone, weight.detach()))
+        for name, weight in model.named_parameters()
+    }
+    merged = merge_loras(stored, [LoRA(tmp_path / "lora.safetensors")])
+    assert sum(merged[name].read is not stored[name].read for name in stored) == 10 * len(model.blocks)
+    for name, module in changed.named_modules():
+        if hasattr(module, "lora_A"):
+            whole = module.weight + module.lora_B.half().float() @ module.lora_A.half().float()
+            torch.testing.assert_close(merged[f"{name}.weight"].read(), whole, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 32), (4, 16, 48), (4, 48, 16)])

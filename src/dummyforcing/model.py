@@ -155,13 +155,13 @@ class Block(nn.Module):
         if kv_only:
             return x
         x = x + gated(self.self_attn.output(attended), gate_a, frames)
-
-        q = self.cross_attn.query(self.norm3(x)).transpose(1, 2)
-        k, v = (t.transpose(1, 2) for t in text)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        x = x + self.cross_attn.output(attended)
-
+        x = x + self.cross_attn.output(self.attend_text(self.cross_attn.query(self.norm3(x)), text))
         return x + gated(self.ffn(modulate(x, shift_f, scale_f, self.eps)), gate_f, frames)
+
+    def attend_text(self, q: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        """Let queries `(B, L, H, D)` attend to the prompt."""
+        q, k, v = (t.transpose(1, 2) for t in (q, *text))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class Head(nn.Module):

@@ -90,10 +90,10 @@ class ModelFiles:
         transformer: Path | HubFile
         if weights is not None:
             transformer = find_weights(str(weights))
-        elif folder is not None:
-            transformer = folder / "transformer"
         elif source is not None:
             transformer = HubFile(source.repo, source.file) if source.repo else Path(source.file)
+        elif folder is not None:
+            transformer = folder / "transformer"
         else:
             raise UserError(
                 f"Preset '{preset.name}' names no weights; give --weights FILE, or a source in it."

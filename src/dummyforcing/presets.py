@@ -59,7 +59,7 @@ class Source:
     key: str = ""
     """Entry of the file that holds the weights; empty: they are at its top, or in the only entry."""
     lora: str = ""
-    """File beside, to merge into the weights."""
+    """File beside, to merge into the weights; without a repository a path, too."""
     lora_scale: float = 1.0
     """Factor of the LoRA besides its own."""
 
@@ -111,7 +111,8 @@ class Preset:
     source: Source | None = None
     """None: the model is a folder."""
     base: str = ""
-    """Folder or Hub repository with text encoder, tokenizer and VAE; empty: they come with the model."""
+    """Folder, relative to the preset file if it is there, or Hub repository with text encoder, tokenizer and
+    VAE; empty: they come with the model."""
     note: str = ""
     """What else is to be known, one sentence."""
 
@@ -198,10 +199,14 @@ def read_preset(path: Path) -> Preset:
         raise UserError(f"{path} is not a preset: it holds no fields.")
     name = path.parent.name if path.name == "preset.json" else path.stem
     preset = build(Preset, _complete({"name": name, **data}, PUBLIC_TABLES, str(path)), str(path))
-    if preset.source is None or preset.source.repo:
+    if preset.base and (path.parent / preset.base).is_dir():
+        preset = replace(preset, base=str(path.parent / preset.base))
+    source = preset.source
+    if source is None or source.repo:
         return preset
-    # A public source has its repository, so this one is a file of the user's.
-    return replace(preset, source=replace(preset.source, file=str(path.parent / preset.source.file)))
+    # A public source has its repository, so this one is a file beside the preset.
+    lora = source.lora and str(path.parent / source.lora)
+    return replace(preset, source=replace(source, file=str(path.parent / source.file), lora=lora))
 
 
 def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:

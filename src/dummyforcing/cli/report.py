@@ -103,7 +103,7 @@ def _facts(preset: Preset) -> Iterator[str]:
     )
     sampler = "" if preset.sampler == "block" else f"sampler {preset.sampler}, "
     yield f"{sampler}native policy {preset.native}, licence {preset.licence}"
-    if (source := preset.source) is None:
+    if (source := preset.source) is None or not source.repo:
         yield "bundled"
         return
     yield f"{source.repo}: {source.file}"

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dummyforcing.eval.world import COLORS, FLOORS, FPS, SHAPES, Scene, Thing
+from dummyforcing.eval.world import COLORS, FLOORS, FPS, SHAPES, TRIP, Scene, Thing
 
 _PILLAR = (0.44, 0.42, 0.40)
+_OUTSIDE = 1.65  # how far from its place nothing of an object is seen
 
 
 def _trajectories(scenes: Sequence[Scene], t: Tensor) -> dict[str, Tensor]:
@@ -54,7 +55,16 @@ def _trajectories(scenes: Sequence[Scene], t: Tensor) -> dict[str, Tensor]:
     angle = angle + torch.where(doing("spin"), sign * turn, torch.zeros_like(turn))
     radius = torch.where(doing("grow"), radius * (0.42 + 0.58 * ease), radius + torch.zeros_like(turn))
     radius = torch.where(doing("shrink"), radius * (1 - 0.58 * ease), radius)
+    x = x + sign * _OUTSIDE * torch.stack([torch.stack([_away(o, t) for o in row]) for row in rows])
     return {"x": x, "y": y, "radius": radius, "angle": angle}
+
+
+def _away(thing: Thing, t: Tensor) -> Tensor:
+    """How far outside an object is at times `t (T,)`, from 0 (at its place) to 1."""
+    gone = torch.zeros_like(t)
+    for leaves, returns in thing.away:
+        gone = gone + ((t - leaves) / TRIP).clamp(0, 1) - ((t - returns) / TRIP).clamp(0, 1)
+    return gone
 
 
 def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:

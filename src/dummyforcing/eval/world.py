@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 FPS = 16
+TRIP = 1.5
+"""Seconds that an object takes to slide out of the picture, or in again."""
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.95, 0.14, 0.12),
@@ -69,6 +71,8 @@ class Thing:
     period: float = 2.5
     phase: float = 0.0
     sign: float = 1.0
+    away: tuple[tuple[float, float], ...] = ()
+    """When it begins to slide out of the picture and when to slide in again, in seconds, each in `TRIP`."""
 
     @property
     def kind(self) -> tuple[str, str, str]:
