@@ -268,8 +268,8 @@ def test_damaged_files_are_refused(saved, tmp_path):
     with pytest.raises(UserError, match="its checksum differs"):
         rollouts.restore(path)
     path.write_bytes(whole)
-    rewrite(path, lambda about, _: about.update(version="2"))
-    with pytest.raises(UserError, match="of version 2 of the format"):
+    rewrite(path, lambda about, _: about.update(version="3"))
+    with pytest.raises(UserError, match="of version 3 of the format"):
         rollouts.restore(path)
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="holds no session"):
