@@ -201,10 +201,10 @@ class KVCache:
         self._begin_rings(self.frames - frames, self.frames)
 
     def jump(self, frame: int) -> None:
-        """Forget all but the pinned frames; the next pass writes a chunk from `frame` on.
+        """Forget all but the pinned frames, which are there; the next pass writes a chunk from `frame` on.
 
-        So frames that are not needed are left out: with the first ones written again after `reset`, those
-        from a later frame on follow at their own positions.
+        So frames are left out that nobody needs: once the first ones are written again after `reset`, the
+        newest ones follow at their own positions.
         """
         self._begin_rings(frame, frame + self.chunk_frames)
 

@@ -28,21 +28,22 @@ class Guard:
     """Watches whether a plan still fits, and has the heads classified anew where it does not.
 
     What is watched is the mean share of attention that dummy heads spend on the current chunk: it made them
-    dummy, and the small cache shows it, too. One chunk in `every` is scored for it (a probe), the first time
-    as soon as a plan holds, which sets the reference. A probe changes nothing in the video, but for rounding
-    where the fused passes of a GPU make way for it. On a GPU its score is waited for: once in `every` chunks.
+    dummy, and the small cache shows it, too. One chunk in `every` is scored for it (a probe); the first one
+    after a plan was found, or given, sets the reference. A probe changes nothing in the video, but for
+    rounding where the fused passes of a GPU make way for it. On a GPU its score is waited for: once in
+    `every` chunks.
     """
 
     every: int = 20
     """Chunks from one probe to the next."""
-    band: float = 0.1
+    band: float = 0.01
     """How far the share may move from the reference, up or down, as a part of all attention."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UserError(f"Heads cannot be probed every {self.every} chunks; take 1 or more.")
         if not 0 <= self.band <= 1:
-            raise UserError(f"A band of {self.band:g} is out of range; take 0 to 1, such as 0.1.")
+            raise UserError(f"A band of {self.band:g} is out of range; take 0 to 1, such as 0.01.")
 
     def require(self, policy: Policy, plan: Plan | None) -> None:
         """Refuse what has nothing to watch, or cannot be classified anew.
@@ -132,8 +133,7 @@ class Classified(Resumable):
         self._first_frames = policy.first_frames
         self._is_planned = plan is not None
         self._scorer: HeadScorer | None = None
-        # Chunk 0 has no past: all heads spend everything on the chunk itself.
-        self._probe_at = 1 if guard and plan else None
+        self._probe_at = guard.every if guard and plan else None
         self._reference: Sequence[float] | None = None
         self.probe: Sequence[float] | None = None
         """The newest probe: the dummy heads' share of attention on the current chunk, one per sample."""
@@ -196,7 +196,10 @@ class Classified(Resumable):
         )
 
     def _apply_scores(self) -> None:
-        """Once the heads are scored, plan what they see from now on, and let the cache shrink; or judge."""
+        """Once the heads are scored, plan what they see from now on, and let the cache shrink.
+
+        A probe is compared with the first one; if any sample has left the band, all are classified anew.
+        """
         if self._scorer is None:
             return
         chunk, scores, self._scorer = self.frames // self.chunk_frames, self._scorer.scores(), None
@@ -204,20 +207,12 @@ class Classified(Resumable):
             self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scores]
             self.cache.apply(self.plans)
             self._is_planned, self._classify_at, self._reference = True, None, None
-            self._probe_at = chunk + 1 if self.guard else None
-        else:
-            self._judge(chunk, scores)
-
-    def _judge(self, chunk: int, scores: Tensor) -> None:
-        """Compare a probe with the first one; if any sample has left the band, all are classified anew."""
-        assert self.guard is not None
-        self.probe = [dummy_share(s, plan) for s, plan in zip(scores, self.plans, strict=True)]
-        self._probe_at = chunk + self.guard.every
-        if self._reference is None:
-            self._reference = self.probe
-        moved = max(abs(now - then) for now, then in zip(self.probe, self._reference, strict=True))
-        if moved > self.guard.band:
-            self._classify_at = chunk + 1
+        elif self.guard:
+            self.probe = [dummy_share(s, plan) for s, plan in zip(scores, self.plans, strict=True)]
+            self._reference = self._reference or self.probe
+            moved = [abs(now - then) for now, then in zip(self.probe, self._reference, strict=True)]
+            self._classify_at = chunk + 1 if max(moved) > self.guard.band else None
+        self._probe_at = chunk + self.guard.every if self.guard else None
 
     def _remember_beginning(self, x0: Tensor) -> None:
         """Keep the latents of the first chunks, as far as `_recall` needs them."""
