@@ -3,7 +3,8 @@
     session = Session(model, prompt_embeds, parse_policy("dummy"), schedule, shape, seeds=[0])
     for latents in session: ...
 
-The whole method is in `next_chunk`: score -> plan -> cache -> attend. `samplers.py` has the other loops.
+The whole method is in `next_chunk`: score -> plan -> cache -> attend. When heads are scored and what follows
+is in `classify.py`, what a new prompt changes in `prompts.py`. `samplers.py` has the other loops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
