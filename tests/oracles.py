@@ -170,6 +170,15 @@ class KeepEverything:
             head.ring = []
             head.pinned = [frame for frame in head.pinned if frame < self.past]
 
+    def jump(self, frame: int) -> None:
+        """Frames that are left out hold what nobody may see."""
+        for store in (self.k, self.v):
+            for layer, old in store.items():
+                junk = torch.full_like(old[:, :1], 1e3).expand(-1, frame * self.tokens, -1, -1)
+                kept = old[:, : min(self.past, frame) * self.tokens]
+                store[layer] = torch.cat([kept, junk[:, kept.shape[1] :]], 1)
+        self.rewind(self.past - frame)
+
     def reset(self) -> None:
         self.rewind(self.past)
         for head in self._heads():
@@ -192,7 +201,7 @@ class CheckedCache:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.cache, name)
-        if name not in ("commit", "apply", "rewind", "reset"):
+        if name not in ("commit", "apply", "rewind", "jump", "reset"):
             return value
 
         def both(*args: Any) -> None:

@@ -11,7 +11,9 @@ HEAVY = ("torch", "diffusers", "transformers", "av", "matplotlib")
 def test_public_names() -> None:
     assert dummyforcing.__all__ == [
         "Chunk",
+        "Guard",
         "HeadContext",
+        "Measures",
         "Pipeline",
         "Plan",
         "Policy",

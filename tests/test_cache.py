@@ -54,6 +54,10 @@ class Both:
         self.cache.rewind(frames)
         self.oracle.rewind(frames)
 
+    def jump(self, frame):
+        self.cache.jump(frame)
+        self.oracle.jump(frame)
+
     def reset(self):
         self.cache.reset()
         self.oracle.reset()
@@ -144,13 +148,15 @@ def test_windows_of_many_chunks_of_which_one_is_committed(
 @given(
     seed=st.integers(0, 10**6),
     chunk=st.integers(1, 3),
-    steps=st.lists(st.sampled_from(["chunk", "chunk", "short", "again", "reset", "apply"]), max_size=14),
+    steps=st.lists(
+        st.sampled_from(["chunk", "chunk", "short", "again", "reset", "apply", "jump"]), max_size=14
+    ),
     reach=st.sampled_from([None, 9, 12]),
     window=st.integers(1, 4),
 )
 @example(seed=0, chunk=3, steps=["short", "chunk", "chunk", "chunk", "again"], reach=9, window=4)
 def test_the_past_is_written_again(seed, chunk, steps, reach, window):
-    """Passes of any length, rewritten frames and fresh starts in any order."""
+    """Passes of any length, rewritten frames, frames left out and fresh starts in any order."""
     contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 3), HeadContext(2, 2), HeadContext(3, 5)]
     both = Both([random_plan(2, 4, seed, contexts)] * 2, 2, chunk, reach)
     for number, step in enumerate(["chunk", *steps, "chunk"]):
@@ -159,6 +165,11 @@ def test_the_past_is_written_again(seed, chunk, steps, reach, window):
         elif step == "apply" and both.cache.frames:
             # Frames that no head pins any more cannot be pinned again.
             both.apply([random_plan(2, 4, seed + number, contexts[:1] + contexts[2:3])] * 2)
+        elif step == "jump":
+            if both.cache.frames >= 3:  # all that is pinned is there
+                both.jump(both.cache.frames + number % 8)
+                both.run(chunk)
+                both.commit(chunk)
         elif step == "again":
             frames = min(window * chunk, both.cache.frames)
             both.rewind(frames)
@@ -170,6 +181,42 @@ def test_the_past_is_written_again(seed, chunk, steps, reach, window):
             both.run(frames)
             both.run(frames)
             both.commit(frames)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 2),
+    chunk=st.integers(1, 3),
+    past=st.integers(4, 9),
+    recent=st.integers(1, 3),
+    reach=st.sampled_from([None, 9, 12]),
+)
+def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, recent, reach):
+    """From the first chunk and the newest ones; then plans are applied to it."""
+    contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 4), HeadContext(1, 2)]
+    both = Both([random_plan(2, 4, seed + i, contexts) for i in range(batch)], 2, chunk, reach)
+    for _ in range(past):
+        both.run(chunk)
+        both.commit(chunk)
+    both.reset()
+    both.apply([Plan.uniform(2, 4, HeadContext(1, recent * chunk))] * batch)
+    both.run(chunk)
+    both.commit(chunk)
+    both.jump((past - recent) * chunk)
+    for _ in range(recent):
+        both.run(chunk)
+        both.commit(chunk)
+    both.run(chunk)
+    seen = {frozenset(f) for b in both.cache[0].buffers for f in b.segment.frames}
+    newest = range((past - recent) * chunk, (past + 1) * chunk)
+    if reach is None:
+        assert seen == {frozenset({0, *newest})}
+    both.commit(chunk)
+    both.apply([random_plan(2, 4, seed + 9 + i, contexts) for i in range(batch)])
+    for _ in range(3):
+        both.run(chunk)
+        both.commit(chunk)
 
 
 def test_pinned_frames_move_with_the_video_for_ever():

@@ -92,6 +92,28 @@ def test_teacache_is_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"TeaCache {told}" in capsys.readouterr().out
 
 
+def test_a_long_video_is_told_how_it_fared(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--seconds"]
+    pattern = r"At the end of dummy: drift \d+\.\d gray levels since the first second, repetition 0\.\d\d, mo"
+    for seconds in ("20", "5"):
+        assert main(["generate", PROMPT, *options, seconds]) == 0
+        assert bool(re.search(pattern, capsys.readouterr().out)) == (seconds == "20")
+
+
+def test_heads_classified_anew_are_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", str(9 + 12 * 43)]
+    for band, told in (
+        ("0", r"Heads classified anew at 32\.\d s: \d of 12 have another role\."),
+        ("1", r"No heads were classified anew"),
+    ):
+        assert main(["generate", PROMPT, *options, "--reclassify", band]) == 0
+        assert re.search(told, capsys.readouterr().out)
+
+
 def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture, plan = tmp_path / "heads.png", tmp_path / "plan.json"
     options = ["-o", str(picture), "--model", model, "--dummy-fraction", "0.25", "--save-plan", str(plan)]
@@ -257,6 +279,8 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--plan", "nowhere.json"], "nowhere.json cannot be read"),
         ([PROMPT, "--seed", "-3"], "out of range"),
         ([PROMPT, "--teacache", "0"], "take more than 0"),
+        ([PROMPT, "--reclassify", "2"], "take 0 to 1"),
+        ([PROMPT, "--reclassify", "0.1", "--policy", "dense"], "take policy dummy, or no guard"),
     ],
 )
 def test_bad_options(refused, model: str, tmp_path: Path, args: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from dummyforcing.attention import attend_grouped, choose_parts, default_backend, reference
 from dummyforcing.buffers import Segment
+from dummyforcing.classify import Guard
 from dummyforcing.cli import main
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import parse_policy
@@ -59,6 +60,31 @@ def test_the_fused_path_gives_what_the_plain_one_gives(
         chunks = [session.next_chunk() for _ in range(5)]
         session.set_prompt(small_prompt(model, batch, seed=9))
         videos.append(torch.cat([*chunks, *(session.next_chunk() for _ in range(3))], dim=1).cpu())
+    assert videos[0].std() > 0.1
+    torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_are_classified_anew_among_recorded_graphs(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of chunks 1, 6 and 11, each with two probes and graphs of its own between them."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
+    videos = []
+    for fused in (None, FusedWan(model)):
+        prompt, guard = small_prompt(model, batch), Guard(every=2, band=0)
+        session = Session(
+            model,
+            prompt,
+            parse_policy("dummy"),
+            SCHEDULE,
+            (batch, *SHAPE),
+            seeds=range(batch),
+            fused=fused,
+            guard=guard,
+        )
+        videos.append(torch.cat([session.next_chunk() for _ in range(14)], dim=1).cpu())
+        assert session.plan.chunk == 11
     assert videos[0].std() > 0.1
     torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from conftest import write_model
+from dummyforcing.classify import Guard
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.monitor import Monitor
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.request import choose_device, choose_dtype
@@ -44,6 +46,49 @@ def test_stream_is_generate(pipeline: Pipeline) -> None:
     assert np.array_equal(np.concatenate([chunk.frames[0] for chunk in chunks]), video.frames)
     assert chunks[-1].plans == (video.plan,)
     assert [chunk.timings.pixel_frames for chunk in chunks] == [1, 9, 21, 33]
+
+
+def test_every_chunk_has_the_measures_of_each_video(pipeline: Pipeline) -> None:
+    chunks = list(pipeline.stream([PROMPT, "a blue cube spins"], frames=45))
+    for video in range(2):
+        monitor = Monitor(pipeline.files.preset.fps, 12)
+        for chunk in chunks:
+            assert chunk.measures[video] == monitor.see(chunk.frames[video])
+    assert chunks[-1].measures[0] != chunks[-1].measures[1]
+    assert chunks[-1].measures[0].motion > 0
+
+
+def test_a_guard_shows_in_the_plans(pipeline: Pipeline) -> None:
+    guards = None, Guard(every=1, band=0), Guard(every=1, band=1)
+    chunks = [list(pipeline.stream(PROMPT, frames=69, guard=guard)) for guard in guards]
+    found = [[chunk.plans[0].chunk for chunk in stream] for stream in chunks]
+    assert found == [[None, None, 1, 1, 1, last, last] for last in (1, 4, 1)]
+    for plain, anew, probed in zip(*chunks, strict=True):
+        assert np.array_equal(plain.frames, probed.frames)
+        assert anew.timings.pixel_frames == plain.timings.pixel_frames
+    assert not np.array_equal(chunks[0][-1].frames, chunks[1][-1].frames)
+
+
+def test_guards_need_roles_and_the_block_loop(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="take policy dummy, or no guard"):
+        pipeline.stream(PROMPT, policy="dense", guard=Guard())
+    for name in ("rolling-forcing", "krea-realtime"):
+        with pytest.raises(UserError, match="or a model of sampler 'block'"):
+            ModelFiles.open(name).request(PROMPT, frames=81, guard=Guard())
+
+
+def test_estimate_of_the_cache_of_a_guarded_video(pipeline: Pipeline) -> None:
+    """Heads that are classified anew all see seven past frames."""
+    policy = replace(pipeline.files.request(PROMPT).policy, initial=HeadContext(1, 1))
+    plain, guarded = (
+        pipeline.files.request(PROMPT, frames=57, policy=policy, guard=guard) for guard in (None, Guard())
+    )
+    assert (plain.cache_frames(), guarded.cache_frames()) == (3 + 3, 7 + 3)
+    plan = pipeline.find_plan(plain)
+    plain, guarded = (
+        pipeline.files.request(PROMPT, frames=57, plan=plan, guard=guard) for guard in (None, Guard())
+    )
+    assert plain.cache_frames() < guarded.cache_frames() == 10
 
 
 def test_seed_and_interleaved_streams(pipeline: Pipeline) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import parse_policy
@@ -31,6 +32,8 @@ OPTIONS = {
     "skipped first step": {"skips": (True, False, True, False, False)},
     "first schedule": {"first_schedule": make_schedule([1000, 500], shift=5.0)},
     "no end": {"frames": None},
+    "guard": {"guard": Guard(every=1, band=0)},
+    "wide guard": {"guard": Guard(every=2, band=1), "recache_frames": 3, "global_sink": False},
 }
 
 
@@ -95,7 +98,16 @@ def test_every_policy(policy, batch, fused, tmp_path):
 @pytest.mark.parametrize("policy", ["window:1,2", "dummy"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name, policy, tmp_path):
+    if policy == "window:1,2" and "guard" in name:
+        pytest.skip("heads have no roles")
     Rollouts(policy=policy, **OPTIONS[name]).check(tmp_path / "s")
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_heads_that_are_classified_anew(fused, tmp_path):
+    """The last save is between the probe that leaves the band and the chunk that follows from it."""
+    whole = Rollouts(batch=2, fused=fused, **OPTIONS["guard"]).check(tmp_path / "s")
+    assert [plan.chunk for plan in whole.plans] == [4, 4]
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
@@ -219,6 +231,7 @@ def saved(tmp_path):
         ({"chunk_frames": 1}, "another number of frames per chunk"),
         ({"recache_frames": 3}, "another number of frames to rewrite"),
         ({"skips": (False, True, False, True, False)}, "another list of skipped calls"),
+        ({"guard": Guard()}, "another guard"),
     ],
 )
 def test_other_options_are_refused(options, message, saved):
@@ -268,8 +281,8 @@ def test_damaged_files_are_refused(saved, tmp_path):
     with pytest.raises(UserError, match="its checksum differs"):
         rollouts.restore(path)
     path.write_bytes(whole)
-    rewrite(path, lambda about, _: about.update(version="2"))
-    with pytest.raises(UserError, match="of version 2 of the format"):
+    rewrite(path, lambda about, _: about.update(version="3"))
+    with pytest.raises(UserError, match="of version 3 of the format"):
         rollouts.restore(path)
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="holds no session"):

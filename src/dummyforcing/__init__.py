@@ -13,8 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dummyforcing.classify import Guard
     from dummyforcing.errors import UnknownWordsWarning, UserError
     from dummyforcing.heads import Policy
+    from dummyforcing.monitor import Measures
     from dummyforcing.pipeline import Chunk, Pipeline, Timings, Video, load
     from dummyforcing.plan import HeadContext, Plan
 
@@ -22,7 +24,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Chunk",
+    "Guard",
     "HeadContext",
+    "Measures",
     "Pipeline",
     "Plan",
     "Policy",
@@ -34,7 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Guard": "classify",
     "HeadContext": "plan",
+    "Measures": "monitor",
     "Plan": "plan",
     "Policy": "heads",
     "UnknownWordsWarning": "errors",

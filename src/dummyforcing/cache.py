@@ -198,11 +198,15 @@ class KVCache:
 
     def rewind(self, frames: int) -> None:
         """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once."""
-        end = self.frames
-        self.frames -= frames
-        for number, layer in enumerate(self._layers):
-            rows = [tuple(replace(slots, start=self.frames) for slots in row) for row in layer.rows]
-            self._rebuild(number, rows, end)
+        self._begin_rings(self.frames - frames, self.frames)
+
+    def jump(self, frame: int) -> None:
+        """Forget all but the pinned frames, which are there; the next pass writes a chunk from `frame` on.
+
+        So frames are left out that nobody needs: once the first ones are written again after `reset`, the
+        newest ones follow at their own positions.
+        """
+        self._begin_rings(frame, frame + self.chunk_frames)
 
     def reset(self) -> None:
         """Forget all frames: the next one is frame 0."""
@@ -229,6 +233,13 @@ class KVCache:
         other._layers = list(self._layers)
         other.load_state(self.frames, self.state())
         return other
+
+    def _begin_rings(self, frame: int, end: int) -> None:
+        """Begin all rings anew at `frame`, for a pass up to frame `end`."""
+        self.frames = frame
+        for number, layer in enumerate(self._layers):
+            rows = [tuple(replace(slots, start=frame) for slots in row) for row in layer.rows]
+            self._rebuild(number, rows, end)
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self.layout += 1

@@ -39,6 +39,24 @@ class LoRA:
     """Besides the file's own alpha / rank."""
 
 
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Read FILE or FILE:SCALE.
+
+    Raises:
+        UserError: If there is no such file, or the scale is no number.
+    """
+    path, scale = text, 1.0
+    if not Path(text).exists() and ":" in text:
+        path, _, number = text.rpartition(":")
+        try:
+            scale = float(number)
+        except ValueError:
+            raise UserError(f"The scale of LoRA '{text}' is no number; write FILE:SCALE.") from None
+    if not Path(path).exists():
+        raise UserError(f"There is no LoRA file {path}; give FILE or FILE:SCALE.")
+    return Path(path), scale
+
+
 def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """Weight + scale * up @ down, in float32; `down (rank, in)`, `up (out, rank)`."""
     return weight.float().addmm(up.float(), down.float(), alpha=scale)

@@ -19,15 +19,18 @@ import torch
 
 from dummyforcing.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
+from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
 from dummyforcing.heads import LONG_CONTEXT, Policy, Role, parse_policy
 from dummyforcing.hub import HubFile, find_base, find_part, find_weights
+from dummyforcing.lora import parse_lora
 from dummyforcing.memory import PASS_PIXELS, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
 from dummyforcing.request import (
     Request,
+    check_guard,
     check_teacache,
     choose_device,
     choose_dtype,
@@ -86,7 +89,9 @@ class ModelFiles:
         """
         preset, folder = find_preset(model)
         source = preset.source
-        loras = [_parse_lora(text) for text in ([lora] if isinstance(lora, str) else lora)]
+        loras: list[tuple[Path | HubFile, float]] = [
+            parse_lora(text) for text in ([lora] if isinstance(lora, str) else lora)
+        ]
         transformer: Path | HubFile
         if weights is not None:
             transformer = find_weights(str(weights))
@@ -136,6 +141,7 @@ class ModelFiles:
         budget: str | None = None,
         cache_dtype: torch.dtype | None = None,
         plan: Plan | Literal["shipped"] | None = None,
+        guard: Guard | None = None,
         image: str | Path | None = None,
         video: str | Path | None = None,
         strength: float | None = None,
@@ -155,6 +161,7 @@ class ModelFiles:
             budget: What policy `long` may cost.
             cache_dtype: Of keys and values, for a budget in bytes; None: as models are loaded by default.
             plan: A plan to use instead of finding one; `shipped`: the model's own.
+            guard: What has the heads classified anew.
             image: Image to begin with.
             video: Video to begin with, or to make this one from.
             strength: How much of `video` is made anew.
@@ -201,6 +208,7 @@ class ModelFiles:
             switches=place_switches(self.preset, switches, fade, latent_frames),
             fade=fade,
             teacache=check_teacache(self.preset, teacache),
+            guard=check_guard(self.preset, guard, chosen, plan),
             **begin,
         )
 
@@ -338,20 +346,6 @@ class ModelFiles:
             classify_at_chunk=defaults.classify_at_chunk,
             dummy_fraction=defaults.dummy_fraction,
         )
-
-
-def _parse_lora(text: str) -> tuple[Path | HubFile, float]:
-    """Read FILE or FILE:SCALE."""
-    path, scale = text, 1.0
-    if not Path(text).exists() and ":" in text:
-        path, _, number = text.rpartition(":")
-        try:
-            scale = float(number)
-        except ValueError:
-            raise UserError(f"The scale of LoRA '{text}' is no number; write FILE:SCALE.") from None
-    if not Path(path).exists():
-        raise UserError(f"There is no LoRA file {path}; give FILE or FILE:SCALE.")
-    return Path(path), scale
 
 
 def _config(transformer: Path | HubFile, preset: Preset, own_folder: bool) -> ModelConfig:

@@ -26,8 +26,10 @@ from dummyforcing.hub import fetch, find_part
 from dummyforcing.lora import LoRA
 from dummyforcing.model import CausalWan
 from dummyforcing.modelfiles import ModelFiles
+from dummyforcing.monitor import Measures, Monitor
 from dummyforcing.overlap import Decoding, Mark
 from dummyforcing.plan import Plan
+from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
 from dummyforcing.request import Options, Request, choose_device, choose_dtype
 from dummyforcing.rollout import Rollout, find_skips
 from dummyforcing.session import Observer
@@ -78,6 +80,8 @@ class Chunk:
     """What the heads see in the next chunk, one plan per video."""
     cache_bytes: int
     """Size of the KV cache of the whole batch."""
+    measures: tuple[Measures, ...]
+    """How each video has fared so far: drift, repetition, motion."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,10 @@ class Pipeline:
         """Make chunks; on a GPU, ask for the next one before the pixel frames of this one are waited for."""
         start = time.perf_counter()
         rollout = self._begin(request)
+        preset = self.files.preset
+        monitors = [
+            Monitor(preset.fps, PIXEL_FRAMES_PER_FRAME * preset.chunk_frames) for _ in request.prompts
+        ]
         begin, timings = time.perf_counter(), Timings()
         asked: deque[tuple[_Asked, Decoding]] = deque()
         before: _Asked | None = None  # delivered while its commit pass may still go on
@@ -291,7 +299,8 @@ class Pipeline:
                     decode=decode,
                     wall=now - begin if self.device.type == "cuda" else diffusion + decode,
                 )
-                yield Chunk(frames, timings, chunk.plans, chunk.cache_bytes)
+                measures = tuple(monitor.see(video) for monitor, video in zip(monitors, frames, strict=True))
+                yield Chunk(frames, timings, chunk.plans, chunk.cache_bytes, measures)
 
 
 class _Asked:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dummyforcing.classify import Guard, recalled_context
 from dummyforcing.errors import UserError
 from dummyforcing.heads import Policy
 from dummyforcing.plan import HeadContext, Plan
@@ -37,6 +38,9 @@ class Options(TypedDict, total=False):
     the size of a video's KV cache, such as `2GB`. `window:12` by default."""
     plan: Plan | Literal["shipped"] | None
     """Used from the first chunk on, nothing is classified then; `shipped`: the one that the model brings."""
+    guard: Guard | None
+    """Watches over a very long video whether the plan still fits, and has the heads classified anew where it
+    does not. None by default: they are classified once."""
     image: str | Path | None
     """Image file that the video begins with, on models that can."""
     video: str | Path | None
@@ -89,6 +93,8 @@ class Request:
     """Chunks over which a prompt fades into the next."""
     teacache: float | tuple[int, ...] | None = None
     """Expected error below which a denoising step is left out, or the steps to leave out; None: all run."""
+    guard: Guard | None = None
+    """Has heads classified anew where they look elsewhere; None: they are classified once."""
 
     @property
     def has_roles(self) -> bool:
@@ -104,6 +110,7 @@ class Request:
 
     def cache_frames(self) -> float:
         """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified."""
+        chunk = self.frames // self.chunks
         most = self.frames if self.past is None else self.past + self.current
 
         def held(context: HeadContext, most: int = most) -> int:
@@ -112,13 +119,16 @@ class Request:
         if self.plan is not None:
             counts = self.plan.counts
             heads = sum(counts.values())
-            return sum(held(context) * counts[role] for role, context in self.plan.table.items()) / heads
+            found = sum(held(context) * counts[role] for role, context in self.plan.table.items()) / heads
+            return max(found, held(recalled_context(self.policy, chunk))) if self.guard else found
         if self.policy.roles is None:
             return held(self.policy.initial)
-        classified = self.policy.classify_at_chunk * (self.frames // self.chunks) + self.current
+        classified = self.policy.classify_at_chunk * chunk + self.current
         before = held(self.policy.initial, min(most, classified))
         if not self.has_plan:
             return before
+        if self.guard:
+            before = max(before, held(recalled_context(self.policy, chunk)))
         if self.policy.budget is not None:
             return max(before, float(self.policy.budget + self.current))
         return max(before, *(held(context) for context in self.policy.roles.values()))
@@ -248,6 +258,31 @@ def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> fl
             choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
             raise UserError(f"Step {step} cannot be left out: the first one always runs; {choice}.")
     return tuple(sorted(set(teacache)))
+
+
+def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan | None) -> Guard | None:
+    """Check that there is something to guard, and that heads can be classified anew.
+
+    Args:
+        preset: Of the model.
+        guard: See `Options`.
+        policy: How heads are classified.
+        plan: Given to begin with.
+
+    Returns:
+        The field of a `Request`.
+
+    Raises:
+        UserError: If it cannot be done.
+    """
+    if guard is not None and preset.sampler != "block":
+        raise UserError(
+            f"Heads can be classified anew where a past of single chunks is written again, but model "
+            f"'{preset.name}' has sampler '{preset.sampler}'; take no guard, or a model of sampler 'block'."
+        )
+    if guard is not None:
+        guard.require(policy, plan)
+    return guard
 
 
 def choose_heads(

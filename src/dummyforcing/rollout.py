@@ -66,6 +66,7 @@ class Rollout:
             chunk_frames=preset.chunk_frames,
             seeds=seeded_noise(range(request.seed, request.seed + self._batch)),
             plan=request.plan,
+            guard=request.guard,
             skips=find_skips(preset, model, request),
             first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
             frames=min(request.frames, self._longest),
@@ -123,7 +124,7 @@ class Rollout:
     @property
     def overlaps(self) -> bool:
         """Whether the next chunk can be asked for while this one is decoded, and nothing is waited for."""
-        return self._pixels.overlaps and not self.session.classifies_next
+        return self._pixels.overlaps and not self.session.scores_next
 
     @property
     def _longest(self) -> int:

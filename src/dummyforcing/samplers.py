@@ -9,6 +9,7 @@ from typing import ClassVar, Self, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
 from dummyforcing.heads import HeadScorer, Policy
@@ -25,6 +26,7 @@ class SessionOptions(TypedDict, total=False):
     chunk_frames: int
     seeds: Sequence[int] | NoiseSource
     plan: Plan | None
+    guard: Guard | None
     skips: Sequence[bool] | None
     first_schedule: Schedule | None
     frames: int | None
@@ -63,10 +65,13 @@ class RollingSession(Session):
         """Start a rollout; see `Session`.
 
         Raises:
-            ValueError: If `skips` or a `first_schedule` is given: a window has all steps at once.
+            ValueError: If `skips` or a `first_schedule` is given: a window has all steps at once. If a guard
+                is: what chunks in progress have seen cannot be written again.
         """
         if options.get("skips") or options.get("first_schedule"):
             raise ValueError("a window has chunks at all steps: no calls to skip, no other first steps")
+        if options.get("guard"):
+            raise ValueError("chunks are in progress in a window: no guard can have heads classified anew")
         super().__init__(model, prompt_embeds, policy, schedule, latent_shape, **options)
         self._first_frames = max(self._first_frames, policy.initial.sink)
         self._window = self._tail  # chunks in progress, ready for their next steps, oldest first
@@ -185,10 +190,11 @@ class RecomputeSession(Session):
 
         Raises:
             UserError: If the policy scores commit passes.
-            ValueError: If calls are to be skipped or frames rewritten, which fits the block loop only.
+            ValueError: If calls are to be skipped, frames rewritten or heads guarded, which fits the block
+                loop only.
         """
-        if options.get("skips") or options.get("recache_frames"):
-            raise ValueError("the cache is built anew before every chunk: nothing to skip or to rewrite")
+        if options.get("skips") or options.get("recache_frames") or options.get("guard"):
+            raise ValueError("the cache is built anew before every chunk: nothing to skip, rewrite or guard")
         if policy.roles and policy.score_pass == "commit" and not options.get("plan"):
             raise UserError(
                 f"Policy '{policy.name}' scores commit passes, and this model has none; take 'dummy'."

@@ -3,7 +3,8 @@
     session = Session(model, prompt_embeds, parse_policy("dummy"), schedule, shape, seeds=[0])
     for latents in session: ...
 
-The whole method is in `next_chunk`: score -> plan -> cache -> attend. `samplers.py` has the other loops.
+The whole method is in `next_chunk`: score -> plan -> cache -> attend. When heads are scored and what follows
+is in `classify.py`, what a new prompt changes in `prompts.py`. `samplers.py` has the other loops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,15 @@ from torch import Tensor
 from dummyforcing.attention import attend
 from dummyforcing.buffers import Segment
 from dummyforcing.cache import KVCache
+from dummyforcing.classify import Classified, Guard, recalled_context
 from dummyforcing.engine import Engine
 from dummyforcing.errors import UserError
 from dummyforcing.fused import FusedWan
-from dummyforcing.heads import HeadScorer, Policy, make_plan, row_sampler
+from dummyforcing.heads import Policy
 from dummyforcing.model import Attention, CausalWan, TimeEmbedding, fingerprint
 from dummyforcing.overlap import send
 from dummyforcing.plan import Plan
+from dummyforcing.prompts import Prompted
 from dummyforcing.sampling import (
     COMMIT_TIMESTEP,
     NoiseSource,
@@ -30,7 +33,6 @@ from dummyforcing.sampling import (
     seeded_noise,
     x0_from_velocity,
 )
-from dummyforcing.snapshot import Resumable
 
 Received = Callable[[Tensor], None]
 """`received(latents)`, of a chunk, `(B, chunk_frames, C, h, w)`."""
@@ -51,7 +53,7 @@ Observer = Callable[[Call, int, Tensor, Sequence[Segment]], None]
 are in the cache; `q (B, L, H, D)` are the queries with RoPE applied."""
 
 
-class Session(Resumable):
+class Session(Prompted, Classified):
     """The state of one rollout of a batch of videos; the model holds none of it.
 
     This is the block loop: a chunk goes through all denoising steps, then through a commit pass that makes it
@@ -70,6 +72,7 @@ class Session(Resumable):
         chunk_frames: int = 3,
         seeds: Sequence[int] | NoiseSource = (0,),
         plan: Plan | None = None,
+        guard: Guard | None = None,
         skips: Sequence[bool] | None = None,
         first_schedule: Schedule | None = None,
         frames: int | None = None,
@@ -93,6 +96,8 @@ class Session(Resumable):
             seeds: One per sample, or a source of noise; a chunk draws its noise, then one tensor per step
                 but the last.
             plan: A plan made earlier: nothing is classified then, and the cache is small from chunk 0 on.
+            guard: Watches whether the plan still fits, and has the heads classified anew where it does not;
+                of a batch, one sample is enough. None: they are classified once.
             skips: From `teacache.skip_table`, for the chunks of `schedule`.
             first_schedule: Other steps for the first chunk that is made; None: the same.
             frames: Length of the video in latent frames; None: no end.
@@ -108,25 +113,16 @@ class Session(Resumable):
             observer: Is shown every self-attention.
 
         Raises:
-            UserError: If `frames` is no multiple of `chunk_frames`, or the plan is of another model.
+            UserError: If `frames` is no multiple of `chunk_frames`, the plan is of another model, or there is
+                nothing to guard.
             ValueError: If `prompt_embeds` are not for this batch, or `skips` has the wrong length.
         """
         if frames is not None and frames % chunk_frames:
             raise UserError(f"{frames} latent frames cannot be made in chunks of {chunk_frames}.")
-        layers, heads = model.config.num_layers, model.config.num_heads
         batch, _, self.height, self.width = latent_shape
+        self.model, self.latent_shape = model, latent_shape
         self._fingerprint = fingerprint(model)
-        if plan is None:
-            self.plans = [Plan.uniform(layers, heads, policy.initial, policy.name)] * batch
-        else:
-            plan.require(layers, heads, self._fingerprint)
-            self.plans = [plan] * batch
-        self._classify_at = None if plan or not policy.roles else policy.classify_at_chunk
-        self._first_frames = policy.first_frames
-        self._is_planned = plan is not None
-        self._scorer: HeadScorer | None = None
-
-        self.model, self.policy, self.latent_shape = model, policy, latent_shape
+        self._start_plan(policy, plan, guard)
         self.schedule, self.first_schedule = schedule, first_schedule
         self.chunk_frames, self.total_frames = chunk_frames, frames
         self.frames = 0
@@ -150,7 +146,7 @@ class Session(Resumable):
         self._engine = Engine(fused, self.cache, backend) if fused else None
         self._origin = 0  # the position of the cache's frame 0
         self._place = (-1, 0)  # the frames that `_angles` are of
-        self._tail = torch.empty(batch, 0, *latent_shape[1:], device=self._device)
+        self._beginning = self._tail = torch.empty(batch, 0, *latent_shape[1:], device=self._device)
         self._prompts: list[Tensor] = []
         self._use_prompt(prompt_embeds)
         # All frames of a chunk have the same timestep, and so have all chunks: one embedding per step serves.
@@ -169,11 +165,6 @@ class Session(Resumable):
         """What the heads of the first sample see at present."""
         return self.plans[0]
 
-    @property
-    def classifies_next(self) -> bool:
-        """Whether the next chunk is to classify the heads; a GPU's scores are waited for then."""
-        return self._classify_at is not None and self.frames >= self._classify_at * self.chunk_frames
-
     def __iter__(self) -> Iterator[Tensor]:
         """Make chunks until the video has its length."""
         while self.total_frames is None or self.frames < self.total_frames:
@@ -191,6 +182,7 @@ class Session(Resumable):
             Its latents, `(B, chunk_frames, C, h, w)` float32.
         """
         self._advance_prompt()
+        self._recall()
         self._scorer = self._new_scorer()
         x0 = self._generate()
         if received is not None:
@@ -213,49 +205,6 @@ class Session(Resumable):
             self._advance_prompt()
             self._commit(x0)
             self._finish(x0)
-
-    def set_prompt(self, prompt_embeds: Tensor, *, chunks: int = 1) -> None:
-        """Change the prompt, from the next chunk on.
-
-        Args:
-            prompt_embeds: As at the start.
-            chunks: Over how many chunks the old prompt fades into the new one, in equal steps from the old
-                one itself; 1: the next chunk has the new one.
-
-        Raises:
-            ValueError: If `prompt_embeds` are not for this batch.
-        """
-        old, new = self.prompt_embeds, self._checked(prompt_embeds)
-        shares = torch.linspace(0, 1, chunks).tolist() if chunks > 1 else [1.0]
-        self._prompts = [torch.lerp(old, new, share) for share in shares]
-
-    def _advance_prompt(self) -> None:
-        """Take the next prompt, if there is one."""
-        if self._prompts:
-            self._use_prompt(self._prompts.pop(0))
-            if self._recache_frames and self.frames:
-                self._recache()
-
-    def _use_prompt(self, prompt_embeds: Tensor) -> None:
-        self.prompt_embeds = self._checked(prompt_embeds)
-        with torch.inference_mode():
-            self._text = self.model.embed_text(self.prompt_embeds.to(self._dtype))
-
-    def _checked(self, prompt_embeds: Tensor) -> Tensor:
-        if len(prompt_embeds) != self.latent_shape[0]:
-            raise ValueError(f"text for {len(prompt_embeds)} samples, latents for {self.latent_shape[0]}")
-        return prompt_embeds.to(self._device)
-
-    def _recache(self) -> None:
-        """Write the newest frames again under the new prompt, in one pass, visible to each other."""
-        latents = self._tail[:, -self.cache.slots :]  # no head has a place for more
-        frames = latents.shape[1]
-        if self._global_sink:
-            self.cache.rewind(frames)
-        else:
-            self._origin += self.cache.frames - frames
-            self.cache.reset()
-        self._commit(latents)
 
     @property
     def _steps(self) -> Schedule:
@@ -327,35 +276,10 @@ class Session(Resumable):
 
         return attention
 
-    def _scorer_of(self, step: int | None) -> HeadScorer | None:
-        """What scores the heads in a denoising step or a commit pass."""
-        return self._scorer if (step is None) == (self.policy.score_pass == "commit") else None
-
-    def _new_scorer(self) -> HeadScorer | None:
-        """What scores the heads while the chunk to classify at is made; None for other chunks."""
-        if not self.classifies_next:
-            return None
-        config, policy = self.model.config, self.policy
-        return HeadScorer(
-            self.latent_shape[0],
-            config.num_layers,
-            config.num_heads,
-            self._first_frames,
-            row_sampler(policy),
-            policy.last_frames,
-        )
-
-    def _apply_scores(self) -> None:
-        """Once the heads are scored, plan what they see from now on, and let the cache shrink."""
-        if self._scorer is not None:
-            chunk, scores = self.frames // self.chunk_frames, self._scorer.scores()
-            self.plans = [make_plan(self.policy, s, chunk, self._fingerprint) for s in scores]
-            self.cache.apply(self.plans)
-            self._is_planned, self._classify_at, self._scorer = True, None, None
-
     def _finish(self, x0: Tensor) -> Tensor:
         """Count finished frames, and remember as many as are needed later."""
         self.frames += x0.shape[1]
+        self._remember_beginning(x0)
         if self._remembered:
             self._tail = torch.cat([self._tail, x0], 1)[:, -self._remembered :]
         return x0
@@ -402,4 +326,5 @@ class Session(Resumable):
     @property
     def _remembered(self) -> int:
         """How many of the newest frames' latents are needed later."""
-        return self._recache_frames
+        recalled = recalled_context(self.policy, self.chunk_frames).recent if self.guard else None
+        return max(self._recache_frames, recalled or 0)

@@ -15,7 +15,7 @@ class Slots:
     reach: int | None = None
     """All that is visible lies within so many frames, the current ones included; None: no such limit."""
     start: int = 0
-    """Earlier frames never reached the ring: they were gone when it began."""
+    """Earlier frames never reached the ring: they were gone, or left out, when it began."""
 
     @property
     def _ring_start(self) -> int:

@@ -31,7 +31,7 @@ from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.sampling import NoiseSource, Schedule, SeededNoise
 from dummyforcing.slots import Slots
 
-FORMAT, VERSION = "dummyforcing session", "1"
+FORMAT, VERSION = "dummyforcing session", "2"
 
 
 class Resumable:
@@ -41,15 +41,20 @@ class Resumable:
         "frames",
         "_origin",
         "_tail",
+        "_beginning",
         "_residual",
         "_is_first",
         "_is_planned",
         "_classify_at",
+        "_probe_at",
+        "_reference",
+        "probe",
     )
-    """Attributes that change, each a tensor, a number or None; those below have kinds of their own."""
+    """Attributes that change, each a tensor, numbers or None; those below have kinds of their own."""
     RULES: ClassVar[Mapping[str, str]] = {
         "latent_shape": "latent shape",
         "policy": "policy",
+        "guard": "guard",
         "schedule": "schedule",
         "first_schedule": "first schedule",
         "chunk_frames": "number of frames per chunk",
@@ -63,6 +68,7 @@ class Resumable:
     cache: KVCache
     plans: list[Plan]
     prompt_embeds: Tensor
+    _beginning: Tensor
     _prompts: list[Tensor]
     _noise: NoiseSource
     _engine: Engine | None

@@ -36,6 +36,7 @@ from dummyforcing.errors import UserError
 
 if TYPE_CHECKING:
     from dummyforcing.pipeline import Chunk
+    from dummyforcing.plan import Plan
 
 
 def generate(
@@ -61,6 +62,9 @@ def generate(
     budget: BudgetText = None,
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
+    reclassify: Annotated[
+        float | None, arg(metavar="BAND", help_behavior_hint="(default: heads are classified once)")
+    ] = None,
     fp8: FP8 = "none",
     teacache: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: all steps run)")] = None,
     compare: FlagCreatePairsOff[bool] = False,
@@ -84,6 +88,9 @@ def generate(
     Change the prompt on the way; go on from a clip:
       dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
       dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4
+
+    A very long video whose heads are classified anew when they look elsewhere than they did:
+      dummyforcing generate "a red ball bounces" --seconds 60 --switch "30:a star spins" --reclassify 0.01
 
     A long memory in some heads, at the cost of a window of 12 frames, or in a cache of 15 MB:
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget window:12
@@ -119,6 +126,9 @@ def generate(
             included; or the size of the KV cache, such as 500MB or 2GB.
         plan: Head plan to use from the first chunk on; shipped: the one that comes with the model.
         save_plan: Where to write the head plan that was found.
+        reclassify: Look every 20 chunks which share of their attention dummy heads spend on the chunk itself;
+            if it has moved by more than this since the first look, classify all heads anew at the next chunk,
+            and tell so. 0.01 suits the bundled model.
         fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
             (attention, too). For GPUs of compute capability 8.9 or later; a CPU emulates it, slowly.
         teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
@@ -137,7 +147,8 @@ def generate(
     if frames is not None and seconds is not None:
         raise UserError("--frames and --seconds both set the length; give one of them.")
 
-    from dummyforcing.cli.report import print_comparison, print_results, print_skips
+    from dummyforcing.classify import Guard
+    from dummyforcing.cli.report import print_comparison, print_plans, print_results, print_skips
     from dummyforcing.modelfiles import ModelFiles
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
@@ -153,6 +164,7 @@ def generate(
         budget=budget,
         cache_dtype=cache_dtype(device, dtype, fp8),
         plan=read_plan(plan, files),
+        guard=None if reclassify is None else Guard(band=reclassify),
         image=image,
         video=video,
         strength=strength,
@@ -160,7 +172,7 @@ def generate(
         fade=fade,
         teacache=teacache,
     )
-    native = replace(request, policy=files.policy("native"), plan=None, teacache=None)
+    native = replace(request, policy=files.policy("native"), plan=None, guard=None, teacache=None)
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
@@ -175,15 +187,21 @@ def generate(
     chunks: deque[Chunk] = deque(
         maxlen=None if compare else 1
     )  # alone, a video may be longer than the memory
+    plans: list[tuple[float, Plan]] = [(0.0, request.plan)] if request.plan else []
     label = request.plan.policy if request.plan else request.policy.name
     with VideoWriter(output, files.preset.fps) as writer:
         for chunk in progress(pipeline.run(request), frames, label):
             writer.write(chunk.frames[0])
             chunks.append(chunk)
+            now = chunk.plans[0]
+            if now.chunk is not None and (not plans or now != plans[-1][1]):
+                plans.append((chunk.timings.pixel_frames / files.preset.fps, now))
     if save_plan:
         chunks[-1].plans[0].save(save_plan)
+    if reclassify is not None:
+        print_plans(plans)
     if not compare:
-        print_results({label: chunks[-1]})
+        print_results({label: chunks[-1]}, files.preset.fps)
         return
 
     with warnings.catch_warnings():
@@ -194,5 +212,5 @@ def generate(
     with VideoWriter(comparison, files.preset.fps) as writer:
         for mine, theirs in zip(chunks, reference, strict=True):
             writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))
-    print_results({label: chunks[-1], against: reference[-1]})
+    print_results({label: chunks[-1], against: reference[-1]}, files.preset.fps)
     print_comparison(chunks, reference, against)

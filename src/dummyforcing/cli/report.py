@@ -1,6 +1,7 @@
 """The tables that the command line prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
     from dummyforcing.heads import Policy
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.pipeline import Chunk
+    from dummyforcing.plan import Plan
     from dummyforcing.request import Request
 
 
-def print_results(last_chunks: "Mapping[str, Chunk]") -> None:
-    """Print what a video took, one line for each policy that it was made with.
+LONG = 10
+"""Seconds from which on a video is long: it is told how it fared."""
+
+
+def print_results(last_chunks: "Mapping[str, Chunk]", fps: int) -> None:
+    """Print what a video took, one line for each policy that it was made with, and how a long one fared.
 
     Args:
         last_chunks: Name of the policy -> the last chunk of its video.
+        fps: Pixel frames per second.
     """
     table = Table("policy")
     for title in ("pixel frames", "first frame", "FPS without VAE", "FPS with VAE", "cache"):
@@ -40,6 +47,29 @@ def print_results(last_chunks: "Mapping[str, Chunk]") -> None:
             f"{chunk.cache_bytes / 1e6:.1f} MB",
         )
     Console().print(table)
+    for name, chunk in last_chunks.items():
+        if chunk.timings.pixel_frames >= LONG * fps:
+            measures = chunk.measures[0]
+            print(
+                f"At the end of {name}: drift {measures.drift:.1f} gray levels since the first second, "
+                f"repetition {measures.repetition:.2f}, motion {measures.motion:.2f} gray levels a frame."
+            )
+
+
+def print_plans(plans: "Sequence[tuple[float, Plan]]") -> None:
+    """Print when heads were classified anew, and how many of them have another role than before.
+
+    Args:
+        plans: Each plan of a video, and the second from which on it holds.
+    """
+    for (_, before), (seconds, after) in pairwise(plans):
+        roles = zip(sum(before.roles, ()), sum(after.roles, ()), strict=True)
+        changed = [role != other for role, other in roles]
+        print(
+            f"Heads classified anew at {seconds:.1f} s: {sum(changed)} of {len(changed)} have another role."
+        )
+    if len(plans) < 2:
+        print("No heads were classified anew: where they look has not left its band.")
 
 
 def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", policy: str) -> None:

@@ -1,0 +1,32 @@
+"""A minute of video, watched while it grows; its heads are classified anew if they look elsewhere.
+
+python examples/long_run.py
+"""
+
+import dummyforcing
+from dummyforcing.video import VideoWriter
+
+SECONDS, EVERY = 60, 10
+
+pipeline = dummyforcing.load("tiny")
+preset = pipeline.files.preset
+stream = pipeline.stream(
+    "a red ball bounces on a green floor",
+    frames=preset.pixel_frames_for(SECONDS),
+    switches=[(SECONDS / 2, "a blue star spins on a yellow floor")],
+    guard=dummyforcing.Guard(every=20, band=0.01),
+)
+found, told = None, 0
+with VideoWriter("long.mp4", preset.fps) as writer:
+    for chunk in stream:
+        writer.write(chunk.frames[0])
+        seconds, measures = chunk.timings.pixel_frames / preset.fps, chunk.measures[0]
+        if chunk.plans[0].chunk != found:
+            found = chunk.plans[0].chunk
+            print(f"{seconds:4.0f} s: heads classified in chunk {found}")
+        if seconds >= told + EVERY:
+            told += EVERY
+            print(
+                f"{seconds:4.0f} s: drift {measures.drift:.1f} gray levels, "
+                f"repetition {measures.repetition:.2f}, motion {measures.motion:.2f}"
+            )
