@@ -139,6 +139,7 @@ def generate(
 
     from dummyforcing.cli.report import print_comparison, print_results, print_skips
     from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import choose_policy
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     if frames is None:
@@ -160,7 +161,7 @@ def generate(
         fade=fade,
         teacache=teacache,
     )
-    native = replace(request, policy=files.policy("native"), plan=None, teacache=None)
+    native = replace(request, policy=choose_policy(files.preset, "native"), plan=None, teacache=None)
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "
