@@ -1,6 +1,7 @@
 """Time the VAE's streamed decoder against diffusers' own: random weights and latents, real sizes.
 
 python benchmarks/vae.py --sizes 480p 720p 1080p --output benchmarks/results/vae.json
+python benchmarks/vae.py --sizes 720p 1080p --bands 2 4 8 --output benchmarks/results/vae-bands.json
 """
 
 import argparse
@@ -57,12 +58,9 @@ def diffusers_stream(decoder: VideoDecoder) -> Decode:
     return decode
 
 
-def our_stream(decoder: VideoDecoder) -> Decode:
+def our_stream(decoder: VideoDecoder, bands: int = 1) -> Decode:
     """Begin a video that we decode."""
-    return decoder.stream().decode_float
-
-
-PATHS = {"diffusers": diffusers_stream, "ours": our_stream}
+    return decoder.stream(bands).decode_float
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -148,6 +146,9 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="a small VAE and small frames, to try the script"
     )
+    parser.add_argument(
+        "--bands", nargs="+", type=int, default=[], help="numbers of bands of rows to decode in, besides one"
+    )
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of the time")
     parser.add_argument(
         "--autotune",
@@ -163,20 +164,22 @@ def main() -> None:
         exact, vae = (AutoencoderKLWan(**(SMALL if args.small else {})).eval() for _ in range(2))
     vae.load_state_dict(exact.state_dict())
     decoder = VideoDecoder(nn.Module.to(vae, dtype))
+    paths: dict[str, Callable[[VideoDecoder], Decode]] = {"diffusers": diffusers_stream, "ours": our_stream}
+    paths |= {f"{bands} bands": partial(our_stream, bands=bands) for bands in args.bands}
     results: dict[str, Any] = {"dtype": str(dtype), "chunk_frames": CHUNK_FRAMES, "autotune": args.autotune}
     for name in ["small"] if args.small else args.sizes:
         height, width = SMALL_SIZE if args.small else SIZES[name]
         latents = torch.randn(1, CHUNKS * CHUNK_FRAMES, 16, height // 8, width // 8, device=device)
         chunks = list(latents.split(CHUNK_FRAMES, dim=1))
-        results[name] = {path: speed(partial(stream, decoder), chunks) for path, stream in PATHS.items()}
-        outputs = {path: stream(decoder)(chunks[0]) for path, stream in PATHS.items()}
+        results[name] = {path: speed(partial(stream, decoder), chunks) for path, stream in paths.items()}
+        outputs = {path: stream(decoder)(chunks[0]) for path, stream in paths.items()}
         with exact_float32():
             outputs["float32"] = diffusers_stream(VideoDecoder(exact))(chunks[0])
         results[name]["gray_levels"] = differences(outputs)
         results[name]["std"] = outputs["float32"].std().item() * 255
         del outputs
         if args.profile:
-            for path, stream in PATHS.items():
+            for path, stream in paths.items():
                 print(f"{name}, {path}, one chunk of {CHUNK_FRAMES} latent frames:")
                 decode = stream(decoder)
                 decode(chunks[0])
@@ -188,12 +191,12 @@ def main() -> None:
         write_results(args.output, results, device)
     for name, result in results.items():
         if isinstance(result, dict):
-            print_size(name, result)
+            print_size(name, result, list(paths))
 
 
-def print_size(name: str, result: dict[str, Any]) -> None:
+def print_size(name: str, result: dict[str, Any], paths: list[str]) -> None:
     """Print the table of a size."""
-    for path in PATHS:
+    for path in paths:
         measured = result[path]
         print(
             f"{name:>6} {path:>9}: {measured['pixel_frames_per_s']:6.1f} pixel frames/s, first after "

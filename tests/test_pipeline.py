@@ -264,6 +264,22 @@ def test_estimate_of_weights(pipeline: Pipeline, model_folder: Path) -> None:
     assert 0.8 * on_disk < weights <= on_disk
 
 
+def test_what_fits_only_in_bands(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = pipeline.files.request(PROMPT, frames=21, size=(320, 320))
+    expected = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
+    needs = [estimate.total for estimate in pipeline.files.estimates(request, torch.float32, loaded=True)]
+    assert needs[0] > needs[1] > needs[2]
+    asked, begin = [], pipeline.vae.stream
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: needs[2])
+    monkeypatch.setattr(pipeline.vae, "stream", lambda bands: asked.append(bands) or begin(bands))
+    frames = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
+    assert asked == [3]
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: min(needs) - 1)
+    with pytest.raises(UserError, match=r"only .* are free"):
+        pipeline.run(request)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(model_folder: Path) -> None:
     with pytest.raises(UserError, match="no GPU 'cuda'"):

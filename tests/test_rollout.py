@@ -11,6 +11,7 @@ from PIL import Image
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.presets import ScheduleArgs
+from dummyforcing.request import choose_policy
 from dummyforcing.samplers import RecomputeSession
 from dummyforcing.sampling import make_schedule, seeded_noise
 from dummyforcing.session import Session
@@ -37,7 +38,7 @@ def session(pipeline: Pipeline, kind: type[Session] = Session, **options: object
     return kind(
         pipeline.model,
         pipeline.text.encode(PROMPT),
-        pipeline.files.policy(options.pop("policy", "dense")),
+        choose_policy(preset, options.pop("policy", "dense")),
         options.pop("schedule", make_schedule(preset.schedule.steps, preset.schedule.shift)),
         (1, pipeline.model.config.in_dim, SIZE[0] // pipeline.vae.stride, SIZE[1] // pipeline.vae.stride),
         chunk_frames=preset.chunk_frames,

@@ -21,13 +21,13 @@ from dummyforcing.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
 from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
-from dummyforcing.heads import LONG_CONTEXT, Policy, Role, parse_policy
+from dummyforcing.heads import Policy
 from dummyforcing.hub import HubFile, find_base, find_part, find_weights
 from dummyforcing.lora import parse_lora
-from dummyforcing.memory import PASS_PIXELS, MemoryEstimate, require_memory
+from dummyforcing.memory import DecoderSizes, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
-from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, find_preset
+from dummyforcing.presets import SIZE_MULTIPLE, Preset, find_preset
 from dummyforcing.request import (
     Request,
     check_guard,
@@ -35,6 +35,7 @@ from dummyforcing.request import (
     choose_device,
     choose_dtype,
     choose_heads,
+    choose_policy,
     place_switches,
     read_begin,
 )
@@ -43,7 +44,6 @@ from dummyforcing.tensorfiles import open_tensors
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
 """Of Wan 2.1, while its files are not here."""
-WAN_VAE_WIDTH = 96.0
 SCRATCH = 2**28
 """Bytes that scoring and the libraries take besides, whatever the size of the video."""
 
@@ -61,8 +61,8 @@ class ModelFiles:
     """Holds text encoder, tokenizer and VAE."""
     parameters: Mapping[str, int]
     """Of `transformer`, `text_encoder` and `vae`."""
-    vae_width: float
-    """Channels of the VAE at its widest resolution, per pixel."""
+    decoder: DecoderSizes
+    """Of the VAE."""
     folder: Path | None = None
     """Of a bundled model or one of the user's own."""
 
@@ -117,7 +117,7 @@ class ModelFiles:
         counts = {"transformer": count_parameters(config), **PARAMETERS}
         if isinstance(parts, Path):
             counts |= {part: _count(find_part(parts, part)) for part in PARAMETERS}
-        return cls(preset, config, transformer, tuple(loras), parts, counts, _vae_width(parts), folder)
+        return cls(preset, config, transformer, tuple(loras), parts, counts, _decoder_sizes(parts), folder)
 
     @property
     def key(self) -> str:
@@ -185,7 +185,7 @@ class ModelFiles:
             )
         if not 0 <= seed < 2**63:
             raise UserError(f"Seed {seed} is out of range; take a number from 0 to 2^63 - 1.")
-        chosen = self.policy(policy, latent_frames)
+        chosen = choose_policy(self.preset, policy, latent_frames)
         if plan == "shipped":
             plan = self.shipped_plan()
         chosen = choose_heads(chosen, plan, dummy_fraction, budget)
@@ -226,36 +226,45 @@ class ModelFiles:
             )
         return Plan.load(path)
 
-    def estimate(self, request: Request, dtype: torch.dtype, *, loaded: bool = False) -> MemoryEstimate:
+    def estimate(
+        self, request: Request, dtype: torch.dtype, *, loaded: bool = False, bands: int = 1
+    ) -> MemoryEstimate:
         """Estimate the memory that a request needs.
 
-        Measured: the transformer holds some 10 vectors per token besides its FFN. Counted: the VAE holds four
-        feature maps of its last stage for the pixel frames that it makes at a time, and past frames that are
-        as large as seven maps of the four pixel frames of a latent frame.
+        Measured: the transformer holds some 10 vectors per token besides its FFN.
 
         Args:
             request: What is asked for.
             dtype: Of the computation.
             loaded: Whether the weights are in memory already.
+            bands: Of the VAE's decoder.
         """
         (height, width), batch, config = request.size, len(request.prompts), self.config
         tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
         cache = request.cache_frames() * tokens * config.num_layers * config.dim * 2
         transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
-        pixels, chunk = batch * height * width * PIXEL_FRAMES_PER_FRAME, self.preset.chunk_frames
-        at_once = min(chunk, max(PASS_PIXELS // (batch * (height // 8) * (width // 8)), 1))
-        maps = (7 + 4 * at_once) * self.vae_width * dtype.itemsize
-        decoder = pixels * (maps + chunk * 9 * torch.float32.itemsize)
         bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in self.parameters.items()}
+        stride = self.decoder.stride
+        latents = batch, self.preset.chunk_frames, height // stride, width // stride
+        decoder = self.decoder.memory(latents, dtype.itemsize, bands)
         return MemoryEstimate(
             text_encoder=bytes_of["text_encoder"],
             transformer=bytes_of["transformer"],
             vae=bytes_of["vae"],
             cache=cache * dtype.itemsize,
             denoising=transformer + SCRATCH,
-            decoding=decoder + SCRATCH,
+            decoding=decoder.working + SCRATCH,
             frames=batch * self.preset.pixel_frames(request.frames) * height * width * 3,
+            waiting=decoder.waiting,
         )
+
+    def estimates(
+        self, request: Request, dtype: torch.dtype, *, loaded: bool = False, offload: bool = False
+    ) -> list[MemoryEstimate]:
+        """What a request needs if it is decoded in one band, in two, and so on up to one for each row."""
+        rows = range(1, request.size[0] // self.decoder.stride + 1)
+        estimates = (self.estimate(request, dtype, loaded=loaded, bands=bands) for bands in rows)
+        return [estimate.offloaded() if offload else estimate for estimate in estimates]
 
     def require_memory(
         self,
@@ -265,38 +274,40 @@ class ModelFiles:
         *,
         loaded: bool = False,
         offload: bool = False,
-    ) -> None:
+    ) -> int:
         """Refuse a request that does not fit into the memory of a device.
 
+        Returns:
+            In how many bands to decode it: as few as fit.
+
         Raises:
-            UserError: If it does not; says what would.
+            UserError: If it does not fit in any number of bands; says what would.
         """
-        estimate = self.estimate(request, dtype, loaded=loaded)
-        remedies = self._remedies(request, dtype, device, loaded)
-        require_memory(estimate.offloaded() if offload else estimate, device, remedies)
+        estimates = self.estimates(request, dtype, loaded=loaded, offload=offload)
+        return require_memory(estimates, device, self._remedies(request, dtype, device, loaded))
 
     def _remedies(
         self, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool
-    ) -> Iterator[tuple[str, MemoryEstimate]]:
+    ) -> Iterator[tuple[str, list[MemoryEstimate]]]:
         """Smaller requests, the dearest first: another policy, offloading, a shorter or a smaller video."""
-        sparse = replace(request, policy=self.policy("dummy"), plan=None)
+        sparse = replace(request, policy=choose_policy(self.preset, "dummy"), plan=None)
         choices = [] if request.has_roles else [("--policy dummy", sparse)]
         for name, smaller in choices:
-            yield name, self.estimate(smaller, dtype, loaded=loaded)
+            yield name, self.estimates(smaller, dtype, loaded=loaded)
         if device.type == "cuda":
             for name, smaller in [("", request), *((f"{name} ", smaller) for name, smaller in choices)]:
-                yield f"{name}--offload", self.estimate(smaller, dtype, loaded=loaded).offloaded()
+                yield f"{name}--offload", self.estimates(smaller, dtype, loaded=loaded, offload=True)
         for divisor in (2, 4, 8):
             chunks = request.chunks // divisor
             if chunks:
                 shorter = replace(request, chunks=chunks, frames=chunks * self.preset.chunk_frames)
                 count = self.preset.pixel_frames(shorter.frames)
-                yield f"--frames {count}", self.estimate(shorter, dtype, loaded=loaded)
+                yield f"--frames {count}", self.estimates(shorter, dtype, loaded=loaded)
         for divisor in (2, 4, 8):
             height, width = (side // divisor // SIZE_MULTIPLE * SIZE_MULTIPLE for side in request.size)
             if height and width:
                 smaller = replace(request, size=(height, width))
-                yield f"--size {width}x{height}", self.estimate(smaller, dtype, loaded=loaded)
+                yield f"--size {width}x{height}", self.estimates(smaller, dtype, loaded=loaded)
 
     def _past_within(self, budget: str, size: tuple[int, int], dtype: torch.dtype | None) -> Fraction:
         """Past frames per head, mean over heads, that a budget pays for in a video of that size."""
@@ -307,45 +318,6 @@ class ModelFiles:
         # Where pinned frames move along, sink heads keep the keys of one frame as they came, too.
         fixed_bytes = current * frame_bytes + (frame_bytes // 2 if self.preset.reach else 0)
         return past_within(budget, current, frame_bytes, fixed_bytes)
-
-    def policy(self, policy: str | Policy, frames: int | None = None) -> Policy:
-        """A policy by name gets the preset's settings where its text gives none.
-
-        Args:
-            policy: Name or policy.
-            frames: Latent frames of the video; None: no end.
-
-        Raises:
-            UserError: If there is no such policy, or its heads see further than the model can.
-        """
-        if isinstance(policy, Policy):
-            return policy
-        defaults, farthest = self.preset.dummy, self.preset.farthest()
-        before = None if frames is None else max(frames - self.preset.current_frames, 1)
-        cap = min(limit for limit in (LONG_CONTEXT, farthest, before) if limit is not None)
-        complete = {
-            "native": self.preset.native,
-            "dummy": f"dummy:{defaults.neighbor_frames}",
-            "anchored": f"anchored:{defaults.neighbor_frames}",
-            "long": f"long:{cap}",
-            "official": f"official:{defaults.classify_at_chunk},1,{self.preset.chunk_frames}",
-        }
-        chosen = parse_policy(complete.get(policy, policy))
-        if chosen.name not in ("dummy", "anchored", "long"):
-            return chosen
-        assert chosen.roles is not None
-        recent = chosen.roles[Role.NEIGHBOR].recent or 0
-        if chosen.name == "long" and farthest is not None and recent > farthest:
-            raise UserError(
-                f"Model '{self.preset.name}' sees {farthest} past frames at most; "
-                f"take long:{farthest} or less."
-            )
-        return replace(
-            chosen,
-            initial=parse_policy(self.preset.native).initial,
-            classify_at_chunk=defaults.classify_at_chunk,
-            dummy_fraction=defaults.dummy_fraction,
-        )
 
 
 def _config(transformer: Path | HubFile, preset: Preset, own_folder: bool) -> ModelConfig:
@@ -362,13 +334,12 @@ def _count(path: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
 
 
-def _vae_width(base: Path | HubFile) -> float:
-    """Channels per pixel where a VAE is widest."""
+def _decoder_sizes(base: Path | HubFile) -> DecoderSizes:
+    """Those of Wan 2.1 while there is no file."""
     config = base / "vae" / "config.json" if isinstance(base, Path) else None
     if config is None or not config.parent.exists():
-        return WAN_VAE_WIDTH
+        return DecoderSizes()
     try:
-        sizes = json.loads(config.read_text(encoding="utf-8"))
-        return float(sizes.get("base_dim", WAN_VAE_WIDTH) / (sizes.get("patch_size") or 1) ** 2)
+        return DecoderSizes.of(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error

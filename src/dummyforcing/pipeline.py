@@ -205,9 +205,9 @@ class Pipeline:
         Raises:
             UserError: If the memory does not suffice.
         """
-        self._require_memory(request)
+        bands = self._require_memory(request)
         self.warn_of(request)
-        return self._chunks(request)
+        return self._chunks(request, bands)
 
     def find_plan(self, request: Request) -> Plan:
         """Make as many chunks of the first video as its policy needs to classify the heads, without decoding.
@@ -234,8 +234,7 @@ class Pipeline:
         Raises:
             UserError: If the memory does not suffice.
         """
-        self._require_memory(request)
-        return self._begin(request, observer)
+        return self._begin(request, self._require_memory(request), observer)
 
     def warn_of(self, request: Request) -> None:
         """Warn of what the model was never taught."""
@@ -258,18 +257,19 @@ class Pipeline:
                 stacklevel=3,
             )
 
-    def _require_memory(self, request: Request) -> None:
+    def _require_memory(self, request: Request) -> int:
+        """Refuse what does not fit, and say in how many bands to decode what does."""
         offload = self.vae.moves
-        self.files.require_memory(request, self.dtype, self.device, loaded=True, offload=offload)
+        return self.files.require_memory(request, self.dtype, self.device, loaded=True, offload=offload)
 
-    def _begin(self, request: Request, observer: Observer | None = None) -> Rollout:
-        return Rollout(self.files.preset, self.model, self.text, self.vae, request, observer, self.fused)
+    def _begin(self, request: Request, bands: int, observer: Observer | None = None) -> Rollout:
+        preset = self.files.preset
+        return Rollout(preset, self.model, self.text, self.vae, request, observer, self.fused, bands)
 
-    def _chunks(self, request: Request) -> Iterator[Chunk]:
+    def _chunks(self, request: Request, bands: int) -> Iterator[Chunk]:
         """Make chunks; on a GPU, ask for the next one before the pixel frames of this one are waited for."""
         start = time.perf_counter()
-        rollout = self._begin(request)
-        preset = self.files.preset
+        rollout, preset = self._begin(request, bands), self.files.preset
         monitors = [
             Monitor(preset.fps, PIXEL_FRAMES_PER_FRAME * preset.chunk_frames) for _ in request.prompts
         ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dummyforcing.classify import Guard, recalled_context
 from dummyforcing.errors import UserError
-from dummyforcing.heads import Policy
+from dummyforcing.heads import LONG_CONTEXT, Policy, Role, parse_policy
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, Preset
 
@@ -283,6 +283,46 @@ def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan 
     if guard is not None:
         guard.require(policy, plan)
     return guard
+
+
+def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = None) -> Policy:
+    """A policy by name gets the preset's settings where its text gives none.
+
+    Args:
+        preset: Of the model.
+        policy: Name or policy.
+        frames: Latent frames of the video; None: no end.
+
+    Raises:
+        UserError: If there is no such policy, or its heads see further than the model can.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    defaults, farthest = preset.dummy, preset.farthest()
+    before = None if frames is None else max(frames - preset.current_frames, 1)
+    cap = min(limit for limit in (LONG_CONTEXT, farthest, before) if limit is not None)
+    complete = {
+        "native": preset.native,
+        "dummy": f"dummy:{defaults.neighbor_frames}",
+        "anchored": f"anchored:{defaults.neighbor_frames}",
+        "long": f"long:{cap}",
+        "official": f"official:{defaults.classify_at_chunk},1,{preset.chunk_frames}",
+    }
+    chosen = parse_policy(complete.get(policy, policy))
+    if chosen.name not in ("dummy", "anchored", "long"):
+        return chosen
+    assert chosen.roles is not None
+    recent = chosen.roles[Role.NEIGHBOR].recent or 0
+    if chosen.name == "long" and farthest is not None and recent > farthest:
+        raise UserError(
+            f"Model '{preset.name}' sees {farthest} past frames at most; take long:{farthest} or less."
+        )
+    return replace(
+        chosen,
+        initial=parse_policy(preset.native).initial,
+        classify_at_chunk=defaults.classify_at_chunk,
+        dummy_fraction=defaults.dummy_fraction,
+    )
 
 
 def choose_heads(

@@ -39,8 +39,9 @@ class Rollout:
         request: Request,
         observer: Observer | None = None,
         fused: FusedWan | None = None,
+        bands: int | None = None,
     ) -> None:
-        """Encode the prompts and what the video begins with, and start its session."""
+        """Encode the prompts and what the video begins with, and start its session; see `VideoDecoder`."""
         self._preset, self._text, self._batch = preset, text, len(request.prompts)
         self._switches, self._fade = deque(request.switches), request.fade
         self._given: deque[Tensor] = deque()
@@ -48,7 +49,7 @@ class Rollout:
             latents = _encode(vae, request.start, self._batch)
             self._given.extend(torch.split(latents, preset.chunk_frames, dim=1))
         context = preset.overlap_frames or preset.context_frames
-        self._pixels = _Pixels(vae, preset.pixel_frames(context) if context else 0)
+        self._pixels = _Pixels(vae, bands, preset.pixel_frames(context) if context else 0)
         self._frames, self._total = 0, request.frames
         self._prompt_embeds = text.encode(request.prompts)
 
@@ -148,8 +149,9 @@ class _Pixels:
     Apart from `Rollout`, so that no session refers back to what holds it: its memory is freed at once.
     """
 
-    def __init__(self, vae: VideoDecoder, context: int) -> None:
-        self._vae, self._stream, self._context = vae, vae.stream(), context
+    def __init__(self, vae: VideoDecoder, bands: int | None, context: int) -> None:
+        self._vae, self._bands, self._context = vae, bands, context
+        self._stream = vae.stream(bands)
         self._lane = Lane(vae.device, beside=not vae.moves)
         self._before: list[Tensor] = []
         self._last: Tensor | None = None  # as many pixel frames as the context reaches back
@@ -182,7 +184,7 @@ class _Pixels:
 
     def begin_again(self, latents: Tensor) -> None:
         """A new video begins with these latents; their pixel frames come with those of the next ones."""
-        self._stream = self._vae.stream()
+        self._stream = self._vae.stream(self._bands)
         self._lane.take(latents, Mark(latents.device))
         with self._lane.work():
             self._before = [self._stream.decode(latents)]

@@ -112,8 +112,8 @@ class TinyDecoder(VideoDecoder):
         check_names(tensors, layers, path)
         return cls(fill(layers, tensors, vae.device, vae.vae.dtype), vae)
 
-    def stream(self) -> "TinyStream":
-        """Begin a new video."""
+    def stream(self, bands: int | None = None) -> "TinyStream":
+        """Begin a new video; it is decoded in one piece, whatever is asked for."""
         return TinyStream(self)
 
 

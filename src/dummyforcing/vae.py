@@ -10,7 +10,6 @@ The first latent frame gives one pixel frame, each later one gives four. Streams
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dummyforcing.checkpoints import check_names, fill
 from dummyforcing.errors import UserError
-from dummyforcing.memory import PASS_PIXELS
+from dummyforcing.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_bands
 from dummyforcing.names import vae_name
 from dummyforcing.pretrained import quiet, read_component_config
 from dummyforcing.tensorfiles import StoredTensor, open_tensors
@@ -107,7 +106,8 @@ class VideoDecoder:
         self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
         self._std = torch.tensor(config.latents_std, device=self.device).view(shape)
         self.patch_size: int = config.patch_size or 1
-        self.stride: int = 2 ** (len(config.dim_mult) - 1) * self.patch_size
+        self.sizes = DecoderSizes.of(config)
+        self.stride = self.sizes.stride
         """Pixels per latent, in height and in width."""
 
     @classmethod
@@ -143,9 +143,14 @@ class VideoDecoder:
             if self.moves:
                 self.vae.to(self._home)
 
-    def stream(self) -> "DecoderStream":
-        """Begin a new video."""
-        return DecoderStream(self)
+    def stream(self, bands: int | None = None) -> "DecoderStream":
+        """Begin a new video.
+
+        Args:
+            bands: In how many bands of rows to decode, one after the other: more take less memory and more
+                time, and give the same. None: in as few as fit into the free memory when decoding begins.
+        """
+        return DecoderStream(self, bands)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode a whole video: `stream().decode(latents)`."""
@@ -180,9 +185,11 @@ class VideoDecoder:
 class DecoderStream:
     """One video that is being decoded; holds the features of its last frames."""
 
-    def __init__(self, decoder: VideoDecoder) -> None:
+    def __init__(self, decoder: VideoDecoder, bands: int | None = None) -> None:
         self._decoder = decoder
-        self._state = StreamedDecoder(decoder.vae.decoder)
+        self.bands = bands
+        """In how many bands of rows it is decoded; None: not decided yet."""
+        self._state: StreamedDecoder | None = None
         self.frames = 0
         """Latent frames decoded so far."""
 
@@ -201,8 +208,11 @@ class DecoderStream:
     def decode_float(self, latents: Tensor) -> Tensor:
         """Like `decode`, but float32 in [0, 1].
 
-        In float32 it differs from diffusers' own decoding, and between splits of a video into calls, by
-        rounding only: 1e-5 at most.
+        In float32 it differs from diffusers' own decoding, between splits of a video into calls and between
+        numbers of bands, by rounding only: 1e-5 at most.
+
+        Raises:
+            UserError: If there are not as many rows of latents as bands.
         """
         decoder = self._decoder
         z = latents.to(decoder.device).float().permute(0, 1, 3, 4, 2)
@@ -210,10 +220,21 @@ class DecoderStream:
         with decoder.at_work() as vae:
             quant = vae.post_quant_conv
             z = F.linear(z.to(vae.dtype), quant.weight.flatten(1), quant.bias)
-            pieces = [self._state(z[:, start:end]) for start, end in pairwise(self._passes(z))]
+            if self._state is None:
+                self.bands = self._fewest_bands(z) if self.bands is None else self.bands
+                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.bands)
+            pixels = self._state(z, self._passes(z))
         self.frames += z.shape[1]
-        pixels = _unpatchify(torch.cat(pieces, dim=1), decoder.patch_size)
+        pixels = _unpatchify(pixels, decoder.patch_size)
         return pixels.float().clamp(-1, 1) * 0.5 + 0.5
+
+    def _fewest_bands(self, z: Tensor) -> int:
+        """As few bands as fit into the free memory of the device."""
+        sizes, device = self._decoder.sizes, self._decoder.device
+        counts = range(1, z.shape[2] + 1)
+        needs = (sizes.memory(z.shape[:4], z.element_size(), bands) for bands in counts)
+        totals = (need.working + (need.waiting if device.type == "cpu" else 0) for need in needs)
+        return fewest_bands(totals, available_memory(device))
 
     def _passes(self, z: Tensor) -> list[int]:
         """Where the passes over latent frames `(B, F, h, w, C)` begin, and the end."""

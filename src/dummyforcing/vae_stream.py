@@ -1,11 +1,13 @@
 """The decoder of a Wan VAE over the frames of a video as they come, with its state outside of it.
 
-The layers and weights are those of diffusers' `AutoencoderKLWan.decoder`. All frames of a call go through in
-one pass, as feature maps `(B, T, H, W, C)`; every convolution in time sees the last two frames of the calls
+The layers and weights are those of diffusers' `AutoencoderKLWan.decoder`. Several frames go through in one
+pass, as feature maps `(B, T, H, W, C)`; every convolution in time sees the last two frames of the passes
 before, zeros at first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from dummyforcing.kernels.vae import add_norm, upsample
+from dummyforcing.vae_bands import Band, History, Rows, split_rows, upsampler_of
 
 HISTORY = 2
 """Past frames that a convolution in time sees."""
@@ -39,45 +42,79 @@ class Sum:
     residual: Tensor | None = None
     """Like `x`; not to be changed."""
 
+    def crop(self, first: int, end: int) -> "Sum":
+        """A copy of some rows."""
+        residual = None if self.residual is None else self.residual[:, :, first:end].contiguous()
+        x = self.x[:, :, first:end].clone(memory_format=torch.contiguous_format)
+        return Sum(x, self.bias, residual)
+
 
 class StreamedDecoder:
     """One video on its way through a decoder; the state is two frames of features for each convolution.
 
     A video begins with a single latent frame, which the layers that double the frames leave alone and keep no
-    trace of; so the first call is for that one.
+    trace of; so the first pass is for that one. The up blocks work on one band of rows after the other, and
+    the state of the others is in the main memory meanwhile.
     """
 
-    def __init__(self, decoder: WanDecoder3d) -> None:
+    def __init__(self, decoder: WanDecoder3d, height: int, bands: int = 1) -> None:
         """Begin a video.
 
         Args:
             decoder: With weights in channels-last layout. It is not changed.
+            height: Rows of its latents.
+            bands: How many; `height` at most.
         """
         self._layers: Any = decoder
-        self._history: dict[nn.Module, Tensor] = {}
+        self._middle: History = {}
+        self._bands = [Band(decoder, rows, height) for rows in split_rows(height, bands)]
         self._widened: dict[nn.Module, Tensor] = {}
-        self._is_first = True
+        self._history, self._is_first = self._middle, True
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, passes: Sequence[int]) -> Tensor:
         """Decode the next latent frames.
 
         Args:
-            z: After the VAE's `post_quant_conv`, `(B, T, h, w, C)`; T = 1 in the first call.
+            z: After the VAE's `post_quant_conv`, `(B, T, h, w, C)`.
+            passes: Where the passes over them begin, and the end; the first one of all has one frame.
 
         Returns:
-            What the decoder gives, `(B, n, H, W, out_channels)`; n = 1 in the first call, else 4 T.
+            What the decoder gives, `(B, n, H, W, out_channels)`; n = 4 T, less 3 in the first call.
         """
+        self._history = self._middle
+        middles = [self._begin(z[:, first:end]) for first, end in pairwise(passes)]
+        pixels = []
+        for band in self._bands:
+            self._is_first = not band.history
+            self._history = band.history if len(self._bands) == 1 else band.bring(z.device)
+            pixels.append(torch.cat([self._finish(x, band.rows) for x in middles], dim=1))
+            if len(self._bands) > 1:
+                band.put_away(self._history)
+        self._history = self._middle
+        return torch.cat(pixels, dim=2)
+
+    def _begin(self, z: Tensor) -> Sum:
+        """The layers that see whole frames; what they give is not added up yet."""
         layers, middle = self._layers, self._layers.mid_block
         x = self._convolve(layers.conv_in, Sum(z.contiguous()))
         x = self._residual_block(middle.resnets[0], x)
         for attention, block in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = self._residual_block(block, self._attend(attention, x))
-        for block in layers.up_blocks:
+        return x
+
+    def _finish(self, x: Sum, needed: Sequence[Rows]) -> Tensor:
+        """The up blocks and what follows, for a band; `needed` is of `vae_bands.rows_needed`."""
+        layers, place = self._layers, 0  # where the first row of `x` is in the frame
+        for block, (first, end) in zip(layers.up_blocks, needed, strict=False):
+            if len(self._bands) > 1:
+                x = x.crop(first - place, end - place)
             x = self._up_block(block, x)
+            place = first if upsampler_of(block) is None else 2 * first
         x = self._convolve(layers.conv_out, x, layers.norm_out)
         self._is_first = False
         pixels: Tensor = x.x if x.bias is None else x.x + x.bias
-        return pixels
+        first, end = needed[-1]
+        return pixels[:, :, first - place : end - place]
 
     def _convolve(
         self, conv: WanCausalConv3d, x: Sum, norm: WanRMS_norm | None = None, keep: bool = False
@@ -140,11 +177,12 @@ class StreamedDecoder:
         begin = x
         for resnet in block.resnets:
             x = self._residual_block(resnet, x)
-        if not isinstance(block, WanResidualUpBlock):
-            return self._resample(block.upsamplers[0], x) if block.upsamplers else x
-        if block.upsampler is None:
+        upsampler = upsampler_of(block)
+        if upsampler is None:
             return x
-        x = self._resample(block.upsampler, x)
+        x = self._resample(upsampler, x)
+        if not isinstance(block, WanResidualUpBlock):
+            return x
         shortcut = block.avg_shortcut(begin.x.permute(0, 4, 1, 2, 3), first_chunk=self._is_first)
         return Sum(x.x, x.bias, shortcut.permute(0, 2, 3, 4, 1).contiguous())
 

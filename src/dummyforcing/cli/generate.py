@@ -150,6 +150,7 @@ def generate(
     from dummyforcing.classify import Guard
     from dummyforcing.cli.report import print_comparison, print_plans, print_results, print_skips
     from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import choose_policy
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     if frames is None:
@@ -172,7 +173,8 @@ def generate(
         fade=fade,
         teacache=teacache,
     )
-    native = replace(request, policy=files.policy("native"), plan=None, guard=None, teacache=None)
+    native_policy = choose_policy(files.preset, "native")
+    native = replace(request, policy=native_policy, plan=None, guard=None, teacache=None)
     if save_plan and not request.has_plan:
         raise UserError(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "

@@ -214,21 +214,30 @@ CARDS_GB = (12, 16, 24, 40, 80)
 
 def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> None:
     """Print what a video needs by part, and which GPUs can make it."""
-    whole = files.estimate(request, dtype).on_gpu()
-    small = whole.offloaded()
+    from dummyforcing.memory import fewest_bands
+
+    choices = {
+        how: [estimate.on_gpu() for estimate in files.estimates(request, dtype, offload=offload)]
+        for how, offload in (("fits", False), ("fits with --offload", True))
+    }
     table = Table(f"GB on a GPU, {str(dtype).removeprefix('torch.')}")
     for title in ("all there", "--offload"):
         table.add_column(title, justify="right")
     for name in ("text_encoder", "transformer", "vae", "cache", "activations", "total"):
-        parts = (f"{getattr(estimate, name) / 1e9:.1f}" for estimate in (whole, small))
+        parts = (f"{getattr(estimates[0], name) / 1e9:.1f}" for estimates in choices.values())
         table.add_row(name.replace("_", " "), *parts, end_section=name == "activations")
     (height, width), count = request.size, files.preset.pixel_frames(request.frames)
     print(f"\n{count} pixel frames of {width}x{height}, policy {request.policy.name}:")
     Console().print(table)
     for card in CARDS_GB:
-        how = ("fits", "fits with --offload", "does not fit")
-        choice = 0 if whole.total <= card * 1e9 else 1 if small.total <= card * 1e9 else 2
-        print(f"{card} GB card: {how[choice]}")
+        for how, estimates in choices.items():
+            bands = fewest_bands((estimate.total for estimate in estimates), card * 1e9)
+            if estimates[bands - 1].total <= card * 1e9:
+                verdict = how if bands == 1 else f"{how}, decoded in {bands} bands"
+                break
+        else:
+            verdict = "does not fit"
+        print(f"{card} GB card: {verdict}")
 
 
 def print_reports(reports: "Sequence[PartReport]") -> None:
