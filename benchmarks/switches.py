@@ -1,8 +1,7 @@
 """What a change of the prompt costs: the chunk that follows it, against its neighbours.
 
 OMP_NUM_THREADS=1 python benchmarks/switches.py --output benchmarks/results/switches-cpu.json
-python benchmarks/switches.py --model longlive --device cuda \\
-    --output benchmarks/results/switches-longlive.json
+python benchmarks/switches.py --model longlive --device cuda --output benchmarks/results/switches-gpu.json
 
 The cost of a switch is the time of the first chunk with the new prompt, its encoding and the re-cache
 included, minus the median of the two chunks before and the two after it, in units of that median. On a CPU
