@@ -96,6 +96,22 @@ class LayerCache:
         """
         return [buffer.prepare(current, pinned) for buffer in self.buffers]
 
+    def restart(self, start: int, end: int) -> bool:
+        """Forget all but the pinned frames where they are, before a pass over frames `start` to `end`.
+
+        Returns:
+            Whether it could be done; not if heads that share a buffer would see unequally many frames.
+        """
+        rows = [tuple(replace(slots, start=start) for slots in row) for row in self.rows]
+        for buffer in self.buffers:
+            row = rows[buffer.samples[0]]
+            if len({len(row[head].visible(start, end)) for head in buffer.heads}) > 1:
+                return False
+        for buffer in self.buffers:
+            buffer.restart(start)
+        self.rows = rows
+        return True
+
     def rebuilt(self, rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
         """This layer's cache with other slots, one row per sample, and what these still hold of the past.
 
@@ -197,12 +213,17 @@ class KVCache:
             self._rebuild(number, new, self.frames + self.chunk_frames)
 
     def rewind(self, frames: int) -> None:
-        """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once."""
+        """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once.
+
+        Buffers stay where they are if they can, so that a change of the prompt copies nothing and CUDA graphs
+        of passes stay valid.
+        """
         end = self.frames
         self.frames -= frames
         for number, layer in enumerate(self._layers):
-            rows = [tuple(replace(slots, start=self.frames) for slots in row) for row in layer.rows]
-            self._rebuild(number, rows, end)
+            if not layer.restart(self.frames, end):
+                rows = [tuple(replace(slots, start=self.frames) for slots in row) for row in layer.rows]
+                self._rebuild(number, rows, end)
 
     def reset(self) -> None:
         """Forget all frames: the next one is frame 0."""

@@ -31,7 +31,8 @@ class SceneSheet:
             fps: Pixel frames per second.
             columns: Frames per row, `AROUND` and more; scenes that are too short for that have fewer.
         """
-        self._labels, self._fps, self._columns = [prompt for _, prompt in scenes], fps, columns
+        self._fps, self._columns = fps, columns
+        self._labels = [f"from {start / fps:.1f} s: {prompt}" for start, prompt in scenes]
         starts = [start for start, _ in scenes]
         self._rows = [_spread(*scene, fps, columns) for scene in pairwise([*starts, frames])]
         self._wanted = {number for row in self._rows for number in row}
