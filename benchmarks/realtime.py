@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 from page import source, table
 
 from dummyforcing.bench.report import label
-from dummyforcing.bench.run import SIZES
 from dummyforcing.fused import Fp8
+from dummyforcing.presets import SIZES
 
 Result = dict[str, Any]
 Row = dict[str, Any]

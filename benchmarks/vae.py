@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dummyforcing.eval.results import write_results
+from dummyforcing.presets import SIZES
 from dummyforcing.request import choose_device, choose_dtype
 from dummyforcing.vae import VideoDecoder
 
-SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
-"""Height and width in pixels."""
 SMALL = {"base_dim": 8, "num_res_blocks": 1}
 SMALL_SIZE = (64, 96)
 CHUNKS, CHUNK_FRAMES = 4, 3

@@ -22,7 +22,7 @@ from dummyforcing.bench.flops import Flops, Work
 from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
 from dummyforcing.bench.plans import fixture_plan, plan_of
 from dummyforcing.bench.rates import matmul_rate
-from dummyforcing.bench.run import Benchmark, Settings, configurations, parse_bench_size
+from dummyforcing.bench.run import Benchmark, Settings, configurations
 from dummyforcing.bench.summary import Rates, summarise
 from dummyforcing.checkpoints import WAN_SIZES
 from dummyforcing.cli import main
@@ -191,15 +191,6 @@ def test_configurations() -> None:
         ("dense", "all"),
         ("dummy", "none"),
         ("dummy", "all"),
-    ]
-
-
-def test_sizes() -> None:
-    assert [parse_bench_size(name) for name in ("480p", "720p", "1080p", "48x32")] == [
-        (480, 832),
-        (720, 1280),
-        (1088, 1920),
-        (32, 48),
     ]
 
 

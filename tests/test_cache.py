@@ -219,6 +219,26 @@ def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, re
         both.commit(chunk)
 
 
+@pytest.mark.parametrize(("frames", "in_place"), [(6, True), (3, False)])
+def test_frames_are_written_again_in_the_same_memory(frames, in_place):
+    """So what was recorded of a pass stays valid; unless heads of one buffer would see unlike numbers."""
+    both = Both([random_plan(2, 4, 0, [HeadContext(0, 3), HeadContext(2, 1), HeadContext(3, 0)])])
+    for _ in range(5):
+        both.run(3)
+        both.commit(3)
+
+    def memory():
+        layers = (both.cache[number] for number in range(2))
+        return both.cache.layout, [buffer.k.data_ptr() for layer in layers for buffer in layer.buffers]
+
+    before = memory()
+    both.rewind(frames)
+    both.run(frames)
+    both.commit(frames)
+    assert (memory() == before) == in_place
+    both.run(3)
+
+
 def test_pinned_frames_move_with_the_video_for_ever():
     """After many chunks the keys are exact: each turn starts from the key as it was made."""
     plan = random_plan(1, 4, 3, [HeadContext(3, 6), HeadContext(1, 0), HeadContext(0, 1)])

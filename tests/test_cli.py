@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import write_model
@@ -18,9 +19,13 @@ from dummyforcing.atlas import Atlas
 from dummyforcing.cli import DESCRIPTION, main
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
+from dummyforcing.errors import UserError
+from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import load
 from dummyforcing.plan import Plan
-from dummyforcing.presets import bundled_folders
+from dummyforcing.presets import SIZES, bundled_folders
+from dummyforcing.request import Request
+from dummyforcing.video import CAPTION_HEIGHT
 
 PROMPT = "a red ball bounces on a green floor"
 
@@ -83,6 +88,53 @@ def test_unknown_words_are_a_warning(model: str, tmp_path: Path, capsys: pytest.
     warnings = [line for line in capsys.readouterr().err.splitlines() if "purple" in line]
     assert len(warnings) == 1
     assert warnings[0].startswith("Warning: Model 'random' does not know the word purple; it knows a, ball,")
+
+
+def test_a_story_and_its_sheet(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    story, told, same = (tmp_path / name for name in ("story.yaml", "a.mp4", "b.mp4"))
+    other = "a blue cube spins"
+    story.write_text(f"seconds: 2\nfade: 2\nscenes: [{{prompt: {PROMPT}}}, {{at: 1, prompt: {other}}}]\n")
+    sheet = ["--sheet", str(tmp_path / "a.png")]
+    assert main(["generate", "--story", str(story), "-o", str(told), "--model", model, *sheet]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [f"  0.0 s  {PROMPT}", f"  1.3 s  {other}"]  # with the chunk of pixel frame 21
+    assert Image.open(tmp_path / "a.png").size == (8 * 48, 2 * (32 + 2 * CAPTION_HEIGHT))
+
+    options = ["--model", model, "--seconds", "2", "--switch", f"1:{other}", "--fade", "2"]
+    assert main(["generate", PROMPT, "-o", str(same), *options]) == 0
+    assert same.read_bytes() == told.read_bytes()
+
+
+def test_the_sheet_of_a_video_with_one_prompt(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", "21"]
+    assert main(["generate", PROMPT, *options, "--sheet", str(tmp_path / "a.png")]) == 0
+    assert Image.open(tmp_path / "a.png").size == (8 * 48, 32 + 2 * CAPTION_HEIGHT)
+    assert "0.0 s" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", PROMPT], ["heads", PROMPT], ["eval", "p.txt"], ["models", "show"]]
+)
+def test_sizes_by_name(
+    command: list[str], model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The name reaches the request; nothing that large is made here."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text(PROMPT)
+    asked: list[tuple[int, int]] = []
+    request = ModelFiles.request
+
+    def noting(self: ModelFiles, *args: object, **options: object) -> Request:
+        asked.append(request(self, *args, **options).size)
+        raise UserError("Enough is known.")
+
+    monkeypatch.setattr(ModelFiles, "request", noting)
+    own = [model] if command[0] == "models" else ["--model", model]
+    for name, size in {**SIZES, "640x352": (352, 640)}.items():
+        assert main([*command, *own, "--size", name]) == 2
+        assert asked.pop() == size
 
 
 def test_teacache_is_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +319,16 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([""], "prompt is empty"),
         ([" \n"], "prompt is empty"),
         ([PROMPT, "--size", "100x64"], "nearest is 96x64"),
-        ([PROMPT, "--size", "big"], "write width x height in pixels"),
+        ([PROMPT, "--size", "big"], "take 480p, 720p, 1080p, or width x height such as 832x480"),
+        ([], "Give either a prompt, or --story"),
+        ([PROMPT, "--story", "a.yaml"], "Give either a prompt, or --story"),
+        (["--story", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        ([PROMPT, "--switch", "1:a blue cube", "--switch", "1.1:a red cube"], "in the same chunk"),
+        ([PROMPT, "--sheet", "a.jpg"], "ends in .png"),
+        *(
+            (["--story", "a.yaml", *given], "leave out --frames, --seconds, --switch, --fade")
+            for given in (["--frames", "81"], ["--seconds", "5"], ["--switch", "2:a"], ["--fade", "0"])
+        ),
         ([PROMPT, "--size", "999984x999984"], "GB of memory"),
         ([PROMPT, "--frames", "80"], "take 69 or 81"),
         ([PROMPT, "--frames", "81", "--seconds", "5"], "give one of them"),

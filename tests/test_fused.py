@@ -78,6 +78,7 @@ def test_any_plan(seed, passes):
     [
         ("block", "dummy", {"change": 4, "recache_frames": 6}),
         ("block", "window:3,3", {"change": 3, "recache_frames": 6, "global_sink": False}),
+        ("block", "window:1,2", {"change": 4, "recache_frames": 3}),
         ("block", "window:1,6", {"reach": 12}),
         ("block", "dense", {"skips": (False, True, False, True, False)}),
         ("rolling", "window:3,3", {"reach": 24, "frames": 24}),

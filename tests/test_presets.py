@@ -9,12 +9,15 @@ from dummyforcing.heads import parse_policy
 from dummyforcing.presets import (
     PUBLIC,
     PUBLIC_TABLES,
+    SIZE_MULTIPLE,
+    SIZES,
     DummyDefaults,
     Preset,
     ScheduleArgs,
     Source,
     bundled_folders,
     find_preset,
+    parse_size,
     read_preset,
 )
 from dummyforcing.sampling import make_schedule
@@ -40,11 +43,25 @@ def test_other_frame_counts_name_the_nearest(count: int, nearest: str) -> None:
         CHUNKS_OF_3.latent_frames(count)
 
 
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("480p", "720p", "1080p", "48x32", "640X352")] == [
+        (480, 832),
+        (720, 1280),
+        (1088, 1920),
+        (32, 48),
+        (352, 640),
+    ]
+    assert not any(side % SIZE_MULTIPLE for size in SIZES.values() for side in size)
+    for text in ("4k", "", "832", "x480", "832x", "8.5x16", "-16x16", "480P", "16x16x16"):
+        with pytest.raises(UserError, match="take 480p, 720p, 1080p, or width x height such as 832x480"):
+            parse_size(text)
+
+
 def test_seconds() -> None:
     assert CHUNKS_OF_3.pixel_frames_for(5) == 81
     assert CHUNKS_OF_3.pixel_frames_for(0.01) == 9
     assert CHUNKS_OF_3.pixel_frames_for(10) == 165
-    for seconds in (0, -1, float("nan")):
+    for seconds in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="take more than 0"):
             CHUNKS_OF_3.pixel_frames_for(seconds)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dummyforcing.bench.run import SIZES
+from dummyforcing.presets import SIZES
 
 ROOT = Path(__file__).parent.parent
 

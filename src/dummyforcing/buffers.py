@@ -119,6 +119,12 @@ class Buffer:
         self.pinned_k.copy_(state.pinned_k)
         self._shifts = list(state.shifts)
 
+    def restart(self, start: int) -> None:
+        """Forget what the rings held: the next frame to reach them is `start`. Memory stays where it is."""
+        self.slots = [replace(slots, start=start) for slots in self.slots]
+        self._groups = [(replace(slots, start=start), lo, heads) for slots, lo, heads in self._groups]
+        self._pass = None
+
     @property
     def is_plain(self) -> bool:
         """Whether all samples share this buffer, and what is visible in the current pass is its prefix."""

@@ -96,6 +96,22 @@ class LayerCache:
         """
         return [buffer.prepare(current, pinned) for buffer in self.buffers]
 
+    def restart(self, start: int, end: int) -> bool:
+        """Forget all but the pinned frames where they are, before a pass over frames `start` to `end`.
+
+        Returns:
+            Whether it could be done; not if heads that share a buffer would see unequally many frames.
+        """
+        rows = [tuple(replace(slots, start=start) for slots in row) for row in self.rows]
+        for buffer in self.buffers:
+            row = rows[buffer.samples[0]]
+            if len({len(row[head].visible(start, end)) for head in buffer.heads}) > 1:
+                return False
+        for buffer in self.buffers:
+            buffer.restart(start)
+        self.rows = rows
+        return True
+
     def rebuilt(self, rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
         """This layer's cache with other slots, one row per sample, and what these still hold of the past.
 
@@ -235,11 +251,15 @@ class KVCache:
         return other
 
     def _begin_rings(self, frame: int, end: int) -> None:
-        """Begin all rings anew at `frame`, for a pass up to frame `end`."""
+        """Begin all rings anew at `frame`, for a pass up to frame `end`.
+
+        Buffers stay where they are if they can: then nothing is copied, and CUDA graphs of passes stay valid.
+        """
         self.frames = frame
         for number, layer in enumerate(self._layers):
-            rows = [tuple(replace(slots, start=frame) for slots in row) for row in layer.rows]
-            self._rebuild(number, rows, end)
+            if not layer.restart(frame, end):
+                rows = [tuple(replace(slots, start=frame) for slots in row) for row in layer.rows]
+                self._rebuild(number, rows, end)
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self.layout += 1

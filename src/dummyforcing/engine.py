@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dummyforcing.buffers import Segment
 from dummyforcing.cache import KVCache, LayerCache
 from dummyforcing.fused import FusedBlock, FusedWan, Layer, Linear
 from dummyforcing.kernels.ops import Targets
@@ -35,8 +36,8 @@ class _Inputs:
         self.x, self.modulation, self.rope, self.slots = x, modulation, rope, slots
         self.angles: Tensor | None = None
         """The cosines that `rope` is a copy of."""
-        self.written: tuple[int, bool] | None = None
-        """The pass that `slots` are of."""
+        self.written: Segment | None = None
+        """What the first heads see in the pass that `slots` are of: another one in every other pass."""
 
 
 class Engine:
@@ -102,8 +103,8 @@ class Engine:
                 known.written = None
             self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]
         inputs = self._fill(tokens, time, text, rope, frames)
-        if inputs.written != (self._cache.frames, pinned):
-            inputs.written = self._cache.frames, pinned
+        if inputs.written is not segments[0][0]:
+            inputs.written = segments[0][0]
             slots = torch.tensor(_slots(layers), dtype=inputs.slots.dtype)
             inputs.slots.copy_(send(slots, tokens.device))
         passes = [

@@ -27,7 +27,7 @@ from dummyforcing.lora import parse_lora
 from dummyforcing.memory import DecoderSizes, MemoryEstimate, require_memory
 from dummyforcing.model import ModelConfig
 from dummyforcing.plan import Plan
-from dummyforcing.presets import SIZE_MULTIPLE, Preset, find_preset
+from dummyforcing.presets import SIZE_MULTIPLE, Preset, find_preset, parse_size
 from dummyforcing.request import (
     Request,
     check_guard,
@@ -134,7 +134,7 @@ class ModelFiles:
         prompt: str | Sequence[str],
         *,
         frames: int = 81,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | str | None = None,
         seed: int = 0,
         policy: str | Policy = "dummy",
         dummy_fraction: float | None = None,
@@ -154,7 +154,7 @@ class ModelFiles:
         Args:
             prompt: One prompt, or several for a batch.
             frames: Pixel frames.
-            size: Height and width in pixels.
+            size: Height and width in pixels, or text as for `presets.parse_size`.
             seed: Of the first sample's noise.
             policy: Name or policy.
             dummy_fraction: Share of dummy heads.
@@ -176,7 +176,7 @@ class ModelFiles:
         if not prompts or not all(text.strip() for text in prompts):
             raise UserError("The prompt is empty; say what the video shall show.")
         latent_frames = self.preset.latent_frames(frames)
-        height, width = size or self.preset.size
+        height, width = parse_size(size) if isinstance(size, str) else size or self.preset.size
         if min(height, width) < SIZE_MULTIPLE or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             nearest = [max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (width, height)]
             raise UserError(

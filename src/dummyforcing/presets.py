@@ -9,6 +9,7 @@ between models, and no code asks for a model's name.
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ ASSETS = Path(__file__).parent / "assets"
 PIXEL_FRAMES_PER_FRAME = 4
 SIZE_MULTIPLE = 16
 """Pixels per token and axis: 8 by the VAE, 2 by the transformer's patches."""
+SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
+"""Height and width in pixels of sizes with a name."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Preset:
         Raises:
             UserError: If `seconds` is not positive.
         """
-        if not seconds > 0:
+        if not 0 < seconds < math.inf:
             raise UserError(f"A video cannot last {seconds:g} seconds; take more than 0.")
         wanted = seconds * self.fps
         counts = [self.pixel_frames(self.chunk_frames * n) for n in self._nearest_chunks(wanted)]
@@ -170,6 +173,21 @@ class Preset:
         frames = (pixel_frames - 1) / PIXEL_FRAMES_PER_FRAME + 1
         below = int(frames // self.chunk_frames)
         return [n for n in (below, below + 1) if n > 0] or [1]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a name of `SIZES`, or of `WxH`.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        names = ", ".join(SIZES)
+        raise UserError(f"Size '{text}' cannot be read; take {names}, or width x height such as 832x480.")
+    return int(height), int(width)
 
 
 def bundled_folders() -> dict[str, Path]:

@@ -3,6 +3,7 @@
 preset = build(Preset, tomllib.loads(text), "my.toml")
 """
 
+import reprlib
 from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
@@ -33,10 +34,12 @@ def build(kind: type[Record], data: object, where: str) -> Record:
     known: Any = fields(kind)  # type: ignore[arg-type]
     names = [field.name for field in known]
     if not isinstance(data, dict):
-        raise UserError(f"{where}: a table with the fields {', '.join(names)} is needed, not {data!r}.")
+        raise UserError(
+            f"{where}: a table with the fields {', '.join(names)} is needed, not {reprlib.repr(data)}."
+        )
     for name in data:
         if name not in names:
-            raise UserError(f"{where}: there is no field '{name}'; {nearest(name, names)}.")
+            raise UserError(f"{where}: there is no field '{name}'; {nearest(str(name), names)}.")
     missing = [f.name for f in known if f.default is MISSING and f.name not in data]
     if missing:
         raise UserError(f"{where}: field '{missing[0]}' is missing; give it.")
@@ -72,5 +75,6 @@ def _convert(hint: Any, value: object, where: str) -> object:
         return value
     if origin is tuple:
         count = "" if options[-1] is Ellipsis else f"{len(options)} "
-        raise UserError(f"{where} must be a list of {count}numbers, not {value!r}.")
+        kind = "tables" if is_dataclass(options[0]) else "numbers"
+        raise UserError(f"{where} must be a list of {count}{kind}, not {value!r}.")
     raise UserError(f"{where} must be {WORDS[hint]}, not {value!r}.")

@@ -24,8 +24,9 @@ class Options(TypedDict, total=False):
 
     frames: int
     """Pixel frames; 81 by default."""
-    size: tuple[int, int] | None
-    """Height and width in pixels, multiples of 16; the preset's size by default."""
+    size: tuple[int, int] | str | None
+    """Height and width in pixels, multiples of 16, or `480p`, `720p`, `1080p` or `WIDTHxHEIGHT`; the preset's
+    size by default."""
     seed: int
     """Seeds the noise; sample i of a batch uses `seed + i`. 0 by default."""
     policy: str | Policy
@@ -61,7 +62,7 @@ class Switch:
     """A change of the prompt."""
 
     frame: int
-    """The first chunk that begins at this latent frame or later has the new prompt."""
+    """The latent frame that the first chunk with the new prompt begins with."""
     prompt: str
 
 
@@ -107,6 +108,12 @@ class Request:
         return self.plan is not None or (
             self.policy.roles is not None and self.chunks > self.policy.classify_at_chunk
         )
+
+    @property
+    def scenes(self) -> tuple[tuple[int, str], ...]:
+        """The pixel frame that each prompt begins with, and the prompt (the first one, of a batch)."""
+        later = [(1 + PIXEL_FRAMES_PER_FRAME * (s.frame - 1), s.prompt) for s in self.switches]
+        return ((0, self.prompts[0]), *later)
 
     def cache_frames(self) -> float:
         """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified."""
@@ -208,23 +215,30 @@ def place_switches(
         frames: Latent frames of the video.
 
     Raises:
-        UserError: If one comes too late to be seen, or has no prompt.
+        UserError: If one comes too late to be seen, or has no prompt, or two come in the same chunk.
     """
-    found = []
+    found: dict[int, Switch] = {}
+    chunk = preset.chunk_frames
     if fade < 1:
         raise UserError(f"A prompt cannot fade over {fade} chunks; take 1 or more.")
-    for seconds, prompt in switches:
-        frame = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
+    for seconds, prompt in sorted(switches, key=lambda switch: switch[0]):
+        last = max(preset.pixel_frames(frames - chunk), 0) / preset.fps
         if not prompt.strip():
             raise UserError("The prompt to change to is empty; say what the video shall show then.")
-        if seconds <= 0 or frame > frames - preset.chunk_frames:
-            last = preset.pixel_frames(frames - preset.chunk_frames) / preset.fps
+        if not 0 < seconds <= last:
             raise UserError(
                 f"The prompt cannot change at {seconds:g} s; the last chunk of this video begins at "
                 f"{last:.1f} s."
             )
-        found.append(Switch(frame, prompt))
-    return tuple(sorted(found, key=lambda switch: switch.frame))
+        earliest = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
+        frame = math.ceil(earliest / chunk) * chunk
+        if frame in found:
+            raise UserError(
+                f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk; leave "
+                f"{chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them."
+            )
+        found[frame] = Switch(frame, prompt)
+    return tuple(found.values())
 
 
 def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> float | tuple[int, ...] | None:

@@ -19,9 +19,6 @@ from dummyforcing.modelfiles import ModelFiles
 from dummyforcing.pipeline import Pipeline
 from dummyforcing.request import Request
 
-SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
-"""Height and width in pixels."""
-
 Report = Callable[[str], None]
 
 
@@ -62,21 +59,6 @@ class Configuration:
         parts += [f"fp8 {self.fp8}"] if self.fp8 != "none" else []
         parts += [f"without step {','.join(map(str, self.skip_steps))}"] if self.skip_steps else []
         return ", ".join(parts)
-
-
-def parse_bench_size(text: str) -> tuple[int, int]:
-    """Height and width of `480p`, `720p`, `1080p` or `WxH`.
-
-    Raises:
-        UserError: If it is none of these.
-    """
-    if text in SIZES:
-        return SIZES[text]
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        names = ", ".join(SIZES)
-        raise UserError(f"Size '{text}' cannot be read; take {names}, or width x height such as 832x480.")
-    return int(height), int(width)
 
 
 def configurations(settings: Settings) -> list[Configuration]:

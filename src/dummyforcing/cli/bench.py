@@ -78,16 +78,17 @@ def bench(
     check_output(output, ".json")
 
     from dummyforcing.bench.report import print_benchmark
-    from dummyforcing.bench.run import Benchmark, Settings, parse_bench_size
+    from dummyforcing.bench.run import Benchmark, Settings
     from dummyforcing.eval.results import write_results
     from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.presets import parse_size
     from dummyforcing.request import choose_device, choose_dtype
 
     where = choose_device(device)
     name = model or ("self-forcing" if where.type == "cuda" else "tiny")
     files = ModelFiles.open(name, weights=weights, base=base, lora=lora)
     settings = Settings(
-        sizes=tuple(parse_bench_size(size) for size in sizes) or (files.preset.size,),
+        sizes=tuple(parse_size(size) for size in sizes) or (files.preset.size,),
         policies=policies,
         fp8=fp8,
         skip_steps=skip_steps,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import UseAppendAction, arg
 
 from dummyforcing.errors import UserError
 from dummyforcing.files import temporary
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dummyforcing.plan import Plan
     from dummyforcing.request import Request
 
-Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
 Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
 Weights = Annotated[
     str | None, arg(metavar="FILE|FOLDER|OWNER/NAME:FILE", help_behavior_hint="(default: the model's own)")
@@ -27,7 +26,9 @@ Base = Annotated[
 ]
 DecoderFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the VAE's own)")]
 LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE]")]
-Size = Annotated[str | None, arg(metavar="WxH", help_behavior_hint="(default: the model's own)")]
+Size = Annotated[
+    str | None, arg(metavar="480p|720p|1080p|WxH", help_behavior_hint="(default: the model's own)")
+]
 Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
 BudgetText = Annotated[
     str | None, arg(metavar="window:N|SIZE", help_behavior_hint="(default: window:12 with policy long)")
@@ -83,16 +84,6 @@ def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chu
             bar.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
             bar.update(chunk.frames.shape[1])
             yield chunk
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Turn `WxH` into height and width."""
-    if text is None:
-        return None
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        raise UserError(f"Size '{text}' cannot be read; write width x height in pixels, such as 160x160.")
-    return int(height), int(width)
 
 
 def parse_switches(texts: Sequence[str]) -> list[tuple[float, str]]:

@@ -19,7 +19,6 @@ from dummyforcing.cli.common import (
     Size,
     Weights,
     load_for,
-    parse_size,
 )
 from dummyforcing.errors import UnknownWordsWarning, UserError
 
@@ -89,7 +88,8 @@ def eval(
         dummy_fraction: Share of all heads that become dummy.
         plan: Head plan to use from the first chunk on.
         frames: Pixel frames per video; must fill whole chunks.
-        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
+        size: Width and height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
+            1920x1088. A model is at its best at its own size.
         samples: Videos per prompt; sample i has the seed --seed + i.
         seed: Of the noise of sample 0.
         shard: Make only part I (counted from 0) of N.
@@ -136,6 +136,7 @@ def eval(
     from dummyforcing.eval.results import write_results
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.plan import Plan
+    from dummyforcing.presets import parse_size
     from dummyforcing.request import Options, choose_device, choose_dtype
 
     part, parts = parse_shard(shard)
@@ -151,7 +152,7 @@ def eval(
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     options = Options(
         frames=frames,
-        size=parse_size(size) or files.preset.size,
+        size=parse_size(size) if size else files.preset.size,
         policy=policy,
         dummy_fraction=dummy_fraction,
         plan=Plan.load(plan) if plan else None,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from dummyforcing.cli.common import (
     FP8,
@@ -21,13 +21,11 @@ from dummyforcing.cli.common import (
     NewPlanFile,
     PlanFile,
     PolicyName,
-    Prompt,
     Size,
     Weights,
     cache_dtype,
     check_output,
     load_for,
-    parse_size,
     parse_switches,
     progress,
     read_plan,
@@ -40,7 +38,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Prompt,
+    prompt: Annotated[
+        Positional[str | None], arg(metavar="PROMPT", help_behavior_hint="(or give --story)")
+    ] = None,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.mp4")] = Path("video.mp4"),
     model: Model = "tiny",
     weights: Weights = None,
@@ -56,7 +56,9 @@ def generate(
     video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None,
     strength: Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: 0.7)")] = None,
     switch: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECONDS:PROMPT")] = (),
-    fade: Annotated[int, arg(metavar="CHUNKS")] = 1,
+    fade: Annotated[int | None, arg(metavar="CHUNKS", help_behavior_hint="(default: 1)")] = None,
+    story: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(default: PROMPT)")] = None,
+    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     policy: PolicyName = "dummy",
     dummy_fraction: Fraction = None,
     budget: BudgetText = None,
@@ -85,6 +87,16 @@ def generate(
       dummyforcing generate "a red ball bounces on a blue floor" -o a.mp4 --save-plan plan.json
       dummyforcing generate "a blue star spins" -o b.mp4 --plan plan.json
 
+    A story, a YAML file of prompts and the seconds at which they begin, and a picture of all of it:
+      dummyforcing generate --story story.yaml -o story.mp4 --sheet story.png
+
+      seconds: 30
+      fade: 1
+      scenes:
+        - prompt: a red ball bounces on a green floor
+        - at: 6
+          prompt: a red ball moves in a circle on a green floor
+
     Change the prompt on the way; go on from a clip:
       dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
       dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4
@@ -109,7 +121,8 @@ def generate(
         lora: LoRA to merge into the transformer; may be given several times.
         frames: Pixel frames; must fill whole chunks: 9, 21, 33, ... 81, ... with 3 latent frames a chunk.
         seconds: Length of the video instead of --frames; the nearest length that fills whole chunks is taken.
-        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
+        size: Width and height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
+            1920x1088. A model is at its best at its own size.
         seed: Of the noise; the same seed gives the same video.
         image: Image that the video begins with, on models that can: see `dummyforcing models`.
         video: Video that the new one goes on from: its first 9 pixel frames with 3 latent frames a chunk.
@@ -117,6 +130,10 @@ def generate(
         strength: How much of --video is made anew then.
         switch: From this second on, the prompt is another one; may be given several times.
         fade: Chunks over which a prompt fades into the next.
+        story: Story to tell instead of PROMPT. It has its own length, prompts and fade, so --frames,
+            --seconds, --switch and --fade cannot be given.
+        sheet: Picture of the video to write: a row of frames for every prompt, beginning with those around
+            the change to it.
         policy: Which past frames the heads see: dummy (Dummy Forcing: by their roles), anchored (by their
             roles, one frame more each), dense (all) or native (as the model was trained). Also
             window:SINK,RECENT (so many first and last ones), long (by their roles, some of them far back, the
@@ -142,23 +159,50 @@ def generate(
         vae: Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: faster, with less detail.
     """
     comparison = output.with_name(f"{output.stem}-compare.mp4")
-    for path, suffix in ((output, ".mp4"), (comparison if compare else None, ".mp4"), (save_plan, ".json")):
+    for path, suffix in (
+        (output, ".mp4"),
+        (comparison if compare else None, ".mp4"),
+        (save_plan, ".json"),
+        (sheet, ".png"),
+    ):
         check_output(path, suffix)
+    if (prompt is None) == (story is None):
+        raise UserError("Give either a prompt, or --story with a file of them.")
     if frames is not None and seconds is not None:
         raise UserError("--frames and --seconds both set the length; give one of them.")
+    if story is not None and (switch or [frames, seconds, fade] != [None, None, None]):
+        raise UserError(
+            "A story has its own length, prompts and fade; leave out --frames, --seconds, --switch, --fade."
+        )
+
+    from dummyforcing.story import Course, Story
+
+    told = None if story is None else Story.load(story)
 
     from dummyforcing.classify import Guard
-    from dummyforcing.cli.report import print_comparison, print_plans, print_results, print_skips
+    from dummyforcing.cli.report import (
+        print_comparison,
+        print_plans,
+        print_results,
+        print_scenes,
+        print_skips,
+    )
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.request import choose_policy
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    if frames is None:
-        frames = 81 if seconds is None else files.preset.pixel_frames_for(seconds)
+    preset = files.preset
+    if told is not None:
+        prompt, course = told.prompt, told.options(preset)
+    else:
+        if frames is None:
+            frames = 81 if seconds is None else preset.pixel_frames_for(seconds)
+        course = Course(frames=frames, switches=parse_switches(switch), fade=1 if fade is None else fade)
+    assert prompt is not None
     request = files.request(
         prompt,
-        frames=frames,
-        size=parse_size(size),
+        **course,
+        size=size,
         seed=seed,
         policy=policy,
         dummy_fraction=dummy_fraction,
@@ -169,11 +213,10 @@ def generate(
         image=image,
         video=video,
         strength=strength,
-        switches=parse_switches(switch),
-        fade=fade,
         teacache=teacache,
     )
-    native_policy = choose_policy(files.preset, "native")
+    frames, scenes = preset.pixel_frames(request.frames), request.scenes
+    native_policy = choose_policy(preset, "native")
     native = replace(request, policy=native_policy, plan=None, guard=None, teacache=None)
     if save_plan and not request.has_plan:
         raise UserError(
@@ -182,28 +225,36 @@ def generate(
         )
     pipeline = load_for(files, native if compare else request, device, dtype, offload, vae, fp8)
     if teacache is not None:
-        print_skips(pipeline.skipped_steps(request), len(files.preset.schedule.steps))
+        print_skips(pipeline.skipped_steps(request), len(preset.schedule.steps))
+    if len(scenes) > 1:
+        print_scenes(scenes, preset.fps)
 
+    from dummyforcing.sheet import SceneSheet
     from dummyforcing.video import VideoWriter, side_by_side
 
     chunks: deque[Chunk] = deque(
         maxlen=None if compare else 1
     )  # alone, a video may be longer than the memory
     plans: list[tuple[float, Plan]] = [(0.0, request.plan)] if request.plan else []
+    picture = SceneSheet(scenes, frames, preset.fps) if sheet else None
     label = request.plan.policy if request.plan else request.policy.name
-    with VideoWriter(output, files.preset.fps) as writer:
+    with VideoWriter(output, preset.fps) as writer:
         for chunk in progress(pipeline.run(request), frames, label):
             writer.write(chunk.frames[0])
+            if picture:
+                picture.add(chunk.frames[0])
             chunks.append(chunk)
             now = chunk.plans[0]
             if now.chunk is not None and (not plans or now != plans[-1][1]):
-                plans.append((chunk.timings.pixel_frames / files.preset.fps, now))
+                plans.append((chunk.timings.pixel_frames / preset.fps, now))
+    if sheet and picture:
+        picture.save(sheet)
     if save_plan:
         chunks[-1].plans[0].save(save_plan)
     if reclassify is not None:
         print_plans(plans)
     if not compare:
-        print_results({label: chunks[-1]}, files.preset.fps)
+        print_results({label: chunks[-1]}, preset.fps)
         return
 
     with warnings.catch_warnings():
@@ -211,8 +262,8 @@ def generate(
         stream = pipeline.run(native)
     against = native.policy.name
     reference = list(progress(stream, frames, against))
-    with VideoWriter(comparison, files.preset.fps) as writer:
+    with VideoWriter(comparison, preset.fps) as writer:
         for mine, theirs in zip(chunks, reference, strict=True):
             writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))
-    print_results({label: chunks[-1], against: reference[-1]}, files.preset.fps)
+    print_results({label: chunks[-1], against: reference[-1]}, preset.fps)
     print_comparison(chunks, reference, against)

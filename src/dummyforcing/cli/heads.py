@@ -25,7 +25,6 @@ from dummyforcing.cli.common import (
     check_output,
     load_for,
     parse_list,
-    parse_size,
     read_plan,
 )
 from dummyforcing.errors import UserError
@@ -106,7 +105,8 @@ def heads(
         frames: For an atlas: pixel frames per video.
         save: For an atlas: where to write the measurements.
         atlas: Measurements to show instead of making some.
-        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
+        size: Width and height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
+            1920x1088. A model is at its best at its own size.
         seed: Of the noise.
         policy: A policy that classifies heads: dummy, anchored, long or official. For a plan of long videos
             give long:CAP, so many past frames for neighbor heads: long alone suits a video of --frames.
@@ -142,11 +142,11 @@ def heads(
     from dummyforcing.plots import print_head_map, save_head_map
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    length, pixels = frames or 81, parse_size(size)
+    length = frames or 81
     request = files.request(
         texts[0],
         frames=length,
-        size=pixels,
+        size=size,
         seed=seed,
         policy=policy,
         dummy_fraction=dummy_fraction,
@@ -166,7 +166,7 @@ def heads(
                     f"{atlas} is of model '{measured.settings.model}'; give that model as --model."
                 )
         else:
-            native = files.request(texts[0], frames=length, size=pixels, policy="native")
+            native = files.request(texts[0], frames=length, size=size, policy="native")
             measured = _measure(
                 load_for(files, native, device, dtype, offload),
                 request,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dummyforcing.cli.common import Base, LoRAFiles, PolicyName, Size, Weights, parse_size
+from dummyforcing.cli.common import Base, LoRAFiles, PolicyName, Size, Weights
 from dummyforcing.errors import UserError
 
 DESCRIPTION = """Show, check and convert models; without a command, list them.
@@ -50,7 +50,7 @@ def show(
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
         frames: Pixel frames of the video.
-        size: Its width and height in pixels.
+        size: Its width and height in pixels, or a name: 480p is 832x480, 720p 1280x720, 1080p 1920x1088.
         policy: Which past frames the heads see, as for `generate`.
         dtype: Precision of the computation.
     """
@@ -59,7 +59,7 @@ def show(
     from dummyforcing.request import DTYPES
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    request = files.request("a video", frames=frames, size=parse_size(size), policy=policy)
+    request = files.request("a video", frames=frames, size=size, policy=policy)
     print_model(files)
     print_memory(files, request, DTYPES[dtype])
 

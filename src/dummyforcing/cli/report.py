@@ -83,6 +83,17 @@ def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", po
     )
 
 
+def print_scenes(scenes: "Sequence[tuple[int, str]]", fps: int) -> None:
+    """Print when each prompt begins, which it does with a chunk.
+
+    Args:
+        scenes: From `Request.scenes`.
+        fps: Pixel frames per second.
+    """
+    for start, prompt in scenes:
+        print(f"{start / fps:5.1f} s  {prompt}")
+
+
 def print_skips(skipped: "Sequence[int]", steps: int) -> None:
     """Print which denoising steps TeaCache leaves out; people count from 1."""
     numbers = " and ".join(str(step + 1) for step in skipped)

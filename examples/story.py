@@ -1,0 +1,23 @@
+"""A story of five prompts in 30 seconds, and a picture of all of it: story.mp4 and story.png.
+
+python examples/story.py
+"""
+
+from pathlib import Path
+
+import dummyforcing
+from dummyforcing.sheet import SceneSheet
+from dummyforcing.story import Story
+from dummyforcing.video import VideoWriter
+
+story = Story.load(Path(__file__).with_name("story.yaml"))
+pipeline = dummyforcing.load("tiny")
+preset = pipeline.files.preset
+request = pipeline.files.request(story.prompt, **story.options(preset))
+
+sheet = SceneSheet(request.scenes, preset.pixel_frames(request.frames), preset.fps)
+with VideoWriter("story.mp4", preset.fps) as writer:
+    for chunk in pipeline.run(request):
+        writer.write(chunk.frames[0])
+        sheet.add(chunk.frames[0])
+sheet.save("story.png")
