@@ -269,7 +269,7 @@ def attend_parts(q: Tensor, k: Tensor, v: Tensor, out: Tensor, kernel: PartKerne
 
     Source: Flash-Decoding (https://pytorch.org/blog/flash-decoding).
     """
-    keys, values = (t[0].unflatten(0, (parts, -1)) for t in (k, v))
+    keys, values = (t[0].view(parts, -1, *t.shape[2:]) for t in (k, v))
     merge_parts(*kernel(q.repeat(parts, 1, 1, 1), keys, values), out[0])
 
 

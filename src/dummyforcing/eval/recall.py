@@ -106,10 +106,10 @@ def make_recall_story(
         floor: Color of the floor, said in the first prompt; None: any, unsaid.
     """
     scene = prompt_scene((*kind, "still"), rng, floor)
-    away = ((chunk_seconds(leaves), chunk_seconds(returns)),)
+    away = [(chunk_seconds(leaves), chunk_seconds(returns))]
     if enters:
-        away = ((-TRIP, 0.25), *away)
-    thing = replace(make_thing((*kind, "still"), rng), radius=float(rng.uniform(0.2, 0.34)), away=away)
+        away.insert(0, (-TRIP, 0.25))
+    thing = replace(make_thing((*kind, "still"), rng), radius=float(rng.uniform(0.2, 0.34)), away=tuple(away))
     first = scene.prompt.replace("stays still", COMES_BACK) if enters else scene.prompt
     prompts = ((0, first), (leaves, LEAVES), (returns, COMES_BACK))
     return RecallStory(replace(scene, things=(thing,), prompt=first), prompts, leaves, returns)
