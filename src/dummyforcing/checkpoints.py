@@ -6,6 +6,7 @@ never holds more than the model itself.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -33,6 +34,32 @@ def count_parameters(config: ModelConfig) -> int:
     """How many parameters a transformer of these sizes has."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CausalWan(config).parameters())
+
+
+PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
+"""Of Wan 2.1, while its files are not here."""
+WAN_VAE_WIDTH = 96.0
+
+
+def count_stored(path: Path) -> int:
+    """Parameters in a file or folder."""
+    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
+
+
+def vae_width(folder: Path) -> float:
+    """Channels per pixel where a VAE is widest; without a folder, those of Wan's own.
+
+    Raises:
+        UserError: If its `config.json` describes no Wan VAE.
+    """
+    if not folder.exists():
+        return WAN_VAE_WIDTH
+    config = folder / "config.json"
+    try:
+        sizes = json.loads(config.read_text(encoding="utf-8"))
+        return float(sizes.get("base_dim", WAN_VAE_WIDTH) / (sizes.get("patch_size") or 1) ** 2)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error
 
 
 def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
