@@ -62,7 +62,9 @@ def generate(
     plan: PlanFile = None,
     save_plan: NewPlanFile = None,
     fp8: FP8 = "none",
-    teacache: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: all steps run)")] = None,
+    teacache: Annotated[
+        str | None, arg(metavar="X|FILE.json[:ERROR]|shipped", help_behavior_hint="(default: all steps run)")
+    ] = None,
     compare: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
     dtype: DType = None,
@@ -88,6 +90,9 @@ def generate(
     A long memory in some heads, at the cost of a window of 12 frames, or in a cache of 15 MB:
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget window:12
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget 15MB
+
+    Leave out the denoising steps that the model can do without, by measurement:
+      dummyforcing generate "a yellow star spins" --teacache shipped
 
     A public model, fetched from the Hugging Face Hub or read from files of your own, on a small GPU:
       dummyforcing generate "a yellow star spins" --model self-forcing --offload
@@ -121,8 +126,9 @@ def generate(
         save_plan: Where to write the head plan that was found.
         fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
             (attention, too). For GPUs of compute capability 8.9 or later; a CPU emulates it, slowly.
-        teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
-            code); which ones is printed. Faster, at some cost in quality.
+        teacache: Leave out denoising steps, faster at some cost in quality; which ones is printed. A number:
+            those whose expected error is below it (TeaCache; 0.2 in the public code). A file: those that
+            'dummyforcing teacache calibrate' found; shipped: the file that comes with the model.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
         device: Where to compute; auto takes a GPU if there is one.
@@ -139,6 +145,7 @@ def generate(
 
     from dummyforcing.cli.report import print_comparison, print_results, print_skips
     from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.teacache import Calibration
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     if frames is None:
@@ -168,7 +175,8 @@ def generate(
         )
     pipeline = load_for(files, native if compare else request, device, dtype, offload, vae, fp8)
     if teacache is not None:
-        print_skips(pipeline.skipped_steps(request), len(files.preset.schedule.steps))
+        is_table = isinstance(request.teacache, Calibration)
+        print_skips(pipeline.skipped_steps(request), len(files.preset.schedule.steps), but_first=is_table)
 
     from dummyforcing.video import VideoWriter, side_by_side
 
