@@ -37,7 +37,7 @@ def test_provenance() -> None:
     lines = re.findall(r"^([0-9a-f]{64})  (\S+)$", provenance.read_text(encoding="utf-8"), re.MULTILINE)
     stated = {path: digest for digest, path in lines}
     weights = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.safetensors")}
-    assert weights | {"plan.json"} <= set(stated)
+    assert weights | {"plan.json", "teacache.json"} <= set(stated)
     for path, digest in stated.items():
         assert hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == digest, path
 
@@ -83,6 +83,16 @@ def test_shipped_plan(pipeline: Pipeline) -> None:
         assert not any(f"{color} {shape} {MOTIONS[motion]}" in prompt for prompt in prompts)
     for prompt in prompts:
         assert pipeline.text.unknown_words(prompt) == []
+
+
+def test_shipped_teacache(pipeline: Pipeline) -> None:
+    """It is of these weights and steps, leaves something out, and was found on prompts of training scenes."""
+    table = pipeline.files.teacache_table("shipped")
+    table.require(pipeline.files.preset)
+    table.require_weights(fingerprint(pipeline.model))
+    assert table.steps
+    known = (Path(__file__).parents[1] / "tools" / "plan_prompts.txt").read_text().splitlines()
+    assert set(table.prompts) <= set(known)
 
 
 def test_preset_is_what_the_weights_are(pipeline: Pipeline) -> None:

@@ -458,3 +458,10 @@ def test_options_of_other_loops_are_refused(option):
     if option != "first_schedule":
         with pytest.raises(ValueError, match="anew"):
             start("recompute", small_model(), **{option: value})
+
+
+@pytest.mark.parametrize("sampler", ["rolling", "recompute"])
+def test_forks_of_other_loops_leave_nothing_out(sampler):
+    session = start(sampler, small_model())
+    with pytest.raises(ValueError, match="no calls to skip"):
+        session.fork([False, True, False, False, False])

@@ -6,6 +6,7 @@ never holds more than the model itself.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from torch import nn
 
 from dummyforcing.errors import UserError
 from dummyforcing.lora import LoRA, merge_loras
+from dummyforcing.memory import DecoderSizes
 from dummyforcing.model import CausalWan, ModelConfig
 from dummyforcing.names import bare_names, kind_of, native_name
 from dummyforcing.tensorfiles import StoredTensor, open_tensors
@@ -33,6 +35,30 @@ def count_parameters(config: ModelConfig) -> int:
     """How many parameters a transformer of these sizes has."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CausalWan(config).parameters())
+
+
+PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
+"""Of Wan 2.1, while its files are not here."""
+
+
+def count_stored(path: Path) -> int:
+    """Parameters in a file or folder."""
+    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
+
+
+def decoder_sizes(folder: Path) -> DecoderSizes:
+    """Sizes of a VAE's decoder; without a folder, those of Wan 2.1.
+
+    Raises:
+        UserError: If its `config.json` describes no Wan VAE.
+    """
+    if not folder.exists():
+        return DecoderSizes()
+    config = folder / "config.json"
+    try:
+        return DecoderSizes.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error
 
 
 def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -76,6 +76,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
+    """Read `FILE` or `FILE:NUMBER`.
+
+    Args:
+        text: What was given; if there is a file of this very name, it is meant.
+        number: What the number is, for the error message.
+        file: What the file is, likewise.
+
+    Returns:
+        The file, and the number if there is one.
+
+    Raises:
+        UserError: If what follows the last colon is no number.
+    """
+    if Path(text).exists() or ":" not in text:
+        return text, None
+    path, _, digits = text.rpartition(":")
+    try:
+        return path, float(digits)
+    except ValueError:
+        raise UserError(
+            f"The {number} of {file} '{text}' is no number; write FILE:{number.upper()}."
+        ) from None
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one per line; empty lines do not count.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dummyforcing.errors import UserError
+from dummyforcing.files import split_number
 from dummyforcing.names import WRAPPERS, native_name
 from dummyforcing.tensorfiles import StoredTensor, open_tensors
 
@@ -45,16 +46,10 @@ def parse_lora(text: str) -> tuple[Path, float]:
     Raises:
         UserError: If there is no such file, or the scale is no number.
     """
-    path, scale = text, 1.0
-    if not Path(text).exists() and ":" in text:
-        path, _, number = text.rpartition(":")
-        try:
-            scale = float(number)
-        except ValueError:
-            raise UserError(f"The scale of LoRA '{text}' is no number; write FILE:SCALE.") from None
+    path, scale = split_number(text, "scale", "LoRA")
     if not Path(path).exists():
         raise UserError(f"There is no LoRA file {path}; give FILE or FILE:SCALE.")
-    return Path(path), scale
+    return Path(path), 1.0 if scale is None else scale
 
 
 def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -7,9 +7,8 @@ files.require_memory(request, torch.float32, torch.device("cpu"))
 No weights are read here and nothing is downloaded.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +17,17 @@ from typing import Literal
 import torch
 
 from dummyforcing.budget import DEFAULT_BUDGET, past_within
-from dummyforcing.checkpoints import WAN_SIZES, count_parameters, read_config
+from dummyforcing.checkpoints import (
+    PARAMETERS,
+    WAN_SIZES,
+    count_parameters,
+    count_stored,
+    decoder_sizes,
+    read_config,
+)
 from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
+from dummyforcing.files import split_number
 from dummyforcing.heads import Policy
 from dummyforcing.hub import HubFile, find_base, find_part, find_weights
 from dummyforcing.lora import parse_lora
@@ -39,11 +46,9 @@ from dummyforcing.request import (
     place_switches,
     read_begin,
 )
-from dummyforcing.tensorfiles import open_tensors
+from dummyforcing.teacache import Calibration
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
-"""Of Wan 2.1, while its files are not here."""
 SCRATCH = 2**28
 """Bytes that scoring and the libraries take besides, whatever the size of the video."""
 
@@ -116,8 +121,9 @@ class ModelFiles:
         config = _config(transformer, preset, own_folder=folder is not None and weights is None)
         counts = {"transformer": count_parameters(config), **PARAMETERS}
         if isinstance(parts, Path):
-            counts |= {part: _count(find_part(parts, part)) for part in PARAMETERS}
-        return cls(preset, config, transformer, tuple(loras), parts, counts, _decoder_sizes(parts), folder)
+            counts |= {part: count_stored(find_part(parts, part)) for part in PARAMETERS}
+        sizes = decoder_sizes(parts / "vae") if isinstance(parts, Path) else DecoderSizes()
+        return cls(preset, config, transformer, tuple(loras), parts, counts, sizes, folder)
 
     @property
     def key(self) -> str:
@@ -147,7 +153,7 @@ class ModelFiles:
         strength: float | None = None,
         switches: Sequence[tuple[float, str]] = (),
         fade: int = 1,
-        teacache: float | Sequence[int] | None = None,
+        teacache: float | str | Sequence[int] | Calibration | None = None,
     ) -> Request:
         """Check what is asked of this model and fill in its defaults; see `Options`.
 
@@ -167,7 +173,7 @@ class ModelFiles:
             strength: How much of `video` is made anew.
             switches: Changes of the prompt.
             fade: Chunks that each of them takes.
-            teacache: Threshold of TeaCache, or the steps to leave out.
+            teacache: Threshold of TeaCache, a calibrated table or where it is, or the steps to leave out.
 
         Raises:
             UserError: If anything of it cannot be done.
@@ -194,6 +200,11 @@ class ModelFiles:
             chosen = replace(chosen, budget=past)
         if plan is not None:
             plan.require(self.config.num_layers, self.config.num_heads)
+        if isinstance(teacache, str):
+            with suppress(ValueError):  # else it names a table
+                teacache = float(teacache)
+        if isinstance(teacache, str):
+            teacache = self.teacache_table(teacache)
         begin = read_begin(self.preset, image, video, strength, latent_frames, (height, width))
         return Request(
             prompts,
@@ -207,7 +218,7 @@ class ModelFiles:
             past=self.preset.past_frames(latent_frames),
             switches=place_switches(self.preset, switches, fade, latent_frames),
             fade=fade,
-            teacache=check_teacache(self.preset, teacache),
+            teacache=check_teacache(self.preset, teacache, begin.get("strength", 1.0)),
             guard=check_guard(self.preset, guard, chosen, plan),
             **begin,
         )
@@ -218,13 +229,27 @@ class ModelFiles:
         Raises:
             UserError: If there is none.
         """
-        path = self.folder / "plan.json" if self.folder else None
+        return Plan.load(self._shipped("plan.json", "head plan", "'dummyforcing heads --save-plan'"))
+
+    def teacache_table(self, text: str) -> Calibration:
+        """Read the calibrated TeaCache table of `FILE` or `FILE:ERROR`; `shipped` is the model's own file.
+
+        Raises:
+            UserError: If there is none.
+        """
+        path, error = split_number(text, "error", "TeaCache table")
+        if path == "shipped":
+            path = str(self._shipped("teacache.json", "TeaCache table", "'dummyforcing teacache calibrate'"))
+        table = Calibration.load(path)
+        return table if error is None else table.at(error)
+
+    def _shipped(self, name: str, what: str, maker: str) -> Path:
+        path = self.folder / name if self.folder else None
         if path is None or not path.is_file():
             raise UserError(
-                f"Model '{self.preset.name}' ships no head plan; leave the plan out, or make one with "
-                "'dummyforcing heads --save-plan'."
+                f"Model '{self.preset.name}' ships no {what}; leave it out, or make one with {maker}."
             )
-        return Plan.load(path)
+        return path
 
     def estimate(
         self, request: Request, dtype: torch.dtype, *, loaded: bool = False, bands: int = 1
@@ -327,19 +352,3 @@ def _config(transformer: Path | HubFile, preset: Preset, own_folder: bool) -> Mo
         if own_folder or (folder / "config.json").is_file():
             return read_config(folder)
     return WAN_SIZES[preset.architecture]
-
-
-def _count(path: Path) -> int:
-    """Parameters in a file or folder."""
-    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
-
-
-def _decoder_sizes(base: Path | HubFile) -> DecoderSizes:
-    """Those of Wan 2.1 while there is no file."""
-    config = base / "vae" / "config.json" if isinstance(base, Path) else None
-    if config is None or not config.parent.exists():
-        return DecoderSizes()
-    try:
-        return DecoderSizes.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dummyforcing.errors import UserError
+from dummyforcing.records import as_text
 
 FORMAT = "dummyforcing plan 1"
 
@@ -151,14 +152,9 @@ class Plan:
             UserError: If it cannot be written.
         """
         path = Path(path)
-        text = (
-            "{\n"
-            + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in self.to_fields().items())
-            + "\n}\n"
-        )
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(as_text(self.to_fields()), encoding="utf-8")
             os.replace(temporary, path)
         except OSError as error:
             raise UserError(f"The head plan cannot be written to {path}: {error.strerror}.") from error
@@ -187,10 +183,3 @@ class Plan:
             raise UserError(f"{path} is not a head plan: {error}.") from error
         plan.require(len(plan.roles), len(plan.roles[0]), fingerprint)
         return plan
-
-
-def _lines(value: object) -> str:
-    """JSON with one layer (or one role) per line."""
-    if isinstance(value, list | tuple):
-        return "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n]"
-    return json.dumps(value)

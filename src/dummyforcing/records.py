@@ -3,8 +3,9 @@
 preset = build(Preset, tomllib.loads(text), "my.toml")
 """
 
+import json
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -45,6 +46,19 @@ def build(kind: type[Record], data: object, where: str) -> Record:
         raise UserError(f"{where}: field '{missing[0]}' is missing; give it.")
     hints = get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def as_text(fields: Mapping[str, object]) -> str:
+    """JSON that a person can read: a line for each field, and for each item of a list."""
+    return (
+        "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
+    )
+
+
+def _lines(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n]"
+    return json.dumps(value)
 
 
 def nearest(name: str, known: Collection[str]) -> str:

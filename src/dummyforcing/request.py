@@ -15,6 +15,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.heads import LONG_CONTEXT, Policy, Role, parse_policy
 from dummyforcing.plan import HeadContext, Plan
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME, Preset
+from dummyforcing.teacache import Calibration
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -52,9 +53,10 @@ class Options(TypedDict, total=False):
     """Changes of the prompt: seconds from the start of the video, and the prompt from then on."""
     fade: int
     """Chunks over which a prompt fades into the next; 1 by default."""
-    teacache: float | Sequence[int] | None
-    """TeaCache: the expected error below which a denoising step is left out, 0.2 in the public code; or the
-    numbers of the steps to leave out, from 0. None by default: all steps run."""
+    teacache: float | str | Sequence[int] | Calibration | None
+    """TeaCache: the expected error below which a denoising step is left out, 0.2 in the public code; or a
+    table of `calibration.calibrate`, as such or as `FILE` or `FILE:ERROR` (`shipped`: the file that the model
+    brings); or the numbers of the steps to leave out, from 0. None by default: all steps run."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class Request:
     switches: tuple[Switch, ...] = ()
     fade: int = 1
     """Chunks over which a prompt fades into the next."""
-    teacache: float | tuple[int, ...] | None = None
-    """Expected error below which a denoising step is left out, or the steps to leave out; None: all run."""
+    teacache: float | tuple[int, ...] | Calibration | None = None
+    """Expected error below which a denoising step is left out, the steps to leave out, or a table that says
+    which; None: all run."""
     guard: Guard | None = None
     """Has heads classified anew where they look elsewhere; None: they are classified once."""
 
@@ -241,19 +244,22 @@ def place_switches(
     return tuple(found.values())
 
 
-def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> float | tuple[int, ...] | None:
+def check_teacache(
+    preset: Preset, teacache: float | Sequence[int] | Calibration | None, strength: float = 1.0
+) -> float | tuple[int, ...] | Calibration | None:
     """Check what TeaCache shall do.
 
     Args:
         preset: Of the model.
         teacache: See `Options`.
+        strength: See `Request`.
 
     Returns:
         The field of a `Request`.
 
     Raises:
-        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, or there
-            is no such step.
+        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, a table
+            is of other noise levels, or there is no such step.
     """
     if teacache is None:
         return None
@@ -262,6 +268,9 @@ def check_teacache(preset: Preset, teacache: float | Sequence[int] | None) -> fl
             f"TeaCache leaves out steps of a chunk by itself, but model '{preset.name}' has sampler "
             f"'{preset.sampler}'; leave TeaCache out, or take a model of sampler 'block'."
         )
+    if isinstance(teacache, Calibration):
+        teacache.require(preset, strength)
+        return teacache
     if isinstance(teacache, int | float):
         if not teacache > 0:
             raise UserError(f"A TeaCache threshold of {teacache:g} is out of range; take more than 0.")

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dummyforcing.fused import FusedWan
-from dummyforcing.model import CausalWan
+from dummyforcing.model import CausalWan, fingerprint
 from dummyforcing.overlap import Decoding, Lane, Mark
 from dummyforcing.presets import Preset, ScheduleArgs
 from dummyforcing.request import Request
 from dummyforcing.samplers import SAMPLERS
 from dummyforcing.sampling import COMMIT_TIMESTEP, Schedule, make_schedule, seeded_noise
 from dummyforcing.session import Observer, Received, Session
-from dummyforcing.teacache import skip_table
+from dummyforcing.teacache import Calibration, skip_table
 from dummyforcing.text import TextEncoder
 from dummyforcing.vae import VideoDecoder
 
@@ -69,7 +69,7 @@ class Rollout:
             plan=request.plan,
             guard=request.guard,
             skips=find_skips(preset, model, request),
-            first_schedule=preset.first_schedule and _schedule(preset.first_schedule),
+            first_schedule=_first_schedule(preset, request),
             frames=min(request.frames, self._longest),
             reach=preset.reach,
             recache_frames=preset.recache_frames,
@@ -209,16 +209,31 @@ class _Pixels:
 
 
 def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:
-    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked."""
+    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked.
+
+    Raises:
+        UserError: If a table was measured with other weights.
+    """
     if request.teacache is None:
         return None
     timesteps = [*_schedule(preset.schedule, request.strength).timesteps, COMMIT_TIMESTEP]
-    if isinstance(request.teacache, tuple):
-        return tuple(step in request.teacache for step in range(len(timesteps)))
+    steps = request.teacache
+    if isinstance(steps, Calibration):
+        steps.require_weights(fingerprint(model))
+        steps = steps.steps
+    if isinstance(steps, tuple):
+        return tuple(step in steps for step in range(len(timesteps)))
     device = model.patch_embedding.weight.device
     with torch.inference_mode():
         embeddings = [model.embed_time(torch.tensor([[t]], device=device)) for t in timesteps]
-        return skip_table(embeddings, timesteps, request.teacache)
+        return skip_table(embeddings, timesteps, steps)
+
+
+def _first_schedule(preset: Preset, request: Request) -> Schedule | None:
+    """Steps of the first chunk by themselves, all of which run: the preset's, or for the sake of a table."""
+    if preset.first_schedule is not None:
+        return _schedule(preset.first_schedule)
+    return _schedule(preset.schedule) if isinstance(request.teacache, Calibration) else None
 
 
 def _encode(vae: VideoDecoder, pixels: NDArray[np.uint8], batch: int) -> Tensor:

@@ -65,11 +65,11 @@ class RollingSession(Session):
         """Start a rollout; see `Session`.
 
         Raises:
-            ValueError: If `skips` or a `first_schedule` is given: a window has all steps at once. If a guard
-                is: what chunks in progress have seen cannot be written again.
+            ValueError: If a `first_schedule` is given: a window has all steps at once. If a guard is: what
+                chunks in progress have seen cannot be written again.
         """
-        if options.get("skips") or options.get("first_schedule"):
-            raise ValueError("a window has chunks at all steps: no calls to skip, no other first steps")
+        if options.get("first_schedule"):
+            raise ValueError("a window has chunks at all steps: no other first steps")
         if options.get("guard"):
             raise ValueError("chunks are in progress in a window: no guard can have heads classified anew")
         super().__init__(model, prompt_embeds, policy, schedule, latent_shape, **options)
@@ -135,6 +135,11 @@ class RollingSession(Session):
             raise ValueError("chunks are in progress: nothing can come between them")
         super().extend(latents)
 
+    def _every_call(self, skips: Sequence[bool]) -> tuple[bool, ...]:
+        if skips:
+            raise ValueError("a window has chunks at all steps: no calls to skip")
+        return super()._every_call(skips)
+
     def _new_scorer(self) -> HeadScorer | None:
         return super()._new_scorer() if self.cache.frames > self.policy.initial.sink else None
 
@@ -190,11 +195,10 @@ class RecomputeSession(Session):
 
         Raises:
             UserError: If the policy scores commit passes.
-            ValueError: If calls are to be skipped, frames rewritten or heads guarded, which fits the block
-                loop only.
+            ValueError: If frames are to be rewritten or heads guarded, which fits the block loop only.
         """
-        if options.get("skips") or options.get("recache_frames") or options.get("guard"):
-            raise ValueError("the cache is built anew before every chunk: nothing to skip, rewrite or guard")
+        if options.get("recache_frames") or options.get("guard"):
+            raise ValueError("the cache is built anew before every chunk: nothing to rewrite or to guard")
         if policy.roles and policy.score_pass == "commit" and not options.get("plan"):
             raise UserError(
                 f"Policy '{policy.name}' scores commit passes, and this model has none; take 'dummy'."
@@ -228,7 +232,7 @@ class RecomputeSession(Session):
         for x0 in self._chunks_of(latents):
             self._finish(x0)
 
-    def fork(self) -> Self:
+    def fork(self, skips: Sequence[bool] | None = None) -> Self:
         """Make another session that goes on from here; see `Session`.
 
         Raises:
@@ -239,7 +243,12 @@ class RecomputeSession(Session):
                 "A session whose context begins with a decoded frame cannot be forked; save it, and restore "
                 "it with a first_latent of its own."
             )
-        return super().fork()
+        return super().fork(skips)
+
+    def _every_call(self, skips: Sequence[bool]) -> tuple[bool, ...]:
+        if skips:
+            raise ValueError("the cache is built anew before every chunk: no calls to skip")
+        return super()._every_call(skips)
 
     def _context(self) -> Tensor:
         """The frames to build the cache from, `(B, F, C, h, w)`."""

@@ -99,7 +99,8 @@ class Session(Prompted, Classified):
             guard: Watches whether the plan still fits, and has the heads classified anew where it does not;
                 of a batch, one sample is enough. None: they are classified once.
             skips: From `teacache.skip_table`, for the chunks of `schedule`.
-            first_schedule: Other steps for the first chunk that is made; None: the same.
+            first_schedule: The steps of the first chunk that is made, none of which is left out; None: as
+                of the others.
             frames: Length of the video in latent frames; None: no end.
             reach: See `KVCache`; None: keys stay at their absolute positions.
             recache_frames: After a change of the prompt, write so many of the newest frames again, as far as
@@ -153,10 +154,7 @@ class Session(Prompted, Classified):
         timesteps = {*schedule.timesteps, *(first_schedule or schedule).timesteps, COMMIT_TIMESTEP}
         with torch.inference_mode():
             self._times = {t: model.embed_time(torch.tensor([[t]], device=self._device)) for t in timesteps}
-        calls = len(schedule.timesteps) + 1
-        self._skips = tuple(skips or [False] * calls)
-        if len(self._skips) != calls:
-            raise ValueError(f"skips must cover {calls} calls: the denoising steps and the commit pass")
+        self._skips = self._every_call(skips or ())
         self._residual: Tensor | None = None
         self._is_first = True
 
@@ -231,7 +229,7 @@ class Session(Prompted, Classified):
         """What the network predicts in a denoising step, or what TeaCache puts in its place."""
         time = self._times[self._steps.timesteps[step]]
         tokens = self.model.patchify(x.to(self._dtype))
-        skip = self._steps is self.schedule and self._skips[step]
+        skip = not (self._is_first and self.first_schedule) and self._skips[step]
         if skip and self._residual is not None:
             hidden = tokens + self._residual
         else:

@@ -9,7 +9,7 @@ Both go on bit by bit as the session itself would have, on the same machine.
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -65,31 +65,41 @@ class Resumable:
     }
     """Attributes that must be the same to go on, in words."""
 
+    schedule: Schedule
     cache: KVCache
     plans: list[Plan]
     prompt_embeds: Tensor
     _beginning: Tensor
     _prompts: list[Tensor]
     _noise: NoiseSource
+    _skips: tuple[bool, ...]
     _engine: Engine | None
     _fingerprint: str
     _device: torch.device
 
     @torch.inference_mode()
-    def fork(self) -> Self:
+    def fork(self, skips: Sequence[bool] | None = None) -> Self:
         """Make another session that goes on from here; neither affects the other.
 
         It has a cache of its own and shares the rest of the memory. A source of noise is copied by
         `copy.deepcopy`, which a function is not: forks share it.
 
+        Args:
+            skips: What the fork leaves out of its chunks, as at the start; None: the same as this session.
+
         Returns:
             The other session, with the same prompt and those that it was to fade into.
+
+        Raises:
+            ValueError: If `skips` has the wrong length, or the sampler has no calls to skip.
         """
         other = copy(self)
         other.cache = self.cache.copy()
         other._engine = self._engine and self._engine.over(other.cache)
         other.plans, other._prompts = list(self.plans), list(self._prompts)
         other._noise = deepcopy(self._noise)
+        if skips is not None:
+            other._skips = self._every_call(skips)
         return other
 
     def save(self, path: str | Path) -> None:
@@ -177,6 +187,13 @@ class Resumable:
 
     def _use_prompt(self, prompt_embeds: Tensor) -> None:
         raise NotImplementedError
+
+    def _every_call(self, skips: Sequence[bool]) -> tuple[bool, ...]:
+        """What is left out of a chunk, call by call; empty: nothing."""
+        calls = len(self.schedule.timesteps) + 1
+        if len(skips) not in (0, calls):
+            raise ValueError(f"skips must cover {calls} calls: the denoising steps and the commit pass")
+        return tuple(skips) or (False,) * calls
 
     def _rules(self) -> dict[str, str]:
         """What must be the same to go on."""

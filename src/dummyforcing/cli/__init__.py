@@ -1,4 +1,4 @@
-"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench` and `models`.
+"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench`, `teacache` and `models`.
 
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
@@ -12,7 +12,7 @@ from typing import TextIO
 
 import tyro
 
-from dummyforcing.cli import models
+from dummyforcing.cli import models, teacache
 from dummyforcing.cli.bench import bench
 from dummyforcing.cli.eval import eval
 from dummyforcing.cli.generate import generate
@@ -42,6 +42,12 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "heads": heads,
     "eval": eval,
     "bench": bench,
+    "teacache": Group(
+        "Find the denoising steps that a model can do without.",
+        teacache.DESCRIPTION,
+        {"calibrate": teacache.calibrate, "show": teacache.show},
+        default="show",
+    ),
     "models": Group(
         "List, show, check and convert models.",
         models.DESCRIPTION,

@@ -68,7 +68,9 @@ def generate(
         float | None, arg(metavar="BAND", help_behavior_hint="(default: heads are classified once)")
     ] = None,
     fp8: FP8 = "none",
-    teacache: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: all steps run)")] = None,
+    teacache: Annotated[
+        str | None, arg(metavar="X|FILE.json[:ERROR]|shipped", help_behavior_hint="(default: all steps run)")
+    ] = None,
     compare: FlagCreatePairsOff[bool] = False,
     device: Device = "auto",
     dtype: DType = None,
@@ -107,6 +109,9 @@ def generate(
     A long memory in some heads, at the cost of a window of 12 frames, or in a cache of 15 MB:
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget window:12
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget 15MB
+
+    Leave out the denoising steps that the model can do without, by measurement:
+      dummyforcing generate "a yellow star spins" --teacache shipped
 
     A public model, fetched from the Hugging Face Hub or read from files of your own, on a small GPU:
       dummyforcing generate "a yellow star spins" --model self-forcing --offload
@@ -148,8 +153,9 @@ def generate(
             and tell so. 0.01 suits the bundled model.
         fp8: What is computed in float8, for speed at some error: none, linear (the linear layers) or all
             (attention, too). For GPUs of compute capability 8.9 or later; a CPU emulates it, slowly.
-        teacache: Leave out denoising steps whose expected error is below this (TeaCache; 0.2 in the public
-            code); which ones is printed. Faster, at some cost in quality.
+        teacache: Leave out denoising steps, faster at some cost in quality; which ones is printed. A number:
+            those whose expected error is below it (TeaCache; 0.2 in the public code). A file: those that
+            'dummyforcing teacache calibrate' found; shipped: the file that comes with the model.
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
         device: Where to compute; auto takes a GPU if there is one.
@@ -189,6 +195,7 @@ def generate(
     )
     from dummyforcing.modelfiles import ModelFiles
     from dummyforcing.request import choose_policy
+    from dummyforcing.teacache import Calibration
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     preset = files.preset
@@ -225,7 +232,8 @@ def generate(
         )
     pipeline = load_for(files, native if compare else request, device, dtype, offload, vae, fp8)
     if teacache is not None:
-        print_skips(pipeline.skipped_steps(request), len(preset.schedule.steps))
+        is_table = isinstance(request.teacache, Calibration)
+        print_skips(pipeline.skipped_steps(request), len(preset.schedule.steps), but_first=is_table)
     if len(scenes) > 1:
         print_scenes(scenes, preset.fps)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dummyforcing.pipeline import Chunk
     from dummyforcing.plan import Plan
     from dummyforcing.request import Request
+    from dummyforcing.teacache import Calibration
 
 
 LONG = 10
@@ -94,10 +96,36 @@ def print_scenes(scenes: "Sequence[tuple[int, str]]", fps: int) -> None:
         print(f"{start / fps:5.1f} s  {prompt}")
 
 
-def print_skips(skipped: "Sequence[int]", steps: int) -> None:
-    """Print which denoising steps TeaCache leaves out; people count from 1."""
-    numbers = " and ".join(str(step + 1) for step in skipped)
-    print(f"TeaCache leaves out step {numbers} of {steps}." if numbers else "TeaCache leaves out no step.")
+def print_skips(skipped: "Sequence[int]", steps: int, but_first: bool) -> None:
+    """Print which denoising steps TeaCache leaves out; a calibrated table spares the first chunk."""
+    told = f"step {_numbers(skipped)} of {steps}" if skipped else "no step"
+    print(f"TeaCache leaves out {told}{', but not in the first chunk' * bool(skipped and but_first)}.")
+
+
+def print_calibration(table: "Calibration") -> None:
+    """Print what was measured of every set of steps, and which of them is left out."""
+    grid = Table("left out")
+    has_first = all(found.first for found in table.sets)
+    for title in ("speed-up", "error", "± over videos", *(["first chunk"] if has_first else [])):
+        grid.add_column(title, justify="right")
+    for found in table.sets:
+        style = "bold" if found.steps == table.steps else None
+        first = [f"{fmean(found.first):.4f}"] if has_first else []
+        figures = (f"{table.speed_up(found.steps):.2f}x", f"{found.error:.4f}", f"{found.spread:.4f}", *first)
+        grid.add_row(_numbers(found.steps), *figures, style=style)
+    Console().print(grid)
+    count, steps = len(table.prompts) * len(table.seeds), len(table.schedule.steps)
+    print(
+        f"Model '{table.model}', policy {table.policy}, {count} video{'s' * (count > 1)} of {table.frames} "
+        f"pixel frames.\nWithin an error of {table.error:g}:"
+    )
+    print_skips(table.steps, steps, but_first=True)
+
+
+def _numbers(steps: "Sequence[int]") -> str:
+    """Steps as people count them, from 1."""
+    *others, last = (str(step + 1) for step in steps)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:

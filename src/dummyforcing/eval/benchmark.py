@@ -26,10 +26,10 @@ from dummyforcing.eval.detect import Verdict, summary
 from dummyforcing.eval.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from dummyforcing.eval.render import render
 from dummyforcing.eval.results import write_results
-from dummyforcing.eval.suite import aggregate, measure
+from dummyforcing.eval.suite import Measures, aggregate, measure
 from dummyforcing.eval.world import Scene
 from dummyforcing.fused import Fp8
-from dummyforcing.pipeline import Pipeline, load
+from dummyforcing.pipeline import Pipeline, Video, load
 from dummyforcing.video import save_contact_sheet
 
 Frames = NDArray[np.uint8]
@@ -57,20 +57,29 @@ class Settings:
     """auto, cpu or cuda."""
     fp8: Fp8 = "none"
     """What is computed in float8: none, linear or all; on a CPU it is emulated."""
+    teacache: str | None = None
+    """TeaCache as for `generate`: a threshold, a calibrated table, or shipped; by default all steps run."""
+    skip_steps: tuple[int, ...] = ()
+    """Denoising steps to leave out instead, from 0."""
 
 
 def judged(
     pipeline: Pipeline, scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str
 ) -> dict[str, object]:
-    """Make and judge one video per scene: the counts, each failure with its reasons, and all measures."""
+    """Make and judge one video per scene."""
     preset = pipeline.files.preset
     rows = [
         measure(make(index, scene), scene, preset.chunk_frames, preset.fps)
         for index, scene in enumerate(tqdm(scenes, desc=title))
     ]
+    return verdicts(scenes, rows)
+
+
+def verdicts(scenes: list[Scene], rows: list[Measures]) -> dict[str, object]:
+    """What was found of one video per scene: counts, each failure with its reasons, and all measures."""
     failures = {scene.prompt: row.reasons for scene, row in zip(scenes, rows, strict=True) if row.reasons}
-    verdicts = [Verdict(bool(row.color), bool(row.shape), bool(row.motion)) for row in rows]
-    return {**summary(verdicts), "failures": failures, "measures": aggregate(rows)}
+    found = [Verdict(bool(row.color), bool(row.shape), bool(row.motion)) for row in rows]
+    return {**summary(found), "failures": failures, "measures": aggregate(rows)}
 
 
 def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
@@ -93,11 +102,13 @@ def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict
 
 
 def _generate(
-    pipeline: Pipeline, policy: str, frames: int, videos: list[Frames], index: int, scene: Scene
+    pipeline: Pipeline, policy: str, settings: Settings, videos: list[Video], index: int, scene: Scene
 ) -> Frames:
     """One video; the scene's number is its seed, so that every policy gets the same noise."""
-    videos.append(pipeline.generate(scene.prompt, frames=frames, seed=index, policy=policy).frames)
-    return videos[-1]
+    skips = settings.skip_steps or settings.teacache
+    video = pipeline.generate(scene.prompt, frames=settings.frames, seed=index, policy=policy, teacache=skips)
+    videos.append(video)
+    return video.frames
 
 
 def run(settings: Settings) -> None:
@@ -109,15 +120,20 @@ def run(settings: Settings) -> None:
         "model": settings.model,
         "pixel_frames": settings.frames,
         "fp8": settings.fp8,
+        "teacache": settings.skip_steps or settings.teacache,
     }
     if settings.ceiling:
         results["ceiling"] = ceiling(pipeline, single, settings)
     for policy in settings.policies:
-        videos: list[Frames] = []
-        make = partial(_generate, pipeline, policy, settings.frames, videos)
-        part = {"one_object": judged(pipeline, single, make, policy)}
+        videos: list[Video] = []
+        make = partial(_generate, pipeline, policy, settings, videos)
+        part: dict[str, object] = {"one_object": judged(pipeline, single, make, policy)}
         picture = settings.output.with_name(f"{settings.output.stem}-{policy}.png")
-        save_contact_sheet(picture, videos[:32], labels=[scene.prompt for scene in single[:32]])
+        save_contact_sheet(
+            picture, [v.frames for v in videos[:32]], labels=[scene.prompt for scene in single[:32]]
+        )
+        seconds = sum(video.timings.diffusion for video in videos)
+        part["fps_without_vae"] = round(len(videos) * settings.frames / seconds, 2)
         if settings.pairs:
             part["two_objects"] = judged(pipeline, two_object_scenes(), make, f"{policy}, pairs")
         results[policy] = part

@@ -1,0 +1,143 @@
+"""`dummyforcing teacache`: which denoising steps a model can do without, measured."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from dummyforcing.cli.common import (
+    Base,
+    Device,
+    DType,
+    LoRAFiles,
+    Model,
+    PolicyName,
+    Size,
+    Weights,
+    check_output,
+    load_for,
+)
+from dummyforcing.errors import UserError
+from dummyforcing.files import read_prompts
+
+DESCRIPTION = """Find the denoising steps that a model can do without; without a command, show what was found.
+
+TeaCache leaves out steps and reuses what the step before did. Which ones it may leave out differs from model
+to model. Measure it, then use the table:
+  dummyforcing teacache calibrate prompts.txt --error 0.01 -o table.json
+  dummyforcing generate "a yellow star spins" --teacache table.json
+
+The bundled model brings one:
+  dummyforcing generate "a yellow star spins" --teacache shipped"""
+
+
+def calibrate(
+    prompts: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="PROMPTS.txt|PROMPT ...", help_behavior_hint="")
+    ],
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.json")] = Path("teacache.json"),
+    error: Annotated[float, arg(metavar="E")] = 0.01,
+    model: Model = "tiny",
+    weights: Weights = None,
+    base: Base = None,
+    lora: LoRAFiles = (),
+    policy: PolicyName = "native",
+    seeds: Annotated[int, arg(metavar="N")] = 1,
+    frames: Annotated[int, arg(metavar="N")] = 81,
+    size: Size = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    offload: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Measure what it does to leave out denoising steps, and write a table for generate --teacache.
+
+    Every set of steps is left out of every chunk of some videos in turn, from the same noise and after the
+    same past. The error is the mean squared change of the chunk's latents over their variance: 0.01 is a
+    hundredth of it. The most steps within --error are left out.
+
+    On prompts of your own, as many as there is time for; a video takes about seven times as long as usual:
+      dummyforcing teacache calibrate "a red ball bounces" "a blue star spins" -o table.json
+      dummyforcing teacache calibrate prompts.txt --model self-forcing --error 0.02 -o table.json
+
+    Use the table; with another error, nothing is measured again:
+      dummyforcing generate "a yellow star spins" --teacache table.json
+      dummyforcing generate "a yellow star spins" --teacache table.json:0.005
+
+    Args:
+        prompts: What the videos show; the lines of a file that ends in .txt, or prompts.
+        output: The table to write; an older one is replaced.
+        error: The highest error that is accepted, mean over all chunks but the first of a video, whose steps
+            all run.
+        model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
+        weights: Transformer's weights to use instead of the model's own and its LoRA.
+        base: Where to find text encoder, tokenizer and VAE instead.
+        lora: LoRA to merge into the transformer; may be given several times.
+        policy: Which past frames the heads see, as for generate; native: as the model was trained.
+        seeds: How many videos to make of each prompt, with the seeds from 0 on.
+        frames: Pixel frames per video.
+        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
+        device: Where to compute; auto takes a GPU if there is one.
+        dtype: Precision of the computation.
+        offload: Spare the GPU's memory, as for `dummyforcing generate`.
+    """
+    check_output(output, ".json")
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds make no video; take 1 or more.")
+    texts = [line for text in prompts for line in _prompts(text)]
+    if not texts:
+        raise UserError("Give some prompts to measure with, or a file of prompts that ends in .txt.")
+
+    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.request import check_teacache
+
+    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+    check_teacache(files.preset, [1])
+    request = files.request(texts[0], frames=frames, size=size, policy=policy)
+    pipeline = load_for(files, request, device, dtype, offload)
+
+    from tqdm import tqdm
+
+    from dummyforcing.calibration import calibrate as measure
+    from dummyforcing.calibration import sweeps
+    from dummyforcing.cli.report import print_calibration
+
+    total = len(texts) * seeds * request.chunks * sweeps(len(files.preset.schedule.steps))
+    with tqdm(desc="measuring", total=total, unit="chunk") as bar:
+        table = measure(
+            pipeline,
+            texts,
+            error,
+            policy=policy,
+            seeds=range(seeds),
+            frames=frames,
+            size=request.size,
+            on_chunk=bar.update,
+        )
+    table.save(output)
+    print_calibration(table)
+
+
+def show(
+    table: Annotated[Positional[str], arg(metavar="FILE.json[:ERROR]|shipped[:ERROR]")] = "shipped",
+    model: Model = "tiny",
+) -> None:
+    """Show a table: what was measured of each set of steps, and which of them is left out.
+
+    The table that the bundled model brings, and what it would do at another error:
+      dummyforcing teacache show
+      dummyforcing teacache show shipped:0.3
+
+    Args:
+        table: The file, or shipped: the one that comes with the model; after a colon, another error to
+            accept.
+        model: The model that brings the table.
+    """
+    from dummyforcing.cli.report import print_calibration
+    from dummyforcing.modelfiles import ModelFiles
+
+    print_calibration(ModelFiles.open(model).teacache_table(table))
+
+
+def _prompts(text: str) -> list[str]:
+    """The lines of a file of prompts, or the prompt itself."""
+    return read_prompts(Path(text)) if text.endswith(".txt") else [text]
