@@ -37,7 +37,12 @@ class Guard:
     every: int = 20
     """Chunks from one probe to the next."""
     band: float = 0.01
-    """How far the share may move from the reference, up or down, as a part of all attention."""
+    """How far the share may move from the reference, up or down, as a part of all attention.
+
+    By default more than it moved by itself in a minute of a bouncing ball with the bundled model (0.008), and
+    less than a new prompt moved it (0.015); a sliding cube moved it by 0.02. Being classified anew did not
+    make that model's videos better, they drifted more (`benchmarks/results/guards-cpu.json`).
+    """
 
     def __post_init__(self) -> None:
         if self.every < 1:
