@@ -9,27 +9,40 @@ Every variant gets the same stories and the same noise.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # one process per core; before torch is imported
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from dummyforcing.buffers import Segment
 from dummyforcing.eval.detect import wilson
 from dummyforcing.eval.jobs import Job, Record, Workers
-from dummyforcing.eval.recall import chunk_pixels, judge_recall, recall_stories
+from dummyforcing.eval.recall import (
+    CHUNK,
+    RecallStory,
+    absence_chunks,
+    chunk_pixels,
+    judge_recall,
+    make_recall_story,
+    recall_stories,
+)
 from dummyforcing.eval.render import render
 from dummyforcing.eval.results import write_results
 from dummyforcing.eval.study import past_frames
-from dummyforcing.heads import long
-from dummyforcing.pipeline import Pipeline
+from dummyforcing.eval.world import COLORS, SHAPES
+from dummyforcing.heads import long, make_plan, region_mass
+from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.request import Options
+from dummyforcing.session import Call, Observer, Session
 from dummyforcing.video import save_contact_sheet
 
 CAP = 111
@@ -43,34 +56,89 @@ VARIANTS: dict[str, tuple[str, Options]] = {
     "window 3+6": ("every head: 3 first, 6 last frames", {"policy": "window:3,6"}),
     "dummy": ("Dummy Forcing with the model's settings", {"policy": "dummy"}),
     "anchored": ("every role also sees what it leaves out", {"policy": "anchored"}),
-    "long": ("the cost of a window of 12, some heads see 111 frames", {"policy": f"long:{CAP}"}),
+    "long": ("the cost of a window of 12: 6 heads see 111 frames", {"policy": f"long:{CAP}"}),
     "long, far": ("the same, heads chosen in chunk 6 by mass beyond 9 frames", {"policy": FAR}),
-    "long, 24": ("as long, at the cost of a window of 24", {"policy": f"long:{CAP}", "budget": "window:24"}),
-    "long, far, 24": ("the same of 24", {"policy": replace(FAR, budget=Fraction(21))}),
 }
 """What each is, and how it is made."""
+WATCHED = (6, 24, 48)
+"""Heads that see far back in variants whose heads were chosen by where they look when objects come back."""
+
+
+def watch(pipeline: Pipeline, count: int = 6) -> Tensor:
+    """Where heads look in the two chunks in which an object comes back, in dense videos of other stories.
+
+    Returns:
+        Attention mass on the first frame, on the other frames before the object left, and on all later ones,
+        mean over videos, `(layers, heads, 3)`.
+    """
+    rng = np.random.default_rng(7)
+    kinds = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(count)]
+    stories = [make_recall_story(kind, rng, 4, 4 + absence_chunks(5), True, None) for kind in kinds]
+    returns, before = stories[0].returns, CHUNK * stories[0].leaves
+    config = pipeline.model.config
+    mass, calls = torch.zeros(config.num_layers, config.num_heads, 3), 0
+
+    def label(frames: Tensor, current: int) -> Tensor:
+        return torch.where(frames == 0, 0, torch.where(frames < before, 1, 2))
+
+    def observer(call: Call, layer: int, q: Tensor, segments: Sequence[Segment]) -> None:
+        nonlocal calls
+        if call.step is not None and call.chunk in (returns, returns + 1):
+            rows = torch.arange(0, q.shape[1], 2)
+            mass[layer] += region_mass(q, segments, rows, label, 3).mean(0).cpu()
+            calls += layer == 0
+
+    session = begin(pipeline, stories, {"policy": "dense"}, observer)
+    for _ in islice(play(pipeline, session, stories), returns + 2):
+        pass
+    return mass / calls
+
+
+def watched(scores: Tensor, heads: int) -> Options:
+    """So many heads see far back: those that dynamic head programming picks by what was watched."""
+    budget = Fraction(heads * (CAP - 1), scores[..., 0].numel()) + 1
+    return {"plan": make_plan(replace(long(CAP), budget=budget), scores, chunk=0)}
+
+
+def begin(
+    pipeline: Pipeline, stories: Sequence[RecallStory], options: Options, observer: Observer | None = None
+) -> Session:
+    """The session of a batch of stories of equal length."""
+    frames = chunk_pixels(stories[0].chunks)
+    request = pipeline.files.request([s.scene.prompt for s in stories], frames=frames, **options)
+    return pipeline.rollout(request, observer).session
+
+
+def play(pipeline: Pipeline, session: Session, stories: Sequence[RecallStory]) -> Iterator[Tensor]:
+    """The chunks of a batch of stories with their prompts; where objects enter, the first one is rendered."""
+    story = stories[0]
+    for chunk in range(story.chunks):
+        if chunk in dict(story.prompts[1:]):
+            prompt = dict(story.prompts)[chunk]
+            session.set_prompt(pipeline.text.encode([prompt] * len(stories)))
+        if chunk == 0 and story.enters:
+            truth = render([s.scene for s in stories], chunk_pixels(1), pipeline.files.preset.size[0])
+            latents = pipeline.vae.encode((truth * 255).byte().permute(0, 1, 3, 4, 2))
+            session.extend(latents)
+            yield latents
+        else:
+            yield session.next_chunk()
 
 
 def make_videos(
-    variant: str, seconds: float, enters: bool, count: int, folder: Path | None, pipeline: Pipeline
+    variant: str,
+    options: Options,
+    seconds: float,
+    enters: bool,
+    count: int,
+    folder: Path | None,
+    pipeline: Pipeline,
 ) -> Record:
-    """Make and judge one batch of videos, whose stories have the same length."""
+    """Make and judge one batch of videos."""
     stories = recall_stories(seconds, enters, count)
-    prompts, size = [story.scene.prompt for story in stories], pipeline.files.preset.size[0]
-    request = pipeline.files.request(prompts, frames=chunk_pixels(stories[0].chunks), **VARIANTS[variant][1])
-    session, decoder = pipeline.rollout(request).session, pipeline.vae.stream()
-    later = dict(stories[0].prompts[1:])
-    pixels = []
-    for chunk in range(stories[0].chunks):
-        if chunk in later:
-            session.set_prompt(pipeline.text.encode([later[chunk]] * count))
-        if chunk == 0 and enters:
-            truth = render([story.scene for story in stories], chunk_pixels(1), size)
-            latents = pipeline.vae.encode((truth * 255).byte().permute(0, 1, 3, 4, 2))
-            session.extend(latents)
-        else:
-            latents = session.next_chunk()
-        pixels.append(decoder.decode(latents).cpu().numpy())
+    prompts = [story.scene.prompt for story in stories]
+    session, decoder = begin(pipeline, stories, options), pipeline.vae.stream()
+    pixels = [decoder.decode(latents).cpu().numpy() for latents in play(pipeline, session, stories)]
     videos = np.concatenate(pixels, axis=1)
     if folder is not None:
         name = f"{variant}-{seconds}-{'enters' if enters else 'there'}".replace(" ", "").replace(",", "_")
@@ -112,33 +180,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", nargs="+", default=["cpu"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--watched", nargs="*", type=int, default=WATCHED, help="heads that see far back")
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
     parser.add_argument("--count", type=int, default=48, help="stories of each kind")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     args = parser.parse_args(arguments)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    cases = [
-        (v, s, e) for s in sorted(args.seconds, reverse=True) for e in (True, False) for v in args.variants
-    ]
+    variants = {name: VARIANTS[name] for name in args.variants}
+    if args.watched:
+        scores = watch(load(args.model, device=args.device[0], dtype="float32"))
+        what = "heads that see 111 frames, chosen by where they look when objects come back"
+        variants |= {f"watched, {n}": (f"{n} {what}", watched(scores, n)) for n in args.watched}
+    cases = [(v, s, e) for s in sorted(args.seconds, reverse=True) for e in (True, False) for v in variants]
     jobs = [
-        Job(f"{args.model} {case} {args.count}", partial(make_videos, *case, args.count, args.sheets))
-        for case in cases
+        Job(
+            f"{args.model} {(variant, seconds, enters)} {args.count}",
+            partial(make_videos, variant, variants[variant][1], seconds, enters, args.count, args.sheets),
+        )
+        for variant, seconds, enters in cases
     ]
     journal = args.output.with_suffix(".jsonl")
     with Workers(args.model, args.device, args.workers) as workers:
         records = dict(tqdm(workers.run(jobs, journal), total=len(jobs)))
     rows = []
     for (variant, seconds, enters), job in zip(cases, jobs, strict=True):
-        about = {"variant": variant, "what": VARIANTS[variant][0], "seconds": seconds, "enters": enters}
+        about = {"variant": variant, "what": variants[variant][0], "seconds": seconds, "enters": enters}
         rows.append({**about, **summarise(records[job.name])})
-        print(
-            variant,
-            seconds,
-            enters,
-            {k: v for k, v in rows[-1].items() if k in ("valid", "long_heads")},
-            {k: rows[-1][k]["right"] for k in ("back", "color", "shape", "size", "same")},
-            flush=True,
-        )  # type: ignore[index]
+        same = rows[-1]["same"]
+        print(f"{variant}, {seconds:g} s, {enters=}: same in {same['right']} of {rows[-1]['valid']}")  # type: ignore[index]
     write_results(args.output, {"model": args.model, "rows": rows}, torch.device(args.device[0]))
     journal.unlink()
 

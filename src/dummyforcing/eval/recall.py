@@ -40,6 +40,8 @@ class RecallStory:
     """The chunk in which it begins to slide out."""
     returns: int
     """The chunk in which it begins to slide in again."""
+    enters: bool
+    """Whether it is outside at first and slides in."""
 
     @property
     def chunks(self) -> int:
@@ -112,14 +114,14 @@ def make_recall_story(
     thing = replace(make_thing((*kind, "still"), rng), radius=float(rng.uniform(0.2, 0.34)), away=tuple(away))
     first = scene.prompt.replace("stays still", COMES_BACK) if enters else scene.prompt
     prompts = ((0, first), (leaves, LEAVES), (returns, COMES_BACK))
-    return RecallStory(replace(scene, things=(thing,), prompt=first), prompts, leaves, returns)
+    return RecallStory(replace(scene, things=(thing,), prompt=first), prompts, leaves, returns, enters)
 
 
 def recall_stories(seconds: float, enters: bool, count: int = 48) -> list[RecallStory]:
     """The stories that models are judged with: every color and shape once, then again elsewhere.
 
     Args:
-        seconds: How long the object is out of sight.
+        seconds: How long the object is out of sight, 1 at least.
         enters: See `make_recall_story`.
         count: How many.
     """
