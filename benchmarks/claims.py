@@ -186,14 +186,15 @@ def recommendation(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def _rows(results: dict[str, Result], part: str) -> dict[tuple[str, str, bool], Result]:
+def bench_rows(results: dict[str, Result], part: str) -> dict[tuple[str, str, bool], Result]:
+    """Configurations of a benchmark by policy, float8 mode and whether steps are left out."""
     rows = results[part]["configurations"]
     return {(row["policy"], row["fp8"], bool(row["skip_steps"])): row for row in rows}
 
 
 def _faster(size: str, published: float) -> Finding:
     def finding(results: dict[str, Result]) -> tuple[str, str]:
-        rows = _rows(results, f"bench-{size}")
+        rows = bench_rows(results, f"bench-{size}")
         dense, dummy = rows["dense", "none", False]["fps_video"], rows["dummy", "none", False]["fps_video"]
         times = dummy / dense
         text = (
@@ -206,26 +207,13 @@ def _faster(size: str, published: float) -> Finding:
 
 
 def _teacache(results: dict[str, Result]) -> tuple[str, str]:
-    rows = _rows(results, "bench-480p")
+    rows = bench_rows(results, "bench-480p")
     fps = [rows["dummy", mode, skips]["fps"] for mode in ("none", "linear") for skips in (False, True)]
     text = (
         f"without one of four steps {fps[0]:.1f} to {fps[1]:.1f} FPS, with float8 linear layers "
         f"{fps[2]:.1f} to {fps[3]:.1f}; speed only, random weights"
     )
     return text, AGREES if fps[1] > 1.15 * fps[0] else DIFFERS
-
-
-def _longer(results: dict[str, Result]) -> tuple[str, str]:
-    rows = _rows(results, "bench-long")
-    long, window = (rows[name, "none", False]["fps_video"] for name in ("long:24,117", "window:3,6"))
-    here = results["long-context"]["policies"]
-    slower = here["long:120"]["chunk_ms"]["240"] / here["window:3,6"]["chunk_ms"]["240"]
-    text = (
-        f"{here['long:120']['context_ratio']:.1f} times in some heads at as many keys: chunks take "
-        f"{slower:.2f} times the window's at 240 frames on a CPU (bundled model); on an H200 the video has "
-        f"{long:.1f} in place of {window:.1f} FPS (1.3B sizes)"
-    )
-    return text, AGREES if long >= window else DIFFERS
 
 
 def _speed_here(results: dict[str, Result]) -> tuple[str, str]:
@@ -444,16 +432,6 @@ CLAIMS = (
         {
             APART: "At 160x160 pixels attention is a minor part of the work. The gain "
             "grows with resolution and length."
-        },
-    ),
-    Claim(
-        "Longer context at equal cost",
-        "6.58 times",
-        "long-context",
-        _longer,
-        {
-            DIFFERS: "Equal work is not equal time on a GPU yet: one or two long heads of a layer leave most "
-            "of it idle. What the longer past is worth is not measured: that needs a model trained for it."
         },
     ),
     Claim("Adds up with TeaCache", "more than 30 FPS", "bench-480p", _teacache),

@@ -1,16 +1,20 @@
 """docs/reproduction.md, written from the result files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import CLAIMS, recommendation
+from claims import CLAIMS, Claim, recommendation
+from saved import SAVED
 from verdicts import APART, NONE, number
 
 Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
+OWN = ("recall-5s", "switches", "bands", "teacache", "snapshots", "guards")
+"""Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
 Every figure on this page was measured on the bundled model: 15.6 M parameters, 8 layers of 12 heads,
@@ -48,6 +52,16 @@ shape, motion and number of objects, in percent, by exact detectors; the differe
 *Past frames* is what a head sees in the last chunk, mean over heads: the cost. PSNR and SSIM to the
 dense video tell how much a method changes the video, not whether that is worse.
 """
+BUYS = """## What the saved memory buys
+
+Long contexts, stories, large pictures, fewer steps, branches, guards. Objects that leave and come back
+are those of model `tiny-long`, the bundled model with a LoRA: an object is there at first, or enters
+after the first frames; the prompts then say `leaves` and, after the absence, `comes back`. *The same* is
+the same color, shape and size (area within a factor of 1.5) as before it left, among videos in which it
+was there and left.
+
+![Objects that leave for 20 seconds and come back, dense cache](images/recall.png)
+"""
 ANCHORED = """## Anchored contexts
 
 `anchored` gives each role what it leaves out, in two attention calls as before: sink heads also see the
@@ -67,7 +81,9 @@ def read_results(folder: Path) -> dict[str, Result]:
     """The result files that are there, by part."""
     paths = {part: folder / f"reproduction-{part}.json" for part in PARTS}
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
-    paths |= {"long-context": folder / "long-context-cpu.json"}
+    paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
+    paths |= {part: folder / f"{part}.json" for part in ("recall", "recall-5s")}
+    paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "bands", "snapshots", "guards")}
     paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
     return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 
@@ -77,7 +93,8 @@ def page(results: dict[str, Result]) -> str:
     parts = [INTRO]
     if any(results[part]["trial"] for part in PARTS if part in results):
         parts.append("**A rehearsal: two prompts and short videos. None of these figures means anything.**\n")
-    parts.append(f"## The claims\n\n{_claims(results)}\n")
+    parts.append(f"## The claims\n\n{_claims(CLAIMS, results)}\n")
+    parts.append(f"{BUYS}\n{_claims(SAVED, results)}\n")
     if "removal" in results:
         parts.append(f"{REMOVAL}\n![Damage over the share of heads]({PICTURES}/removal.png)\n")
         parts.append(_removal(results["removal"]) + "\n")
@@ -102,13 +119,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _claims(results: dict[str, Result]) -> str:
+def _claims(claims: Sequence[Claim], results: dict[str, Result]) -> str:
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         ours, verdict, why = claim.row(results)
         command = {
             "speed": "`python benchmarks/speed.py --output benchmarks/results/tiny-speed.json`",
             "long-context": "`python benchmarks/long_context.py --output FILE`, [benchmark.md](benchmark.md)",
+            **{part: f"`{results[part]['command']}`" for part in OWN if part in results},
             **{f"bench-{part}": "[benchmark.md](benchmark.md)" for part in ("480p", "720p", "1080p")},
             **{part: f"`python benchmarks/reproduce.py --parts {part}`" for part in PARTS},
         }.get(claim.part, "-")
@@ -227,8 +245,8 @@ def source(name: str, r: Result) -> str:
 
 def _sources(results: dict[str, Result]) -> str:
     lines = [
-        f"- {source(f'reproduction-{part}', r)}. {r.get('note', '')}".rstrip()
+        f"- {source(part if part == 'recall' else f'reproduction-{part}', r)}. {r.get('note', '')}".rstrip()
         for part, r in results.items()
-        if part in PARTS
+        if part in (*PARTS, "recall")
     ]
     return "\n".join(["## Sources", "", *lines, ""])

@@ -350,7 +350,7 @@ def test_bad_options(refused, model: str, tmp_path: Path, args: list[str], messa
 
 def test_unknown_models(refused, tmp_path: Path) -> None:
     message = refused("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "sora")
-    assert "no model or folder 'sora'; take tiny, self-forcing, " in message
+    assert "no model or folder 'sora'; take tiny, tiny-long, self-forcing, " in message
     assert "nearest is 'causvid'" in refused(
         "generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "causvit"
     )

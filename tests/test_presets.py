@@ -133,6 +133,21 @@ def test_bundled_presets() -> None:
         assert preset.latent_frames(81) == 21
 
 
+def test_files_beside_a_preset(tmp_path: Path) -> None:
+    """Weights, LoRA and base are relative to the preset, in a folder of a model, too."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "base").mkdir()
+    path = tmp_path / "mine" / "preset.json"
+    source = {"file": "my.pt", "lora": "lora.safetensors"}
+    path.write_text(json.dumps({"like": "self-forcing", "source": source, "base": "../base"}))
+    preset, folder = find_preset(tmp_path / "mine")
+    assert folder == tmp_path / "mine"
+    assert preset.source == Source(str(folder / "my.pt"), lora=str(folder / "lora.safetensors"))
+    assert Path(preset.base).samefile(tmp_path / "base")
+    path.write_text(json.dumps({"like": "self-forcing", "source": source}))
+    assert read_preset(path).base == PUBLIC["self-forcing"].base
+
+
 def test_public_presets() -> None:
     for name, preset in PUBLIC.items():
         assert find_preset(name) == (preset, None)
@@ -191,7 +206,7 @@ def test_current_frames() -> None:
 
 
 def test_unknown_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model or folder 'sora'; take tiny, self-forcing, "):
+    with pytest.raises(UserError, match=r"no model or folder 'sora'; take tiny, tiny-long, self-forcing, "):
         find_preset("sora")
     with pytest.raises(UserError, match=r"'longlife'; the nearest is 'longlive'"):
         find_preset("longlife")
