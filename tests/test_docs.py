@@ -24,3 +24,12 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert names["session"].frames == names["branch"].frames == 9
     with av.open("ball.mp4") as video:
         assert sum(1 for _ in video.decode(video=0)) == 81
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_are_short_and_tell_how_to_run(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    assert f"python examples/{path.name}" in text
+    compile(text, path, "exec")
+    assert f"examples/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
