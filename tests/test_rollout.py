@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dummyforcing.choices import choose_policy
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline import Pipeline, load
 from dummyforcing.presets import ScheduleArgs
-from dummyforcing.request import choose_policy
 from dummyforcing.samplers import RecomputeSession
 from dummyforcing.sampling import make_schedule, seeded_noise
 from dummyforcing.session import Session

@@ -16,10 +16,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from dummyforcing.choices import check_teacache
 from dummyforcing.errors import UserError
 from dummyforcing.model import fingerprint
 from dummyforcing.pipeline import Pipeline
-from dummyforcing.request import Request, check_teacache
+from dummyforcing.request import Request
 from dummyforcing.session import Session
 from dummyforcing.teacache import Calibration, SkipSet, Steps
 

@@ -59,7 +59,7 @@ class Engine:
         self._layout: tuple[int, ...] = ()
         self._places: list[_Place] = []
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
     def over(self, cache: KVCache) -> "Engine":
         """An engine like this one for another session's cache."""
@@ -99,8 +99,7 @@ class Engine:
         if layout != self._layout:
             self._layout = layout
             self._graphs.clear()
-            if tokens.is_cuda:  # torch gives a pool up with its last graph
-                self._pool = torch.cuda.graph_pool_handle()
+            self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
             for known in self._inputs.values():
                 known.written = None
             self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]

@@ -25,6 +25,7 @@ from dummyforcing.checkpoints import (
     decoder_sizes,
     read_config,
 )
+from dummyforcing.choices import check_guard, check_teacache, choose_heads, choose_policy
 from dummyforcing.classify import Guard
 from dummyforcing.errors import UserError
 from dummyforcing.files import split_number
@@ -37,12 +38,8 @@ from dummyforcing.plan import Plan
 from dummyforcing.presets import SIZE_MULTIPLE, Preset, find_preset, parse_size
 from dummyforcing.request import (
     Request,
-    check_guard,
-    check_teacache,
     choose_device,
     choose_dtype,
-    choose_heads,
-    choose_policy,
     place_switches,
     read_begin,
 )

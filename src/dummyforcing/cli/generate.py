@@ -185,6 +185,7 @@ def generate(
 
     told = None if story is None else Story.load(story)
 
+    from dummyforcing.choices import choose_policy
     from dummyforcing.classify import Guard
     from dummyforcing.cli.report import (
         print_comparison,
@@ -194,7 +195,6 @@ def generate(
         print_skips,
     )
     from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.request import choose_policy
     from dummyforcing.teacache import Calibration
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)

@@ -87,8 +87,8 @@ def calibrate(
     if not texts:
         raise UserError("Give some prompts to measure with, or a file of prompts that ends in .txt.")
 
+    from dummyforcing.choices import check_teacache
     from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.request import check_teacache
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     check_teacache(files.preset, [1])
