@@ -51,7 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write, or the pixels of one")
-    parser.add_argument("--size", type=parse_size, default=(1088, 1920), help="480p, 720p, 1080p or WxH")
+    parser.add_argument("--size", type=parse_size, default=(480, 832), help="480p, 720p, 1080p or WxH")
     parser.add_argument("--only", type=int, help="decode in so many bands and print what it took")
     args = parser.parse_args()
     if args.only is not None:

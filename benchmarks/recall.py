@@ -48,6 +48,8 @@ from dummyforcing.video import save_contact_sheet
 CAP = 111
 """Past frames that reach from the end of the longest story to its beginning."""
 SECONDS = (5, 10, 20)
+KINDS = {"outside": True, "there": False}
+"""Where the object is at first, and whether it enters."""
 FAR = replace(long(CAP), last_frames=9, classify_at_chunk=6)
 """Policy `long`, with heads scored later and by what they give to frames beyond a window's nine."""
 VARIANTS: dict[str, tuple[str, Options]] = {
@@ -182,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--watched", nargs="*", type=int, default=WATCHED, help="heads that see far back")
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="where objects are at first"
+    )
     parser.add_argument("--count", type=int, default=48, help="stories of each kind")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     args = parser.parse_args(arguments)
@@ -191,7 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores = watch(load(args.model, device=args.device[0], dtype="float32"))
         what = "heads that see 111 frames, chosen by where they look when objects come back"
         variants |= {f"watched, {n}": (f"{n} {what}", watched(scores, n)) for n in args.watched}
-    cases = [(v, s, e) for s in sorted(args.seconds, reverse=True) for e in (True, False) for v in variants]
+    cases = [
+        (variant, seconds, KINDS[kind])
+        for seconds in sorted(args.seconds, reverse=True)
+        for kind in args.kinds
+        for variant in variants
+    ]
     jobs = [
         Job(
             f"{args.model} {(variant, seconds, enters)} {args.count}",

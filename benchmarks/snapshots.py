@@ -51,6 +51,8 @@ def measure(pipeline: Pipeline, policy: str, chunks: int) -> dict[str, object]:
                 session.schedule,
                 session.latent_shape,
                 frames=request.frames,
+                recache_frames=preset.recache_frames,
+                global_sink=preset.global_sink,
             )
 
         for _ in range(REPEATS):
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a short video, to try this script")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline, chunks = load("tiny", device="cpu"), 4 if args.small else 20
+    pipeline, chunks = load("tiny", device="cpu"), 4 if args.small else 10
     rows = [measure(pipeline, policy, chunks) for policy in POLICIES]
     write_results(args.output, {"model": "tiny", "chunks": chunks, "rows": rows}, pipeline.device)
 
