@@ -66,7 +66,7 @@ WATCHED = (6, 24, 48)
 """Heads that see far back in variants whose heads were chosen by where they look when objects come back."""
 
 
-def watch(pipeline: Pipeline, count: int = 6) -> Tensor:
+def watch(pipeline: Pipeline, count: int) -> Tensor:
     """Where heads look in the two chunks in which an object comes back, in dense videos of other stories.
 
     Returns:
@@ -188,12 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="where objects are at first"
     )
     parser.add_argument("--count", type=int, default=48, help="stories of each kind")
+    parser.add_argument("--watch", type=int, default=6, help="stories that are watched to choose heads")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     args = parser.parse_args(arguments)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     variants = {name: VARIANTS[name] for name in args.variants}
     if args.watched:
-        scores = watch(load(args.model, device=args.device[0], dtype="float32"))
+        scores = watch(load(args.model, device=args.device[0], dtype="float32"), args.watch)
         what = "heads that see 111 frames, chosen by where they look when objects come back"
         variants |= {f"watched, {n}": (f"{n} {what}", watched(scores, n)) for n in args.watched}
     cases = [

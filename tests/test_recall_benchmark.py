@@ -14,11 +14,10 @@ ROOT = Path(__file__).parent.parent
 def test_recall_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "recall.json"
     script = [sys.executable, ROOT / "benchmarks" / "recall.py", "--output", output, "--seconds", "1"]
+    script += ["--kinds", "there", "--watch", "1"]
     subprocess.run([*script, "--count", "1", "--variants", "window 0+9", "--watched", "6"], check=True)
     rows = json.loads(output.read_text())["rows"]
-    assert [(row["variant"], row["enters"]) for row in rows] == [
-        (variant, enters) for enters in (True, False) for variant in ("window 0+9", "watched, 6")
-    ]
+    assert [row["variant"] for row in rows] == ["window 0+9", "watched, 6"]
     for row in rows:
         assert row["videos"] == 1 >= row["valid"] >= row["back"]["right"] >= row["same"]["right"]
         assert row["long_heads"] == (6 if row["variant"] == "watched, 6" else 0)
