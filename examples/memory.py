@@ -1,8 +1,8 @@
-"""A red star leaves for ten seconds and comes back: memory-dense.mp4, memory-window.mp4.
+"""A red ring leaves for ten seconds and comes back: memory-dense.mp4, memory-window.mp4.
 
 python examples/memory.py
 
-Only the first prompt names the star: a cache that has lost the beginning brings back something else.
+Only the first prompt names the ring: a cache that has lost the beginning brings back another object, or none.
 """
 
 import dummyforcing
@@ -12,7 +12,7 @@ SWITCHES = [(2.8, "leaves"), (14.8, "comes back")]  # seconds from the start, an
 pipeline = dummyforcing.load("tiny-long")
 for policy in ("dense", "window:0,9"):
     video = pipeline.generate(
-        "a red star stays still on a green floor", frames=297, policy=policy, switches=SWITCHES
+        "a red ring stays still on a green floor", frames=297, policy=policy, switches=SWITCHES
     )
     video.save(f"memory-{policy.partition(':')[0]}.mp4")
     print(f"{policy}: {video.cache_bytes / 1e6:.0f} MB of keys and values")
