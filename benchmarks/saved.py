@@ -135,10 +135,10 @@ def _snapshots(results: dict[str, Result]) -> tuple[str, str]:
 def _guards(results: dict[str, Result]) -> tuple[str, str]:
     videos = results["guards"]["videos"]
     still = [score for _, score in videos["dummy, only probed"]["probes"]]
-    moved = [score for _, score in videos["dummy, only probed, new prompt"]["probes"] if _ >= 34]
+    changed = videos["dummy, only probed, new prompt"]
+    moved = [score for second, score in changed["probes"] if second > changed["seconds"] / 2]
     guarded = next(video for name, video in videos.items() if video["anew"])
-    drift = [videos["dummy, only probed, new prompt"], guarded]
-    ends = [video["measures"]["60 s"]["drift"] for video in drift]
+    ends = [video["measures"]["60 s"]["drift"] for video in (changed, guarded)]
     far, farther = (max(abs(score - still[0]) for score in scores) for scores in (still, moved))
     text = (
         f"a probe moves by {far:.3f} at most in 60 s of one scene, by up to {farther:.3f} after a new "

@@ -1,7 +1,6 @@
 """Stories of objects that leave and come back: what they show, and that their judge sees what is wrong."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +105,7 @@ def test_times_are_those_of_chunks() -> None:
         assert placed == list(story.prompts[1:])
 
 
-def test_the_model_that_was_taught(tmp_path: Path) -> None:
+def test_the_model_that_was_taught() -> None:
     """It is `tiny` with its LoRA merged, from files beside its preset, and knows the words of the stories."""
     taught, plain = load("tiny-long", device="cpu"), load("tiny", device="cpu")
     again = load("tiny", lora=str(taught.files.loras[0][0]), device="cpu")
@@ -121,4 +120,7 @@ def test_the_model_that_was_taught(tmp_path: Path) -> None:
 
 
 def test_things_stay_without_trips() -> None:
+    """And trips that are still to come change nothing."""
     assert Thing("red", "ball", "still").away == ()
+    story = recall_stories(5, False, 1)[0]
+    np.testing.assert_array_equal(truth(story, away=()), truth(story, away=((98.0, 99.0),)))

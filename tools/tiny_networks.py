@@ -1,5 +1,6 @@
 """Text encoder and transformer of the bundled model under training, and their passes over whole clips."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -141,6 +142,31 @@ def rope_of(
     return rope_table(torch.tensor(frames), height // 2, width // 2, head_dim, device)
 
 
+def masked_attention(visible: Callable[..., Tensor], size: int, device: torch.device) -> Attention:
+    """Attention of `size` tokens with a mask, `visible(b, h, q, k)` as in flex attention."""
+    if device.type == "cuda":
+        mask = create_block_mask(visible, None, None, size, size, device="cuda")
+
+        def flex(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
+            return compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2)
+
+        return flex
+    dense = create_mask(visible, None, None, size, size, device="cpu")
+
+    def masked(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
+
+    return masked
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """One compiled kernel for all passes."""
+    return torch.compile(flex_attention)
+
+
 class TeacherForcing:
     """Denoise all chunks of a clip in one pass, each given the clean frames before it.
 
@@ -158,26 +184,7 @@ class TeacherForcing:
             own = (q_chunk == k_chunk) & (q_noisy == k_noisy)
             return own | (~k_noisy & (k_chunk < q_chunk))
 
-        size = 2 * tokens
-        self.attention: Attention
-        if device.type == "cuda":
-            mask = create_block_mask(visible, None, None, size, size, device="cuda")
-
-            compiled = torch.compile(flex_attention)
-
-            def flex(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
-                return compiled(q, k, v, block_mask=mask).transpose(1, 2)
-
-            self.attention = flex
-        else:
-            dense = create_mask(visible, None, None, size, size, device="cpu")
-
-            def masked(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-                return F.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
-
-            self.attention = masked
+        self.attention = masked_attention(visible, 2 * tokens, device)
 
     def __call__(self, model: CausalWan, past: Tensor, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """Velocity of the noisy frames `x (B, F, C, h, w)` at `sigma (B, F)` given the frames `past`."""

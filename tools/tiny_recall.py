@@ -8,13 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 from dummyforcing.eval.recall import AFTER, RecallStory, make_recall_story
 from dummyforcing.eval.world import COLORS, FLOORS, SHAPES
-from dummyforcing.model import Attention, Block, CausalWan
+from dummyforcing.model import Block, CausalWan
 from tiny_data import TEXT_LEN, random_scenes, render, tokenize
-from tiny_networks import Networks, rope_of
+from tiny_networks import Networks, masked_attention, rope_of
 from tiny_run import CHUNK, SIZE, TOKENS, Run, autocast
 from tiny_vae import Encoder
 
@@ -60,10 +59,10 @@ def lora_tensors(model: CausalWan) -> dict[str, Tensor]:
     }
 
 
-def attend_phases(self: Block, q: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """`Block.attend_text` with several prompts one after the other, and a mask that says who sees which."""
-    k, v, mask = text
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+def attend_phases(self: Block, q: Tensor, text: tuple[Tensor, ...]) -> Tensor:
+    """`Block.attend_text` for several prompts, too: then a mask after keys and values says who sees which."""
+    q, k, v = (t.transpose(1, 2) for t in (q, *text[:2]))
+    mask = text[2] if len(text) > 2 else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
@@ -160,23 +159,7 @@ class SomeChunks:
             own = (q_chunk == k_chunk) & (q_noisy == k_noisy)
             return own | (~k_noisy & (k_chunk < q_chunk))
 
-        self.attention: Attention
-        if device.type == "cuda":
-            mask = create_block_mask(visible, None, None, size, size, device="cuda")
-
-            def flex(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
-                return compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2)
-
-            self.attention = flex
-        else:
-            dense = create_mask(visible, None, None, size, size, device="cpu")
-
-            def masked(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-                return F.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
-
-            self.attention = masked
+        self.attention = masked_attention(visible, size, device)
 
     def frames_of(self, per_chunk: Tensor) -> Tensor:
         """Spread `(B, chunks, ...)` over the frames of the sequence, `(B, frames, ...)`."""
@@ -212,10 +195,3 @@ class SomeChunks:
         tokens = model.patchify(both).float()
         tokens = model.transform(tokens, time_of, [(*pair, mask) for pair in pairs], rope, self.attention)
         return model.unpatchify(tokens, time_of, height, width).float()[:, past.shape[1] :]
-
-
-def compiled_flex(cache: list = []) -> object:  # noqa: B006
-    """One compiled kernel for all passes."""
-    if not cache:
-        cache.append(torch.compile(flex_attention))
-    return cache[0]

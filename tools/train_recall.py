@@ -20,7 +20,7 @@ from dummyforcing.presets import ASSETS
 from tiny_networks import MODEL, Networks, noised, velocity
 from tiny_optim import timed_steps
 from tiny_recall import Clips, SomeChunks, add_lora, lora_tensors, take_phases
-from tiny_run import CHUNK, TOKENS, Run, autocast
+from tiny_run import CHUNK, Run, autocast
 from tiny_stages import STUDENT_SIGMAS
 from tiny_vae import Encoder
 
@@ -126,16 +126,10 @@ def first_chunk(
     x0 = x0[:, :CHUNK]
     sigma = levels[torch.randint(len(levels), (len(x0), 1), device=x0.device)].expand(-1, CHUNK)
     x = noised(x0, sigma, torch.randn_like(x0))
-    alone = text[:, 0]
-    model = networks.model
     with autocast(run), torch.compiler.set_stance("force_eager"):
         with torch.no_grad():
-            target = velocity(base, x, sigma, alone)
-        mask = torch.ones(1, 1, x.shape[1] * TOKENS, alone.shape[1], dtype=torch.bool, device=x.device)
-        embed_text = model.embed_text
-        model.embed_text = lambda t: [(*pair, mask) for pair in embed_text(t)]  # type: ignore[method-assign]
-        out = velocity(model, x, sigma, alone)
-        del model.embed_text
+            target = velocity(base, x, sigma, text[:, 0])
+        out = velocity(networks.model, x, sigma, text[:, 0])
     return (out - target).square().mean()
 
 

@@ -39,9 +39,9 @@ class Guard:
     band: float = 0.01
     """How far the share may move from the reference, up or down, as a part of all attention.
 
-    By default more than it moved by itself in a minute of a bouncing ball with the bundled model (0.008), and
-    less than a new prompt moved it (0.015); a sliding cube moved it by 0.02. Being classified anew did not
-    make that model's videos better, they drifted more (`benchmarks/results/guards-cpu.json`).
+    By default more than it moved by itself in a minute of one scene with the bundled model, and less than a
+    new prompt moved it. Being classified anew did not make that model's videos better, they drifted more
+    (docs/reproduction.md).
     """
 
     def __post_init__(self) -> None:

@@ -10,7 +10,8 @@ from dummyforcing.eval.detect import Detection, Found
 from dummyforcing.eval.motion import find_absences
 
 _NEAREST, _FEWEST = 8, 3  # frames with the whole outline on each side of an absence
-_MAX_GROWTH = math.log(1.5)  # of the area; the outline's jitter stays within a tenth
+MAX_GROWTH = math.log(1.5)
+"""Of the area of an object that is still the same, as a logarithm; its outline's jitter is within a tenth."""
 
 
 def same_on_return(detection: Detection) -> bool | None:
@@ -41,4 +42,4 @@ def _same(found: Found, before: NDArray[np.int64], after: NDArray[np.int64]) -> 
     shapes = [int(found.shape_at[frames].mean(0).argmax()) for frames in (before, after)]
     areas = [float(np.median(found.track.area[frames])) for frames in (before, after)]
     growth = abs(math.log(areas[1] / areas[0]))
-    return colors[0] == colors[1] and shapes[0] == shapes[1] and growth < _MAX_GROWTH
+    return colors[0] == colors[1] and shapes[0] == shapes[1] and growth < MAX_GROWTH

@@ -13,13 +13,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from dummyforcing.monitor import LUMA
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
 
 Frames = NDArray[np.uint8]
 Curve = NDArray[np.float64]
 
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-"""Weights of R, G, B in brightness (ITU-R BT.709)."""
 NOISE_FLOOR = 8
 """Gray levels of 255: a smaller change of a pixel is noise of the VAE or the file, not motion."""
 _THUMBNAIL = 16

@@ -1,7 +1,7 @@
 """What a video remembers: an object that leaves the picture, stays away, and comes back.
 
-    story = recall_story(seconds=20, number=0)        # who leaves when, and the prompts that tell it
-    recall = judge_recall(frames, story)              # is it the same object that comes back?
+    story = recall_stories(seconds=20, enters=False)[0]  # who leaves when, and the prompts that tell it
+    recall = judge_recall(frames, story)                 # is it the same object that comes back?
 
 The prompts name the object at the beginning only; later they say that it leaves and that it comes back. So
 its color, shape and size at the end are known from the past alone.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dummyforcing.eval.detect import Found, detect
+from dummyforcing.eval.identity import MAX_GROWTH
 from dummyforcing.eval.world import COLORS, FPS, SHAPES, TRIP, Scene, make_thing, prompt_scene
 from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
 
@@ -25,7 +26,6 @@ AFTER = 5
 LEAVES, COMES_BACK = "leaves", "comes back"
 """The prompts without a name."""
 _LOOKED_AT = 12  # pixel frames before the object leaves, and at the end
-_MAX_GROWTH = math.log(1.5)  # of the area; the outline's jitter stays within a tenth
 _SEED = 20499
 
 
@@ -156,7 +156,7 @@ def judge_recall(frames: NDArray[np.uint8], story: RecallStory) -> Recall:
         back=True,
         color=before.color == after.color,
         shape=before.shape is not None and before.shape == after.shape,
-        size=abs(math.log(areas[1] / areas[0])) < _MAX_GROWTH,
+        size=abs(math.log(areas[1] / areas[0])) < MAX_GROWTH,
     )
 
 
