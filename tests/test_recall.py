@@ -79,13 +79,16 @@ def test_what_never_left_says_nothing() -> None:
 def test_an_object_is_where_its_trips_say() -> None:
     """Out of sight between its trips, and at its place before and after."""
     story = recall_stories(5, True, 1)[0]
-    here, out = truth(story), truth(story, away=((-9.0, 99.0),))
+    here, home, out = (truth(story, **c) for c in ({}, {"away": ()}, {"away": ((-9.0, 99.0),)}))
     at = [chunk_pixels(chunk) for chunk in (story.leaves, story.returns)]
     changed = (here.astype(int) - out).any((1, 2, 3))
     assert not changed[:4].any()
     assert changed[at[0] - 8 : at[0] + 8].all()
     assert not changed[at[0] + 24 : at[1]].any()
     assert changed[-24:].all()
+    trip = 24
+    for start, end in ((4 + trip, at[0]), (at[1] + trip, None)):  # it is at its place
+        np.testing.assert_array_equal(here[start:end], home[start:end])
 
 
 def test_times_are_those_of_chunks() -> None:
