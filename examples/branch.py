@@ -6,7 +6,7 @@ python examples/branch.py
 import torch
 
 import dummyforcing
-from dummyforcing.video import side_by_side, write_mp4
+from dummyforcing.media.video import side_by_side, write_mp4
 
 ENDINGS = ["shrinks", "grows"]
 

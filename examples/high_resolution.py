@@ -9,7 +9,7 @@ takes as few as fit into the free memory, and so does `stream()` without a numbe
 import torch
 
 import dummyforcing
-from dummyforcing.video import write_mp4
+from dummyforcing.media.video import write_mp4
 
 HEIGHT, WIDTH, BANDS = 320, 160, 4
 

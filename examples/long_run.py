@@ -4,7 +4,7 @@ python examples/long_run.py
 """
 
 import dummyforcing
-from dummyforcing.video import VideoWriter
+from dummyforcing.media.video import VideoWriter
 
 SECONDS, EVERY = 60, 10
 

@@ -6,9 +6,9 @@ python examples/story.py
 from pathlib import Path
 
 import dummyforcing
-from dummyforcing.sheet import SceneSheet
-from dummyforcing.story import Story
-from dummyforcing.video import VideoWriter
+from dummyforcing.media.sheet import SceneSheet
+from dummyforcing.media.story import Story
+from dummyforcing.media.video import VideoWriter
 
 story = Story.load(Path(__file__).with_name("story.yaml"))
 pipeline = dummyforcing.load("tiny")

@@ -4,7 +4,7 @@ python examples/teacache.py
 """
 
 import dummyforcing
-from dummyforcing.calibration import calibrate
+from dummyforcing.analysis.calibration import calibrate
 
 pipeline = dummyforcing.load("tiny")
 table = calibrate(pipeline, ["a red square grows", "a blue triangle spins"], error=0.01, frames=33)

@@ -72,7 +72,7 @@ def write_transformer(folder: Path) -> None:
 
     from huggingface_hub import save_torch_state_dict
 
-    from dummyforcing.model import CausalWan, ModelConfig
+    from dummyforcing.models.wan import CausalWan, ModelConfig
 
     config = ModelConfig(dim=48, ffn_dim=96, num_heads=4, num_layers=3, text_len=16, text_dim=16, freq_dim=32)
     folder.mkdir(parents=True)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dummyforcing.model import CausalWan, ModelConfig
-from dummyforcing.names import DIFFUSERS_NAMES
+from dummyforcing.checkpoints.names import DIFFUSERS_NAMES
+from dummyforcing.models.wan import CausalWan, ModelConfig
 
 SMALL = ModelConfig(dim=48, ffn_dim=96, num_heads=4, num_layers=3, text_len=16, text_dim=16, freq_dim=32)
 State = dict[str, Tensor]
@@ -46,7 +46,7 @@ def diffusers(state: State) -> State:
     """Diffusers' names, looked up in its own class."""
     from diffusers import WanTransformer3DModel
 
-    from dummyforcing.names import native_name
+    from dummyforcing.checkpoints.names import native_name
 
     with torch.device("meta"):
         theirs = WanTransformer3DModel(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dummyforcing.cache import LayerCache
-from dummyforcing.model import Attention, CausalWan, ModelConfig, TextKV
-from dummyforcing.plan import HeadContext, Plan
-from dummyforcing.rope import apply_rope, rope_table
-from dummyforcing.sampling import make_schedule
-from dummyforcing.session import Session
+from dummyforcing.cache.kv_cache import LayerCache
+from dummyforcing.kernels.rope import apply_rope, rope_table
+from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.models.wan import Attention, CausalWan, ModelConfig, TextKV
+from dummyforcing.sampling.schedule import make_schedule
+from dummyforcing.sampling.session import Session
 
 SCHEDULE = make_schedule([1000, 750, 500, 250], shift=5.0)
 SHAPE = (4, 4, 6)

@@ -38,7 +38,7 @@ def test_import_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_core_needs_no_media_libraries() -> None:
-    code = "from dummyforcing import Policy, Plan, HeadContext; import dummyforcing.session, sys\n"
+    code = "from dummyforcing import Policy, Plan, HeadContext; import dummyforcing.sampling.session, sys\n"
     code += f"print([name for name in {HEAVY[1:]} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

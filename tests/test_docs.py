@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_tables_are_those_of_the_results():
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True)
+    subprocess.run([sys.executable, "-m", "research.pages.tables", "--check"], check=True)
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

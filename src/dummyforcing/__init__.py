@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dummyforcing.classify import Guard
     from dummyforcing.errors import UnknownWordsWarning, UserError
-    from dummyforcing.heads import Policy
-    from dummyforcing.monitor import Measures
-    from dummyforcing.pipeline import Chunk, Pipeline, Timings, Video, load
-    from dummyforcing.plan import HeadContext, Plan
+    from dummyforcing.media.monitor import Measures
+    from dummyforcing.method.plan import HeadContext, Plan
+    from dummyforcing.method.policy import Policy
+    from dummyforcing.pipeline.pipeline import Chunk, Pipeline, Timings, Video, load
+    from dummyforcing.sampling.classifier import Guard
 
 __version__ = "0.1.0"
 
@@ -38,21 +38,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Guard": "classify",
-    "HeadContext": "plan",
-    "Measures": "monitor",
-    "Plan": "plan",
-    "Policy": "heads",
+    "Guard": "sampling.classifier",
+    "HeadContext": "method.plan",
+    "Measures": "media.monitor",
+    "Plan": "method.plan",
+    "Policy": "method.policy",
     "UnknownWordsWarning": "errors",
     "UserError": "errors",
 }
-"""Modules of the names that are not in `pipeline`."""
+"""Modules of the names that are not in `pipeline.pipeline`."""
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dummyforcing' has no attribute '{name}'")
-    return getattr(import_module(f"dummyforcing.{_HOMES.get(name, 'pipeline')}"), name)
+    return getattr(import_module(f"dummyforcing.{_HOMES.get(name, 'pipeline.pipeline')}"), name)
 
 
 def __dir__() -> list[str]:

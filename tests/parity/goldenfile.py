@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dummyforcing.heads import Role
-from dummyforcing.model import CausalWan, ModelConfig
-from dummyforcing.sampling import Schedule, make_schedule
+from dummyforcing.method.policy import Role
+from dummyforcing.models.wan import CausalWan, ModelConfig
+from dummyforcing.sampling.schedule import Schedule, make_schedule
 
 OWN_FOLDER = Path(__file__).parents[1] / "golden"
 FOLDER = Path(os.environ.get("DUMMYFORCING_GOLDEN") or OWN_FOLDER)

@@ -8,9 +8,9 @@ import torch
 from goldenfile import Golden
 from torch import Tensor
 
-from dummyforcing.heads import HeadScorer, Policy
-from dummyforcing.sampling import COMMIT_TIMESTEP, NoiseSource, Schedule
-from dummyforcing.session import Session
+from dummyforcing.method.policy import HeadScorer, Policy
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, NoiseSource, Schedule
+from dummyforcing.sampling.session import Session
 
 
 class NotingSession(Session):

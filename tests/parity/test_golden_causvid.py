@@ -5,8 +5,8 @@ import torch
 from goldenfile import assert_near, cases, files_of, read
 from rollout import NotingSession, block_draws, in_order, run, schedule_tensors
 
-from dummyforcing.heads import dense
-from dummyforcing.sampling import make_schedule, sigma_table
+from dummyforcing.method.policy import dense
+from dummyforcing.sampling.schedule import make_schedule, sigma_table
 
 
 def schedule_of(golden, name):

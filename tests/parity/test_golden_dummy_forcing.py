@@ -7,10 +7,10 @@ import torch
 from goldenfile import ROLES, TOLERANCE, assert_near, cases, files_of, read
 from rollout import NotingSession, run
 
-from dummyforcing.fused import FusedWan
-from dummyforcing.heads import dummy, official
-from dummyforcing.sampling import COMMIT_TIMESTEP
-from dummyforcing.teacache import skip_table
+from dummyforcing.method.policy import dummy, official
+from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP
+from dummyforcing.sampling.teacache import skip_table
 
 
 def skips_of(golden, variant):

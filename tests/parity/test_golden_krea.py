@@ -5,9 +5,9 @@ import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
 from rollout import commit_flow, in_order, schedule_tensors
 
-from dummyforcing.heads import dense
-from dummyforcing.samplers import RecomputeSession
-from dummyforcing.sampling import make_schedule
+from dummyforcing.method.policy import dense
+from dummyforcing.sampling.samplers import RecomputeSession
+from dummyforcing.sampling.schedule import make_schedule
 
 
 def schedule_of(golden, name):

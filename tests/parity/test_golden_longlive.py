@@ -5,7 +5,7 @@ import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
 from rollout import NotingSession, run, schedule_tensors
 
-from dummyforcing.heads import window
+from dummyforcing.method.policy import window
 
 
 def session_of(golden, **options):

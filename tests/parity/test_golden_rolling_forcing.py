@@ -5,9 +5,9 @@ import torch
 from goldenfile import TOLERANCE, assert_near, files_of, read
 from rollout import commit_flow, in_order, schedule_tensors
 
-from dummyforcing.heads import window
-from dummyforcing.model import CausalWan
-from dummyforcing.samplers import RollingSession
+from dummyforcing.method.policy import window
+from dummyforcing.models.wan import CausalWan
+from dummyforcing.sampling.samplers import RollingSession
 
 
 class NotingRolling(RollingSession):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from goldenfile import cases, read
 
-from dummyforcing.sampling import make_schedule, sigma_table
+from dummyforcing.sampling.schedule import make_schedule, sigma_table
 
 
 def arguments(entry):

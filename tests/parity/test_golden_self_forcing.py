@@ -5,8 +5,8 @@ import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
 from rollout import NotingSession, run
 
-from dummyforcing.heads import dense, window
-from dummyforcing.sampling import sigma_table
+from dummyforcing.method.policy import dense, window
+from dummyforcing.sampling.schedule import sigma_table
 
 
 def policy_of(variant, chunk_frames):

@@ -7,13 +7,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from dummyforcing.fused import Fp8, arrange
-from dummyforcing.model import CausalWan, ModelConfig
-from dummyforcing.modelfiles import ModelFiles
-from dummyforcing.pipeline import Pipeline
-from dummyforcing.pretrained import quiet
-from dummyforcing.text import TextEncoder
-from dummyforcing.vae import VideoDecoder
+from dummyforcing.checkpoints.components import quiet
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.models.wan import CausalWan, ModelConfig
+from dummyforcing.pipeline.pipeline import Pipeline
+from dummyforcing.runtime.fused import Fp8, arrange
+from dummyforcing.vae.codec import VideoDecoder
 
 PROMPT = "a red ball bounces on a green floor"
 SEED = 0

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from dummyforcing.model import ModelConfig
-from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.models.wan import ModelConfig
 
 
 @dataclass(frozen=True)

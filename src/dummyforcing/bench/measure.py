@@ -8,9 +8,9 @@ from itertools import islice
 import torch
 
 from dummyforcing.bench.candidates import Candidate
-from dummyforcing.overlap import Mark, seconds_between
-from dummyforcing.plan import Plan
-from dummyforcing.request import Request
+from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.request import Request
+from dummyforcing.runtime.streams import Mark, seconds_between
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import torch
 
-from dummyforcing.criteria import Role
 from dummyforcing.errors import UserError
-from dummyforcing.heads import POLICIES
-from dummyforcing.model import ModelConfig
-from dummyforcing.plan import HeadContext, Plan
+from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.method.policy import POLICIES
+from dummyforcing.method.programming import Role
+from dummyforcing.models.wan import ModelConfig
 
 
 def fixture_plan(

@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from dummyforcing.overlap import Mark, seconds_between
+from dummyforcing.runtime.streams import Mark, seconds_between
 
 SIDES = {"cuda": 8192, "cpu": 1024}
 WARM_UP, RUNS = 5, 20

@@ -7,17 +7,17 @@ from typing import get_args
 
 import torch
 
-from dummyforcing.attention import default_backend
+from dummyforcing.attention.attend import default_backend
 from dummyforcing.bench.candidates import Candidate, build_candidates
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
+from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import TrainedLengthWarning, UserError
-from dummyforcing.fused import Fp8, has_float8
-from dummyforcing.modelfiles import ModelFiles
-from dummyforcing.pipeline import Pipeline
-from dummyforcing.request import Request
+from dummyforcing.pipeline.pipeline import Pipeline
+from dummyforcing.pipeline.request import Request
+from dummyforcing.runtime.fused import Fp8, has_float8
 
 Report = Callable[[str], None]
 

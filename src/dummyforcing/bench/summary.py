@@ -10,9 +10,9 @@ import numpy as np
 from dummyforcing.bench.candidates import Candidate
 from dummyforcing.bench.flops import Flops, Work
 from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
-from dummyforcing.plan import Plan
-from dummyforcing.presets import PIXEL_FRAMES_PER_FRAME
-from dummyforcing.request import Request
+from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.request import Request
+from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 
 Figures = dict[str, object]
 

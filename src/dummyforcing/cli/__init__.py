@@ -18,7 +18,7 @@ from dummyforcing.cli.eval import eval
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
-from dummyforcing.threads import spin_briefly
+from dummyforcing.runtime.threads import spin_briefly
 
 DESCRIPTION = """Make videos with autoregressive diffusion models, with a small cache (Dummy Forcing).
 

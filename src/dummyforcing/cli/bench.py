@@ -79,10 +79,10 @@ def bench(
 
     from dummyforcing.bench.report import print_benchmark
     from dummyforcing.bench.run import Benchmark, Settings
-    from dummyforcing.eval.results import write_results
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.presets import parse_size
-    from dummyforcing.request import choose_device, choose_dtype
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.evaluation.results import write_results
+    from dummyforcing.pipeline.request import choose_device, choose_dtype
+    from dummyforcing.presets.preset import parse_size
 
     where = choose_device(device)
     name = model or ("self-forcing" if where.type == "cuda" else "tiny")

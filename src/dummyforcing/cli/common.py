@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import UseAppendAction, arg
 
 from dummyforcing.errors import UserError
-from dummyforcing.files import temporary
+from dummyforcing.files.writing import temporary
 
 if TYPE_CHECKING:
     import torch
 
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.pipeline import Chunk, Pipeline
-    from dummyforcing.plan import Plan
-    from dummyforcing.request import Request
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.method.plan import Plan
+    from dummyforcing.pipeline.pipeline import Chunk, Pipeline
+    from dummyforcing.pipeline.request import Request
 
 Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
 Weights = Annotated[
@@ -55,13 +55,13 @@ def load_for(
     fp8: FP8 = "none",
 ) -> "Pipeline":
     """Load a model for a request that fits into the memory."""
-    from dummyforcing.request import choose_device, choose_dtype
+    from dummyforcing.pipeline.request import choose_device, choose_dtype
 
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     files.require_memory(request, precision, where, offload=offload)
 
-    from dummyforcing.pipeline import Pipeline
+    from dummyforcing.pipeline.pipeline import Pipeline
 
     return Pipeline.load(files, where, precision, offload, vae=vae, fp8=fp8)
 
@@ -70,7 +70,7 @@ def cache_dtype(device: str, dtype: str | None, fp8: FP8 = "none") -> "torch.dty
     """What a model loaded with these options keeps keys and values in."""
     import torch
 
-    from dummyforcing.request import choose_device, choose_dtype
+    from dummyforcing.pipeline.request import choose_device, choose_dtype
 
     return torch.float8_e4m3fn if fp8 == "all" else choose_dtype(dtype, choose_device(device))
 
@@ -102,7 +102,7 @@ def parse_switches(texts: Sequence[str]) -> list[tuple[float, str]]:
 
 def read_plan(path: Path | None, files: "ModelFiles") -> "Plan | None":
     """The head plan of a file, or `shipped`, the model's own."""
-    from dummyforcing.plan import Plan
+    from dummyforcing.method.plan import Plan
 
     if path is None:
         return None

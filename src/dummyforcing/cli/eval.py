@@ -23,9 +23,9 @@ from dummyforcing.cli.common import (
 from dummyforcing.errors import UnknownWordsWarning, UserError
 
 if TYPE_CHECKING:
-    from dummyforcing.eval.generate import Job, VideoFolder
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.request import Options
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.evaluation.generate import Job, VideoFolder
+    from dummyforcing.pipeline.request import Options
 
 TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
 JsonFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")]
@@ -108,7 +108,7 @@ def eval(
             "Give either a file of prompts, to make videos, or --scores, to sum up existing ones."
         )
     from dummyforcing.cli.scores import print_measures, print_vbench
-    from dummyforcing.eval.vbench import (
+    from dummyforcing.evaluation.vbench import (
         DIMENSIONS,
         FLICKER,
         SAMPLES,
@@ -132,12 +132,19 @@ def eval(
     if dimension and vbench_info is None:
         raise UserError("--dimension needs --vbench-info, which says what prompts a dimension has.")
 
-    from dummyforcing.eval.generate import PromptSet, VideoFolder, file_hash, parse_shard, request, summarize
-    from dummyforcing.eval.results import write_results
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.plan import Plan
-    from dummyforcing.presets import parse_size
-    from dummyforcing.request import Options, choose_device, choose_dtype
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.evaluation.generate import (
+        PromptSet,
+        VideoFolder,
+        file_hash,
+        parse_shard,
+        request,
+        summarize,
+    )
+    from dummyforcing.evaluation.results import write_results
+    from dummyforcing.method.plan import Plan
+    from dummyforcing.pipeline.request import Options, choose_device, choose_dtype
+    from dummyforcing.presets.preset import parse_size
 
     part, parts = parse_shard(shard)
     members = read_info(vbench_info) if vbench_info else {}
@@ -207,7 +214,7 @@ def _fill(
     """Make and measure the videos that are not there yet, with a bar that tells how long it takes."""
     from tqdm import tqdm
 
-    from dummyforcing.eval.generate import request
+    from dummyforcing.evaluation.generate import request
 
     todo = [job for job in jobs if not videos.is_done(job)]
     pipeline = None

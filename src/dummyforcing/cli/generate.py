@@ -33,8 +33,8 @@ from dummyforcing.cli.common import (
 from dummyforcing.errors import UserError
 
 if TYPE_CHECKING:
-    from dummyforcing.pipeline import Chunk
-    from dummyforcing.plan import Plan
+    from dummyforcing.method.plan import Plan
+    from dummyforcing.pipeline.pipeline import Chunk
 
 
 def generate(
@@ -181,12 +181,11 @@ def generate(
             "A story has its own length, prompts and fade; leave out --frames, --seconds, --switch, --fade."
         )
 
-    from dummyforcing.story import Course, Story
+    from dummyforcing.media.story import Course, Story
 
     told = None if story is None else Story.load(story)
 
-    from dummyforcing.choices import choose_policy
-    from dummyforcing.classify import Guard
+    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import (
         print_comparison,
         print_plans,
@@ -194,8 +193,9 @@ def generate(
         print_scenes,
         print_skips,
     )
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.teacache import Calibration
+    from dummyforcing.pipeline.choices import choose_policy
+    from dummyforcing.sampling.classifier import Guard
+    from dummyforcing.sampling.teacache import Calibration
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     preset = files.preset
@@ -237,8 +237,8 @@ def generate(
     if len(scenes) > 1:
         print_scenes(scenes, preset.fps)
 
-    from dummyforcing.sheet import SceneSheet
-    from dummyforcing.video import VideoWriter, side_by_side
+    from dummyforcing.media.sheet import SceneSheet
+    from dummyforcing.media.video import VideoWriter, side_by_side
 
     chunks: deque[Chunk] = deque(
         maxlen=None if compare else 1

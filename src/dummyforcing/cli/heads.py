@@ -28,12 +28,12 @@ from dummyforcing.cli.common import (
     read_plan,
 )
 from dummyforcing.errors import UserError
-from dummyforcing.files import read_prompts
+from dummyforcing.files.writing import read_prompts
 
 if TYPE_CHECKING:
-    from dummyforcing.atlas import Atlas
-    from dummyforcing.pipeline import Pipeline
-    from dummyforcing.request import Request
+    from dummyforcing.analysis.atlas import Atlas
+    from dummyforcing.pipeline.pipeline import Pipeline
+    from dummyforcing.pipeline.request import Request
 
 Some = Annotated[str | None, arg(metavar="all|LIST", help_behavior_hint="(default: all)")]
 
@@ -138,8 +138,8 @@ def heads(
     watched, passes = parse_list(chunks, "--chunks"), parse_list(steps, "--steps", "commit")
     texts = read_prompts(prompts) if prompts else [str(prompt)]
 
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.plots import print_head_map, save_head_map
+    from dummyforcing.analysis.plots import print_head_map, save_head_map
+    from dummyforcing.checkpoints.model_files import ModelFiles
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     length = frames or 81
@@ -156,7 +156,8 @@ def heads(
     if not is_atlas:
         shown = read_plan(plan, files) or load_for(files, request, device, dtype, offload).find_plan(request)
     else:
-        from dummyforcing.atlas import Atlas, write_report
+        from dummyforcing.analysis.atlas import Atlas
+        from dummyforcing.analysis.report import write_report
         from dummyforcing.cli.report import print_atlas
 
         if atlas is not None:
@@ -199,8 +200,8 @@ def _measure(
     """Record an atlas of videos like that of `request`, with a bar that counts the chunks."""
     from tqdm import tqdm
 
-    from dummyforcing.atlas import record
-    from dummyforcing.eval.results import provenance
+    from dummyforcing.analysis.recorder import record
+    from dummyforcing.evaluation.results import provenance
 
     last = max(chunks or [request.chunks - 1])
     with tqdm(desc="watching", total=len(prompts) * len(seeds) * (last + 1), unit="chunk") as bar:

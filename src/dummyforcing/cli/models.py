@@ -54,9 +54,9 @@ def show(
         policy: Which past frames the heads see, as for `generate`.
         dtype: Precision of the computation.
     """
+    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_memory, print_model
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.request import DTYPES
+    from dummyforcing.pipeline.request import DTYPES
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     request = files.request("a video", frames=frames, size=size, policy=policy)
@@ -79,10 +79,10 @@ def check(model: ModelName, weights: Weights = None, base: Base = None, lora: Lo
         base: Where to find text encoder, tokenizer and VAE instead.
         lora: LoRA to merge into the transformer; may be given several times.
     """
+    from dummyforcing.checkpoints.convert import check_file, check_model
+    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_reports
-    from dummyforcing.convert import check_file, check_model
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.presets import PUBLIC, bundled_folders
+    from dummyforcing.presets.preset import PUBLIC, bundled_folders
 
     path = Path(model)
     is_model = path.suffix in (".toml", ".json") or (path / "preset.json").exists()
@@ -122,10 +122,10 @@ def convert(
         only: Write the transformer alone; text encoder, tokenizer and VAE stay where they are.
         dtype: Precision of the weights.
     """
-    from dummyforcing.convert import WEIGHTS
-    from dummyforcing.convert import convert as write
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.request import DTYPES
+    from dummyforcing.checkpoints.convert import WEIGHTS
+    from dummyforcing.checkpoints.convert import convert as write
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.pipeline.request import DTYPES
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     for path in write(files, output, DTYPES[dtype], (only,) if only else WEIGHTS):

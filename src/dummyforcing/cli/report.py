@@ -9,19 +9,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.presets import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
+from dummyforcing.presets.preset import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
 
 if TYPE_CHECKING:
     import torch
 
-    from dummyforcing.atlas import Atlas
-    from dummyforcing.convert import PartReport
-    from dummyforcing.heads import Policy
-    from dummyforcing.modelfiles import ModelFiles
-    from dummyforcing.pipeline import Chunk
-    from dummyforcing.plan import Plan
-    from dummyforcing.request import Request
-    from dummyforcing.teacache import Calibration
+    from dummyforcing.analysis.atlas import Atlas
+    from dummyforcing.checkpoints.convert import PartReport
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.method.plan import Plan
+    from dummyforcing.method.policy import Policy
+    from dummyforcing.pipeline.pipeline import Chunk
+    from dummyforcing.pipeline.request import Request
+    from dummyforcing.sampling.teacache import Calibration
 
 
 LONG = 10
@@ -140,8 +140,8 @@ def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
 
 def print_atlas(atlas: "Atlas", policy: "Policy") -> None:
     """Print the main figures of an atlas."""
-    from dummyforcing.atlas.report import above
-    from dummyforcing.atlas.stability import single_videos, stability
+    from dummyforcing.analysis.report import above
+    from dummyforcing.analysis.stability import single_videos, stability
 
     videos, conditions = atlas.mass.shape[0] * atlas.mass.shape[1], int(np.prod(atlas.mass.shape[:4]))
     same, _ = single_videos(atlas, policy)
@@ -253,7 +253,7 @@ CARDS_GB = (12, 16, 24, 40, 80)
 
 def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> None:
     """Print what a video needs by part, and which GPUs can make it."""
-    from dummyforcing.memory import fewest_bands
+    from dummyforcing.pipeline.memory import fewest_bands
 
     choices = {
         how: [estimate.on_gpu() for estimate in files.estimates(request, dtype, offload=offload)]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.eval.vbench import DIMENSIONS, scores
+from dummyforcing.evaluation.vbench import DIMENSIONS, scores
 
 if TYPE_CHECKING:
-    from dummyforcing.eval.bootstrap import EstimateJson
-    from dummyforcing.eval.vbench import Outcome
+    from dummyforcing.evaluation.bootstrap import EstimateJson
+    from dummyforcing.evaluation.vbench import Outcome
 
 
 def print_measures(measures: "Mapping[str, EstimateJson]", videos: int) -> None:

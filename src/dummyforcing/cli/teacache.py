@@ -18,7 +18,7 @@ from dummyforcing.cli.common import (
     load_for,
 )
 from dummyforcing.errors import UserError
-from dummyforcing.files import read_prompts
+from dummyforcing.files.writing import read_prompts
 
 DESCRIPTION = """Find the denoising steps that a model can do without; without a command, show what was found.
 
@@ -87,8 +87,8 @@ def calibrate(
     if not texts:
         raise UserError("Give some prompts to measure with, or a file of prompts that ends in .txt.")
 
-    from dummyforcing.choices import check_teacache
-    from dummyforcing.modelfiles import ModelFiles
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.pipeline.choices import check_teacache
 
     files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
     check_teacache(files.preset, [1])
@@ -97,8 +97,8 @@ def calibrate(
 
     from tqdm import tqdm
 
-    from dummyforcing.calibration import calibrate as measure
-    from dummyforcing.calibration import sweeps
+    from dummyforcing.analysis.calibration import calibrate as measure
+    from dummyforcing.analysis.calibration import sweeps
     from dummyforcing.cli.report import print_calibration
 
     total = len(texts) * seeds * request.chunks * sweeps(len(files.preset.schedule.steps))
@@ -132,8 +132,8 @@ def show(
             accept.
         model: The model that brings the table.
     """
+    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_calibration
-    from dummyforcing.modelfiles import ModelFiles
 
     print_calibration(ModelFiles.open(model).teacache_table(table))
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.rope import apply_rope
+from dummyforcing.kernels.rope import apply_rope
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0

@@ -1,0 +1,1 @@
+"""What proves claims and trains the bundled models; not part of the wheel."""

@@ -1,0 +1,1 @@
+"""Scripts that measure; each writes one JSON file for `benchmarks/results/`."""

@@ -1,0 +1,126 @@
+"""Measure what float8 changes: the velocity of every denoising step, against float32 and the model's own.
+
+python -m research.benchmarks.fp8 --output benchmarks/results/fp8-tiny.json                 # bundled weights
+python -m research.benchmarks.fp8 --model self-forcing --output benchmarks/results/fp8.json # random ones
+
+All see the same noise and the same past, so that errors are of one pass, not of rollouts that drift apart.
+Also by block: the error with this block alone in float8, which tells whether some had better stay out of it.
+Random weights tell how exact the arithmetic is; what it does to videos only trained ones can tell, so the
+quality score of the bundled model (`python -m research.studies.benchmark --fp8 linear`) belongs to it.
+Without a GPU float8 is emulated.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dummyforcing.bench.candidates import PROMPT, random_model
+from dummyforcing.bench.plans import fixture_plan
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.evaluation.results import write_results
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.models.wan import CausalWan
+from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import choose_device, choose_dtype
+from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.sampling.schedule import make_schedule
+from dummyforcing.sampling.session import Session
+
+PAST_CHUNKS = 2
+
+
+def velocities(
+    files: ModelFiles, model: CausalWan, prompt: Tensor, past: Tensor, fused: FusedWan | None = None
+) -> list[Tensor]:
+    """What a model predicts of the same noisy latents in every step, `(1, F, C, h, w)` float32 each."""
+    preset, config = files.preset, model.config
+    schedule = make_schedule(preset.schedule.steps, preset.schedule.shift, preset.schedule.warp)
+    session = Session(
+        model,
+        prompt,
+        parse_policy("dummy"),
+        schedule,
+        (1, *past.shape[2:]),
+        chunk_frames=preset.chunk_frames,
+        plan=fixture_plan(config.num_layers, config.num_heads),
+        fused=fused,
+    )
+    session.extend(past)
+    noise = torch.randn(1, preset.chunk_frames, *past.shape[2:], generator=torch.Generator().manual_seed(1))
+    clean = past[:, -preset.chunk_frames :]
+    with torch.inference_mode():
+        mixes = [(1 - s) * clean + s * noise.to(clean.device) for s in schedule.sigmas]
+        return [session._velocity(mix, step).float() for step, mix in enumerate(mixes)]
+
+
+def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
+    """Norm of the difference over that of the truth, by step."""
+    return [round(float((f - t).norm() / t.norm()), 5) for f, t in zip(found, truth, strict=True)]
+
+
+def variants(model: CausalWan) -> Iterator[tuple[str, FusedWan | None]]:
+    """The ways of computing, one at a time in memory."""
+    yield "plain", None
+    yield "fused", FusedWan(model)
+    yield "linear", FusedWan(model, "linear")
+    yield "all", FusedWan(model, "all")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="tiny, or a public model with random weights")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="of the video")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    dtype = choose_dtype(None, device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    files = ModelFiles.open(args.model)
+    width, height = args.size or reversed(files.preset.size)
+    frames = PAST_CHUNKS * files.preset.chunk_frames
+    if args.model == "tiny":
+        pipeline = load("tiny", device=device, dtype=torch.float32)
+        exact, prompt = pipeline.model, pipeline.text.encode(PROMPT)
+        seconds = files.preset.pixel_frames(frames)
+        video = torch.from_numpy(pipeline.generate(PROMPT, frames=seconds).frames)[None]
+        past = pipeline.vae.encode(video)
+    else:
+        exact = random_model(files.config, device, torch.float32)
+        prompt = torch.randn(1, files.config.text_len, files.config.text_dim, device=device)
+        past = torch.randn(1, frames, files.config.in_dim, height // 8, width // 8, device=device)
+    truth = velocities(files, exact, prompt, past)
+    model = exact.to(dtype)
+    found = {name: velocities(files, model, prompt, past, fused) for name, fused in variants(model)}
+    layers = range(files.config.num_layers)
+    alone = [
+        velocities(files, model, prompt, past, FusedWan(model, "linear", {n for n in layers if n != one}))
+        for one in layers
+    ]
+    results: dict[str, object] = {
+        "model": args.model,
+        "weights": "bundled" if args.model == "tiny" else "random",
+        "size": [width, height],
+        "dtype": str(dtype).removeprefix("torch."),
+        "timesteps": [round(t, 2) for t in files.preset.schedule.steps],
+        "against_float32": {name: errors(v, truth) for name, v in found.items()},
+        "against_plain": {name: errors(v, found["plain"]) for name, v in found.items() if name != "plain"},
+        "one_block_in_float8": [errors(v, found["fused"]) for v in alone],
+    }
+    write_results(args.output, results, device)
+    for name, row in found.items():
+        print(f"{name:8}", "against float32, by step:", errors(row, truth))
+    print(
+        "one block in float8, mean over steps:",
+        [round(sum(e) / len(e), 4) for e in results["one_block_in_float8"]],
+    )  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

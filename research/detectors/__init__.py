@@ -1,0 +1,1 @@
+"""Exact judges of videos of the rendered world."""

@@ -1,0 +1,82 @@
+"""Compare outlines with the world's shapes, whatever their position, size and rotation.
+
+An outline is sampled on a patch of P x P points around its centroid, in units of its equivalent radius (that
+of the disc with the same area), and compared by its overlap (IoU) with templates drawn by `shape_distance`.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from research.detectors.motion import Floats
+from research.world.render import shape_distance
+from research.world.world import SHAPES
+
+FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of a ball or a ring cannot be seen
+_REACH = 1.75  # half a patch, in equivalent radii; a star's tips are at 1.58
+_POINTS = ((np.arange(40) + 0.5) * (2 * _REACH / 40) - _REACH).astype(np.float32)
+
+
+def normalise(light: Floats, x: Floats, y: Floats, area: Floats) -> Floats:
+    """Sample outlines free of position and size.
+
+    Args:
+        light: `(T, G, G)` brightness; above 1 is inside. Sampled between its pixels, for a finer edge.
+        x: Centroid, `(T,)`, in [-1, 1].
+        y: Likewise.
+        area: Area, `(T,)`, in units in which the picture has 4.
+
+    Returns:
+        `(T, P * P)`, 1 inside and 0 outside.
+    """
+    radius = np.sqrt(area / np.float32(math.pi))
+    gx = (x[:, None] + radius[:, None] * _POINTS)[:, None, :]
+    gy = (y[:, None] + radius[:, None] * _POINTS)[:, :, None]
+    grid = torch.from_numpy(np.stack(np.broadcast_arrays(gx, gy), -1))
+    patch = F.grid_sample(torch.from_numpy(light)[:, None], grid, align_corners=False)
+    return (patch[:, 0].flatten(1).numpy() > 1).astype(np.float32)
+
+
+def overlaps(patches: Floats) -> Floats:
+    """IoU of outlines `(T, P * P)` with each of `SHAPES` at its best rotation, `(T, S)`."""
+    common = np.stack([patches @ template.T for template in _templates()])  # (S, T, turns)
+    sizes = np.stack([template.sum(1) for template in _templates()])[:, None]
+    overlap = common / np.maximum(patches.sum(1)[:, None] + sizes - common, 1)
+    best: Floats = overlap.max(2).T
+    return best
+
+
+def turning(patches: Floats, folds: int) -> Floats:
+    """Angle of outlines `(T, P * P)` with that rotational symmetry, `(T,)` radians, unwrapped."""
+    gx, gy = np.meshgrid(_POINTS, _POINTS)
+    phase = folds * np.arctan2(gy, gx).ravel()
+    weight = (gx**2 + gy**2).ravel()  # the tips tell the angle
+    wave = np.stack([weight * np.cos(phase), weight * np.sin(phase)], 1)
+    cos, sin = (patches @ wave).T
+    angle: Floats = (np.unwrap(np.arctan2(sin, cos)) / folds).astype(np.float32)
+    return angle
+
+
+@functools.cache
+def _templates(turns: int = 24) -> tuple[Floats, ...]:
+    """For each of `SHAPES` its outline at all rotations that look different, `(turns, P * P)`."""
+    step = 3 / 400
+    fine = (torch.arange(400) + 0.5) * step - 1.5
+    fy, fx = torch.meshgrid(fine, fine, indexing="ij")
+    points = torch.from_numpy(_POINTS)
+    py, px = torch.meshgrid(points, points, indexing="ij")
+    angle = torch.arange(turns)[:, None, None] * (2 * math.pi / turns)
+    templates = []
+    for index, name in enumerate(SHAPES):
+        shape = torch.tensor(index)
+        inside = shape_distance(shape, fx, fy) < 0
+        radius = math.sqrt(float(inside.sum()) / math.pi) * step
+        middle = float(fy[inside].mean())  # all shapes are symmetric about the vertical axis
+        cos, sin = (angle / FOLDS.get(name, 1)).cos(), (angle / FOLDS.get(name, 1)).sin()
+        u, v = px * cos + py * sin, py * cos - px * sin
+        rotated = shape_distance(shape, u * radius, v * radius + middle) < 0
+        templates.append(rotated.flatten(1).float().numpy())
+    return tuple(templates)

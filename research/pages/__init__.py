@@ -1,0 +1,1 @@
+"""What makes tables, plots and pages of the result files."""

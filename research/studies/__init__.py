@@ -1,0 +1,1 @@
+"""Quality studies of policies on the bundled models."""

@@ -1,0 +1,194 @@
+"""Text encoder and transformer of the bundled model under training, and their passes over whole clips."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+from transformers import UMT5Config, UMT5EncoderModel
+
+from dummyforcing.kernels.rope import rope_table
+from dummyforcing.models.wan import Attention, CausalWan, ModelConfig
+from research.training.data import TEXT_LEN, build_tokenizer
+from research.training.run import CHUNK, TOKENS, Run, load_sharded, save_sharded
+
+SHIFT = 3.0
+MODEL = ModelConfig(
+    dim=384, ffn_dim=768, num_heads=12, num_layers=8, text_len=TEXT_LEN, text_dim=128, freq_dim=256
+)
+TEXT = dict(
+    d_model=128,
+    d_kv=32,
+    d_ff=256,
+    num_layers=2,
+    num_heads=4,
+    feed_forward_proj="gated-gelu",
+    dropout_rate=0.0,
+)
+
+
+class Networks:
+    """Text encoder and transformer under training, compiled block by block."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.tokenizer = build_tokenizer(run.folder / "tokenizer")
+        self.text = UMT5EncoderModel(UMT5Config(vocab_size=len(self.tokenizer), **TEXT))
+        self.model = CausalWan(MODEL)
+        self.init_weights()
+        if (run.folder / "transformer").exists():
+            self.model.load_state_dict(load_sharded(run.folder / "transformer"))
+            state = load_sharded(run.folder / "text_encoder")
+            state["encoder.embed_tokens.weight"] = state["shared.weight"]
+            self.text.load_state_dict(state)
+        self.text.to(run.device)
+        self.model.to(run.device)
+        self.compile(self.model)
+        if dist.is_initialized():
+            for p in [*self.model.parameters(), *self.text.parameters()]:
+                dist.broadcast(p.data, 0)
+
+    def compile(self, model: CausalWan) -> None:
+        """One compiled block serves all layers: while training, attention does not ask for the layer."""
+        if self.run.device.type == "cuda":
+            for block in model.blocks:
+                block.layer = 0
+                block.compile(dynamic=False)
+
+    def init_weights(self) -> None:
+        """Small normal weights, small gates, a zero output: every block starts near the identity."""
+        torch.manual_seed(0)
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.model.time_projection[1].weight)
+        nn.init.zeros_(self.model.head.head.weight)
+        for block in self.model.blocks:
+            nn.init.zeros_(block.modulation)
+            nn.init.zeros_(block.cross_attn.o.weight)
+            with torch.no_grad():
+                block.modulation[:, [2, 5]] = 0.2
+        nn.init.zeros_(self.model.head.modulation)
+        torch.manual_seed(1234 + self.run.rank)
+
+    def matrices(self) -> set[int]:
+        """The parameters that Muon handles."""
+        return {id(p) for p in self.model.blocks.parameters() if p.ndim == 2}
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Prompt embeddings, zero in padded rows, `(B, TEXT_LEN, text_dim)`."""
+        mask = (tokens != 0).long()
+        return self.text(input_ids=tokens, attention_mask=mask).last_hidden_state * mask[..., None]
+
+    def save(self) -> None:
+        """Write the run folder's text_encoder and transformer."""
+        if self.run.rank == 0:
+            config = {"_class_name": "CausalWan", **MODEL.__dict__}
+            save_sharded(self.run.folder / "transformer", self.model.state_dict(), config)
+            state = {k: v for k, v in self.text.state_dict().items() if k != "encoder.embed_tokens.weight"}
+            save_sharded(self.run.folder / "text_encoder", state, self.text.config.to_dict())
+
+
+def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Latents `(B, F, C, h, w)` at noise levels `sigma (B, F)`."""
+    s = sigma[:, :, None, None, None]
+    return (1 - s) * x0 + s * noise
+
+
+def draw_sigma(batch: int, chunks: int, device: torch.device) -> Tensor:
+    """A noise level per chunk, `(B, F)`: uniform, then shifted towards more noise."""
+    u = torch.rand(batch, chunks, device=device)
+    return (SHIFT * u / (1 + (SHIFT - 1) * u)).repeat_interleave(CHUNK, 1)
+
+
+def everything(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bidirectional attention."""
+    q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def velocity(
+    model: CausalWan, x: Tensor, sigma: Tensor, text: Tensor, attention: Attention = everything
+) -> Tensor:
+    """The network's velocity for latents that start at frame 0."""
+    return predict(model, x, 1000 * sigma, text, tuple(range(x.shape[1])), attention)
+
+
+def predict(
+    model: CausalWan,
+    x: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    frames: tuple[int, ...],
+    attention: Attention,
+) -> Tensor:
+    """`CausalWan.forward` with a RoPE table that is computed once per set of frames."""
+    height, width = x.shape[-2:]
+    time = model.embed_time(timesteps)
+    rope = rope_of(model.config.head_dim, frames, height, width, x.device)
+    tokens = model.transform(model.patchify(x).float(), time, model.embed_text(text), rope, attention)
+    return model.unpatchify(tokens, time, height, width).float()
+
+
+@cache
+def rope_of(
+    head_dim: int, frames: tuple[int, ...], height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The RoPE table of some frames."""
+    return rope_table(torch.tensor(frames), height // 2, width // 2, head_dim, device)
+
+
+def masked_attention(visible: Callable[..., Tensor], size: int, device: torch.device) -> Attention:
+    """Attention of `size` tokens with a mask, `visible(b, h, q, k)` as in flex attention."""
+    if device.type == "cuda":
+        mask = create_block_mask(visible, None, None, size, size, device="cuda")
+
+        def flex(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
+            return compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2)
+
+        return flex
+    dense = create_mask(visible, None, None, size, size, device="cpu")
+
+    def masked(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
+
+    return masked
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """One compiled kernel for all passes."""
+    return torch.compile(flex_attention)
+
+
+class TeacherForcing:
+    """Denoise all chunks of a clip in one pass, each given the clean frames before it.
+
+    The sequence is [clean frames | noisy frames]. A clean chunk sees the clean chunks up to itself, as in the
+    commit pass; a noisy chunk sees the clean chunks before it and itself, as a denoising step does.
+    """
+
+    def __init__(self, frames: int, device: torch.device, frame_tokens: int = TOKENS) -> None:
+        self.frames = frames
+        tokens, chunk = frames * frame_tokens, CHUNK * frame_tokens
+
+        def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            q_noisy, k_noisy = q >= tokens, k >= tokens
+            q_chunk, k_chunk = (q % tokens) // chunk, (k % tokens) // chunk
+            own = (q_chunk == k_chunk) & (q_noisy == k_noisy)
+            return own | (~k_noisy & (k_chunk < q_chunk))
+
+        self.attention = masked_attention(visible, 2 * tokens, device)
+
+    def __call__(self, model: CausalWan, past: Tensor, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Velocity of the noisy frames `x (B, F, C, h, w)` at `sigma (B, F)` given the frames `past`."""
+        timesteps = 1000 * torch.cat([torch.zeros_like(sigma), sigma], 1)
+        frames = (*range(self.frames), *range(self.frames))
+        both = torch.cat([past, x], 1)
+        return predict(model, both, timesteps, text, frames, self.attention)[:, self.frames :]

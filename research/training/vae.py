@@ -1,0 +1,168 @@
+"""The VAE of the bundled model: whole clips in one call each way, its training, encoded clips.
+
+diffusers runs the VAE group by group of frames with a feature cache, which costs thousands of small kernels.
+Over a whole clip the same function is a plain causal network: the first frame passes the temporal resampling
+unchanged, the later ones go through causal convolutions. Both agree to rounding (`tests/test_training.py`).
+"""
+
+import json
+import time
+from types import MethodType
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from research.training.data import Pool, random_scenes, render, tokenize
+from research.training.optim import Optimizer, graphed, timed_steps
+from research.training.run import SIZE, Run, autocast, load_sharded, save_picture, save_sharded
+
+VAE = dict(
+    base_dim=16, decoder_base_dim=24, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, in_channels=12,
+    temperal_downsample=[True, True], out_channels=12, patch_size=2,
+    scale_factor_temporal=4, scale_factor_spatial=8,
+)  # fmt: skip
+
+
+def _resample(self: WanResample, x: Tensor, feat_cache: None = None, feat_idx: None = None) -> Tensor:
+    batch, channels = x.shape[:2]
+    if self.mode == "upsample3d" and x.shape[2] > 1:
+        later = self.time_conv(x[:, :, 1:]).unflatten(1, (2, channels))
+        later = later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        x = torch.cat([x[:, :, :1], later], 2)
+    frames = x.shape[2]
+    x = self.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, frames)).transpose(1, 2)
+    if self.mode == "downsample3d" and frames > 1:
+        x = torch.cat([x[:, :, :1], self.time_conv(x)], 2)
+    return x
+
+
+class WholeClipVAE:
+    """A VAE whose modules now work on whole clips; its weights are trained in place."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        for module in vae.modules():
+            if isinstance(module, WanResample):
+                module.forward = MethodType(_resample, module)
+
+    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance `(B, C, F, h, w)` of clips `(B, 3, 1 + 4 (F - 1), H, W)` in [-1, 1]."""
+        features = self.vae.encoder(patchify(clips, self.vae.config.patch_size))
+        mean, logvar = self.vae.quant_conv(features).chunk(2, 1)
+        return mean.float(), logvar.float().clamp(-30, 20)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clips of latents, not clamped."""
+        return unpatchify(
+            self.vae.decoder(self.vae.post_quant_conv(latents)), self.vae.config.patch_size
+        ).float()
+
+
+def build_vae(run: Run) -> AutoencoderKLWan:
+    """The VAE, from the run folder if it is there."""
+    folder = run.folder / "vae"
+    config = json.loads((folder / "config.json").read_text()) if folder.exists() else VAE
+    vae = AutoencoderKLWan(**{k: v for k, v in config.items() if not k.startswith("_")})
+    if folder.exists():
+        vae.load_state_dict(load_sharded(folder))
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return vae.to(run.device)
+
+
+def train_vae(run: Run, seconds: float) -> None:
+    """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config."""
+    vae, rng, device = build_vae(run), run.rng("vae"), run.device
+    if not (run.folder / "vae").exists():
+        with torch.no_grad():  # begin with clean latents: noise of the posterior would hide them for long
+            vae.quant_conv.bias[16:] = -5.0
+    if dist.is_initialized():
+        for p in vae.parameters():
+            dist.broadcast(p.data, 0)
+    optimizer = Optimizer([vae], 4e-3, {id(p) for p in vae.parameters() if p.ndim >= 4})
+    frames = 25 if not run.small else 9  # long enough for the steady state of the causal convolutions
+    pool = torch.cat(
+        [
+            (
+                render(random_scenes(batch, rng), frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
+                + 127.5
+            )
+            .round()
+            .byte()
+            for batch in [run.scaled(40)] * run.scaled(int(60 * run.pool))
+        ]
+    )
+    run.log(f"{len(pool)} clips of {frames} pixel frames")
+    clips = torch.zeros(2, *pool.shape[1:], device=device)
+    whole = WholeClipVAE(vae)
+
+    def work() -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(run):
+            mean, logvar = whole.encode(clips)
+            out = whole.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+        error = out - clips
+        l1, mse = error.abs().mean(), error.square().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()
+        return l1.detach(), mse.detach(), kl.detach()
+
+    step_work = graphed(work) if device.type == "cuda" else work
+    optimizer.buffer.zero_()
+    run.log("recorded")
+    for step, rate in timed_steps(seconds, device=device):
+        picks = torch.randint(len(pool), (len(clips),), device=device)
+        clips.copy_(pool[picks]).div_(127.5).sub_(1)
+        l1, mse, kl = step_work()
+        optimizer.step(rate)
+        if step % 500 == 0:
+            run.log(f"vae {step}: L1 {l1:.4f} PSNR {10 * (4 / mse).log10():.2f} KL {kl:.2f}")
+    vae.eval()
+    with torch.no_grad(), autocast(run):
+        clip = render(random_scenes(run.scaled(32), rng), 81 if not run.small else 9, SIZE, device)
+        latents = whole.encode(clip)[0]
+        again = whole.decode(latents[:8]).clamp(-1, 1)
+        error = (again - clip[:8]) / 2
+    run.log(f"vae: {step} steps, PSNR {-10 * error.square().mean().log10():.2f} dB")
+    if run.rank == 0:
+        both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
+        save_picture(run.folder / "vae.png", both.movedim(2, -1))
+        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+        config = {"_class_name": "AutoencoderKLWan", **VAE}
+        config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        save_sharded(run.folder / "vae", vae.state_dict(), config)
+
+
+class Encoder:
+    """Turns scenes into normalised latents."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.vae = run, build_vae(run).eval()
+        self.whole, shape = WholeClipVAE(self.vae), (1, -1, 1, 1, 1)
+        self.mean = torch.tensor(self.vae.config.latents_mean, device=run.device).view(shape)
+        self.std = torch.tensor(self.vae.config.latents_std, device=run.device).view(shape)
+
+    @torch.no_grad()
+    def pool(self, tokenizer: PreTrainedTokenizerFast, count: int, frames: int, stage: str) -> Pool:
+        """Render and encode `count` clips of `frames` latent frames; made once per process."""
+        if frames in self.run.pools:
+            return self.run.pools[frames]
+        rng, batch, began = self.run.rng(stage), self.run.scaled(1008 // frames), time.monotonic()
+        latents, tokens = [], []
+        for _ in range(0, self.run.scaled(int(count * self.run.pool)), batch):
+            scenes = random_scenes(batch, rng)
+            with autocast(self.run):
+                clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
+                z = self.whole.encode(clips)[0]
+            latents.append(((z - self.mean) / self.std).transpose(1, 2).bfloat16())
+            tokens.append(tokenize(tokenizer, [scene.prompt for scene in scenes]))
+        empty = tokenize(tokenizer, [""]).to(self.run.device)
+        out = Pool(torch.cat(latents), torch.cat(tokens).to(self.run.device), empty)
+        self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
+        self.run.pools[frames] = out
+        return out

@@ -1,0 +1,1 @@
+"""The rendered world that the bundled models show."""

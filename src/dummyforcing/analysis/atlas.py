@@ -1,0 +1,170 @@
+"""The measurements: attention per frame, for every video, chunk, pass and head; saved in one file."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dummyforcing.errors import UserError
+from dummyforcing.files.writing import replacing
+from dummyforcing.method.plan import Plan
+from dummyforcing.method.policy import Policy, Role, assign_roles, make_plan
+
+FORMAT = "dummyforcing atlas 1"
+ROLES = tuple(Role)
+"""The roles in the order of their codes in arrays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was measured, and on what: the axes of `Atlas.mass`, and all that a reader wants to know."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    """Of the noise; every prompt is made with every seed."""
+    chunks: tuple[int, ...]
+    """The chunks that were watched; chunk 0 has no past."""
+    calls: tuple[int | None, ...]
+    """The denoising steps that were watched, from 0; None: the commit pass."""
+    first_frames: int
+    """How many of the oldest visible frames count as the first ones."""
+    rows: str
+    """Query rows that were looked at per attention call, as `Policy.rows`."""
+    row_seed: int
+    model: str
+    fingerprint: str
+    """Of the model, as in a plan."""
+    native: str
+    """The policy that the videos were made with."""
+    chunk_frames: int
+    """Latent frames per chunk."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    device: str
+    dtype: str
+    made: Mapping[str, object] = field(default_factory=dict)
+    """The command, the versions and whatever else the caller wants to keep."""
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """The share of attention that every head spends on every frame, under every condition."""
+
+    mass: NDArray[np.float32]
+    """Mean over the sampled queries, `(prompts, seeds, chunks, calls, layers, heads, bins)`.
+
+    Bin 0 is the current chunk, bin d the frame d frames before it (the last of them: d or more), and bin -1
+    the first frames, which are in no other bin. NaN: there is no such frame in that chunk.
+    """
+    settings: Settings
+
+    @property
+    def regions(self) -> NDArray[np.float32]:
+        """Mass on first, middle and current frames, `(prompts, seeds, chunks, calls, layers, heads, 3)`."""
+        parts = self.mass[..., -1], np.nansum(self.mass[..., 1:-1], axis=-1), self.mass[..., 0]
+        return np.stack(parts, axis=-1)
+
+    @property
+    def denoising(self) -> list[int]:
+        """Where the denoising steps are on the axis of calls."""
+        return [i for i, call in enumerate(self.settings.calls) if call is not None]
+
+    @property
+    def commit(self) -> list[int]:
+        """Where the commit pass is on the axis of calls, if it was watched."""
+        return [i for i, call in enumerate(self.settings.calls) if call is None]
+
+    def scored(self, policy: Policy) -> NDArray[np.float32]:
+        """`regions` of the calls that a policy scores.
+
+        Raises:
+            UserError: If none of them was watched.
+        """
+        calls = self.commit if policy.score_pass == "commit" else self.denoising
+        if not calls:
+            wanted = "the commit pass" if policy.score_pass == "commit" else "denoising steps"
+            raise UserError(f"Policy '{policy.name}' scores {wanted}, but none was watched; watch all steps.")
+        return self.regions[:, :, :, calls]
+
+    def plan(self, policy: Policy) -> Plan:
+        """Find one plan for all that was watched: `policy` applied to the mean of the scores.
+
+        The mean and no vote of single plans: it keeps the number of dummy heads, weighs a head by how much it
+        looks rather than by how often it passes a cut, and is the optimum for the average video.
+
+        Raises:
+            UserError: If the policy has no roles, or scores what was not watched.
+        """
+        if policy.roles is None:
+            raise UserError(f"Policy '{policy.name}' does not classify heads; take 'dummy'.")
+        scores = torch.from_numpy(self.scored(policy).mean((0, 1, 2, 3), dtype=np.float64))
+        chunks = self.settings.chunks
+        plan = make_plan(policy, scores, chunks[0], self.settings.fingerprint)
+        return plan if len(chunks) == 1 else replace(plan, chunk=None)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into one `.npz` file; it appears whole or not at all.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        about = json.dumps({"format": FORMAT, **asdict(self.settings)})
+        with replacing(Path(path)) as part, part.open("wb") as file:
+            np.savez_compressed(file, mass=self.mass, settings=np.array(about))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Atlas":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: If there is no readable atlas.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mass, fields = file["mass"], json.loads(str(file["settings"]))
+            if (found := fields.pop("format")) != FORMAT:
+                raise ValueError(f"its format is {found!r}")
+            lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+            settings = Settings(**{**fields, **lists})
+            axes = tuple(map(len, (settings.prompts, settings.seeds, settings.chunks, settings.calls)))
+            if mass.ndim != 7 or mass.shape[:4] != axes:
+                raise ValueError("its axes are not those of its settings")
+        except OSError as error:
+            raise UserError(f"The atlas {path} cannot be read: {error.strerror or error}.") from error
+        except (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+            raise UserError(f"{path} is not an atlas: {error}.") from error
+        return cls(mass, settings)
+
+
+def role_codes(scores: NDArray[np.floating], num_dummy: int) -> NDArray[np.int8]:
+    """Assign roles to each of many sets of scores.
+
+    Args:
+        scores: Mass on first, middle and current frames, `(..., layers, heads, 3)`.
+        num_dummy: How many heads become dummy.
+
+    Returns:
+        Indices into `ROLES`, `(..., layers, heads)`.
+    """
+    return _codes(scores, lambda one: assign_roles(one, num_dummy))
+
+
+def policy_codes(scores: NDArray[np.floating], policy: Policy) -> NDArray[np.int8]:
+    """Assign roles as a policy does to each of many sets of scores; as `role_codes`."""
+    return _codes(scores, lambda one: make_plan(policy, one, chunk=0).roles)
+
+
+def _codes(
+    scores: NDArray[np.floating], assign: Callable[[torch.Tensor], tuple[tuple[str, ...], ...]]
+) -> NDArray[np.int8]:
+    *many, layers, heads, _ = scores.shape
+    codes = [
+        [[ROLES.index(Role(role)) for role in row] for row in assign(torch.from_numpy(one))]
+        for one in np.ascontiguousarray(scores).reshape(-1, layers, heads, 3)
+    ]
+    return np.array(codes, dtype=np.int8).reshape(*many, layers, heads)

@@ -1,0 +1,90 @@
+"""Which frames one head keeps, where, and which of them it sees in a pass."""
+
+from dataclasses import dataclass, replace
+
+from dummyforcing.method.plan import HeadContext
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where one head keeps its frames, and which ones it sees: pinned first frames, then a ring."""
+
+    context: HeadContext
+    chunk: int
+    """Slots for current frames, beside the past that the context asks for."""
+    reach: int | None = None
+    """All that is visible lies within so many frames, the current ones included; None: no such limit."""
+    start: int = 0
+    """Earlier frames never reached the ring: they were gone, or left out, when it began."""
+
+    @property
+    def _ring_start(self) -> int:
+        return max(self.context.sink, self.start)
+
+    def recent(self, past: int) -> range:
+        """Past frames in the ring when `past` frames are committed."""
+        oldest = 0 if self.context.recent is None else past - self.context.recent
+        return range(max(self._ring_start, oldest), past)
+
+    def held(self, past: int) -> list[int]:
+        """All past frames that are kept when `past` frames are committed."""
+        return [*range(min(self.context.sink, past)), *self.recent(past)]
+
+    def shift(self, past: int, end: int) -> int:
+        """How many frames the pinned ones move on for a pass over frames `past` to `end`."""
+        if self.reach is None or past < self.context.sink:
+            return 0
+        return max(0, end - self.reach)
+
+    def visible(self, past: int, end: int, pinned: bool = True) -> list[int]:
+        """The frames that are seen in a pass over frames `past` to `end`, the current ones included.
+
+        Of a pass that is longer than the ring, the newest frames count.
+
+        Args:
+            past: How many frames are committed.
+            end: One more than the newest current frame.
+            pinned: Whether pinned frames stay visible beyond the reach; else they leave it like all others.
+        """
+        sink, recent = self.context.sink, self.context.recent
+        gone = self.shift(past, end)
+        oldest = gone + sink if pinned else gone
+        if recent is not None:
+            oldest = max(oldest, end - recent - self.chunk)
+        first = 0 if pinned else gone
+        frames = (*self.held(past), *range(past, end))
+        return [frame for frame in frames if frame >= (first if frame < sink else oldest)]
+
+    def slot(self, frame: int) -> int:
+        """The slot of a frame that is kept or current."""
+        if frame < self.context.sink:
+            return frame
+        place = frame - self._ring_start
+        if self.context.recent is not None:
+            place %= self.context.recent + self.chunk
+        return self.context.sink + place
+
+    def convert(self, slots: "Slots", past: int) -> "Slots":
+        """What takes over from these slots when `past` frames are committed and a plan asks for `slots`.
+
+        The ring takes over what the ring held. A pinned frame can become a pinned frame only: it is no
+        recent frame any more, as in the public code.
+
+        Raises:
+            ValueError: If a frame to pin is no longer there.
+        """
+        recent, sink = self.recent(past), slots.context.sink
+        if not set(range(min(sink, past))) <= {*self.held(past)}:
+            raise ValueError(f"the first {sink} frames are no longer in a cache of {self.context}")
+        return replace(slots, start=recent.start if recent else past)
+
+
+def runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Join `(frame, slot)` pairs that follow each other in both: `(first frame, first slot, length)`."""
+    runs: list[tuple[int, int, int]] = []
+    for frame, slot in places:
+        if runs and (frame, slot) == (runs[-1][0] + runs[-1][2], runs[-1][1] + runs[-1][2]):
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((frame, slot, 1))
+    return runs

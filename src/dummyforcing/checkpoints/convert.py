@@ -1,0 +1,231 @@
+"""Models as folders: what is wrong with one, and writing one in our own layout.
+
+    for report in check_model(ModelFiles.open("self-forcing")): ...
+    for path in convert(ModelFiles.open("self-forcing"), Path("self-forcing"), torch.bfloat16): ...
+
+Only names and shapes are read to check; to convert, one shard at a time is in memory.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from dummyforcing.checkpoints.hub import HubFile, fetch, find_part
+from dummyforcing.checkpoints.lora import LoRA, merge_loras
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
+from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer, read_config
+from dummyforcing.errors import UserError
+from dummyforcing.files.writing import new_folder
+from dummyforcing.models.text_encoder import load_tokenizer, open_text_encoder
+from dummyforcing.models.wan import CausalWan, ModelConfig
+from dummyforcing.presets.preset import Preset
+from dummyforcing.vae.codec import open_vae
+
+WEIGHTS = ("transformer", "text_encoder", "vae")
+SHARD_BYTES = 5 * 10**9
+STEMS = {"text_encoder": "model"}
+"""How the files of weights are called, where not as in diffusers."""
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What was found of one part of a model."""
+
+    part: str
+    place: str
+    tensors: int = 0
+    parameters: int = 0
+    dtype: str = ""
+    """Of most parameters."""
+    problem: str = ""
+    """Empty: there is none."""
+
+
+def open_part(
+    files: ModelFiles, part: str, *, here: bool = False
+) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """Build a part of a model without weights, and find them.
+
+    Args:
+        files: The model.
+        part: One of `WEIGHTS`.
+        here: Download nothing.
+
+    Returns:
+        The module on the meta device, and exactly its tensors by name.
+
+    Raises:
+        UserError: If a file is missing or damaged, or the tensors are not those of the part.
+    """
+    if part == "transformer":
+        loras = [LoRA(fetch(place, here=here), scale) for place, scale in files.loras]
+        return open_transformer(fetch(files.transformer, here=here), files.config, files.key, loras)
+    path = find_part(fetch(files.base, here=here), part)
+    return open_text_encoder(path) if part == "text_encoder" else open_vae(path)
+
+
+def check_model(files: ModelFiles) -> list[PartReport]:
+    """Look at every part of a model as far as it is here, without reading weights."""
+    places: Mapping[str, Path | HubFile] = {"transformer": files.transformer}
+    reports = []
+    for part in (*WEIGHTS, "tokenizer"):
+        place = str(places.get(part, files.base))
+        try:
+            if part != "transformer":
+                place = str(find_part(fetch(files.base, here=True), part))
+            if part == "tokenizer":
+                load_tokenizer(Path(place))
+                reports.append(PartReport(part, place))
+            else:
+                reports.append(_report(part, place, open_part(files, part, here=True)[1]))
+        except UserError as error:
+            reports.append(PartReport(part, place, problem=str(error)))
+    return reports
+
+
+def check_file(path: Path) -> PartReport:
+    """Look at a file or folder of weights that belongs to no model yet: what it is, and whether it is whole.
+
+    Raises:
+        UserError: If there is nothing that can be read, or it is of no kind that a model needs.
+    """
+    tensors = open_tensors(path, "generator_ema")
+    match kind_of(bare_names(tensors)):
+        case "a Wan transformer":
+            size, config = _fitting_size(path, tensors)
+            return _report(
+                f"Wan transformer, {size}", str(path), open_transformer(path, config, "generator_ema")[1]
+            )
+        case "a UMT5 text encoder":
+            return _report("UMT5 text encoder", str(path), open_text_encoder(path)[1])
+        case "a Wan VAE":
+            return _report("Wan VAE", str(path), open_vae(path)[1])
+        case "a LoRA":
+            return _check_lora(path)
+    raise UserError(
+        f"{path} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE; give another file."
+    )
+
+
+def convert(
+    files: ModelFiles, folder: Path, dtype: torch.dtype, parts: Sequence[str] = WEIGHTS
+) -> Iterator[Path]:
+    """Write a model as a folder of safetensors, whole or not at all, with LoRAs merged.
+
+    Args:
+        files: The model; what is not here is downloaded.
+        folder: A new folder.
+        dtype: Of the weights.
+        parts: Which of `WEIGHTS` to write. The tokenizer goes with the text encoder; of what is left out, the
+            folder's preset says where it is.
+
+    Yields:
+        The files of weights, relative to the folder, as they are finished.
+
+    Raises:
+        UserError: If a part is missing or damaged, or the folder cannot be written.
+    """
+    with new_folder(folder) as new:
+        for part in parts:
+            module, tensors = open_part(files, part)
+            (new / part).mkdir()
+            _write_config(module, new / part)
+            kind = files.vae_dtype(dtype) if part == "vae" else dtype
+            for file in _write_weights(tensors, new / part, STEMS.get(part, "diffusion_pytorch_model"), kind):
+                yield file.relative_to(new)
+        whole = set(parts) == set(WEIGHTS)
+        if "text_encoder" in parts:
+            shutil.copytree(find_part(fetch(files.base), "tokenizer"), new / "tokenizer")
+        base = files.base.absolute() if isinstance(files.base, Path) else files.base
+        preset = replace(files.preset, source=None, base="" if whole else str(base))
+        (new / "preset.json").write_text(
+            json.dumps(_changed_fields(preset), indent=1) + "\n", encoding="utf-8"
+        )
+
+
+def _write_weights(
+    tensors: Mapping[str, StoredTensor], folder: Path, stem: str, dtype: torch.dtype
+) -> Iterator[Path]:
+    """Write `*.safetensors` of 5 GB at most, and their index if there are several."""
+    sizes = {name: torch.empty(t.shape, dtype=dtype, device="meta") for name, t in tensors.items()}
+    pattern = stem + "{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].read().to(dtype, copy=True).contiguous() for name in names}
+        try:
+            save_file(shard, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        yield folder / file
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _write_config(module: Any, folder: Path) -> None:
+    if isinstance(module, CausalWan):
+        (folder / "config.json").write_text(json.dumps(asdict(module.config), indent=1), encoding="utf-8")
+    elif hasattr(module, "save_config"):
+        module.save_config(folder)  # diffusers
+    else:
+        module.config.save_pretrained(folder)
+
+
+def _changed_fields(preset: Preset) -> dict[str, object]:
+    """The fields of a preset that differ from their defaults, for JSON."""
+    values = asdict(preset)
+    changed = (f.name for f in fields(preset) if f.default is MISSING or getattr(preset, f.name) != f.default)
+    return {name: values[name] for name in changed}
+
+
+def _report(part: str, place: str, tensors: Mapping[str, StoredTensor]) -> PartReport:
+    counts: Counter[str] = Counter()
+    for tensor in tensors.values():
+        counts[tensor.dtype] += prod(tensor.shape)
+    return PartReport(part, place, len(tensors), counts.total(), counts.most_common(1)[0][0])
+
+
+def _fitting_size(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str, ModelConfig]:
+    """The sizes of a transformer: in the `config.json` beside it, else the public ones of its width."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / "config.json").is_file():
+        return "config.json", read_config(folder)
+    width = next(
+        tensors[name].shape[0]
+        for name, bare in bare_names(tensors).items()
+        if native_name(bare) == "patch_embedding.weight"
+    )
+    found = [(name, config) for name, config in WAN_SIZES.items() if config.dim == width]
+    if not found:
+        raise UserError(f"{path} is a Wan transformer of width {width}; put its config.json beside it.")
+    return found[0]
+
+
+def _check_lora(path: Path) -> PartReport:
+    """A LoRA that fits one of the public sizes."""
+    problem: UserError | None = None
+    for name, config in WAN_SIZES.items():
+        with torch.device("meta"):
+            weights = CausalWan(config).state_dict()
+        shapes = {name: StoredTensor(tuple(w.shape), "", torch.Tensor) for name, w in weights.items()}
+        try:
+            merge_loras(shapes, [LoRA(path)])  # compares shapes; reads nothing
+        except UserError as error:
+            problem = problem or error
+        else:
+            return _report(f"LoRA for {name}", str(path), open_tensors(path, "generator_lora"))
+    assert problem is not None
+    raise problem

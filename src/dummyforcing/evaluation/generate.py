@@ -1,0 +1,284 @@
+"""A folder of videos of a prompt set, filled little by little: by several processes, after interruptions.
+
+    FOLDER/manifest.json            what the videos are made with; a folder has one setting
+    FOLDER/videos/{prompt}-{i}.mp4  sample i of each prompt, as VBench wants it; nothing else is in there
+    FOLDER/measures/...             what was measured of each video
+
+A video or measure that is there is whole: both appear under their names once they are complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.errors import UserError
+from dummyforcing.evaluation.bootstrap import EstimateJson
+from dummyforcing.evaluation.results import write_results
+from dummyforcing.evaluation.suite import Measures, aggregate, measure
+from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
+from dummyforcing.files.writing import explaining, read_prompts, replacing
+from dummyforcing.media.video import read_mp4, write_mp4
+from dummyforcing.pipeline.pipeline import Pipeline
+from dummyforcing.pipeline.request import Options, Request
+
+_MAX_NAME = 220  # bytes; file systems allow 255, of which number, endings and temporary names take some
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    prompt: str
+    """Short prompt, which names the file."""
+    text: str
+    """What the model gets: the prompt or its extension."""
+    index: int
+    """Number of the sample."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.prompt}-{self.index}.mp4"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts with what the model gets for each."""
+
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    hashes: Mapping[str, str | None]
+    """Of the files that they are from, for the manifest."""
+
+    @classmethod
+    def read(cls, prompts: Path, extended: Path | None = None) -> "PromptSet":
+        """Read prompts, one per line, and their extensions, one per line in the same order.
+
+        Raises:
+            UserError: If a file cannot be read, the two differ in length, a prompt occurs twice, or a prompt
+                cannot be a file name.
+        """
+        short = read_prompts(prompts)
+        long = read_prompts(extended) if extended else short
+        if len(long) != len(short):
+            raise UserError(
+                f"{extended} has {len(long)} lines and {prompts} {len(short)}; give one extension per prompt."
+            )
+        seen = set()
+        for prompt in short:
+            if prompt in seen:
+                raise UserError(f"prompt '{prompt}' is twice in {prompts}; keep one.")
+            seen.add(prompt)
+            if "/" in prompt or "\0" in prompt or len(prompt.encode()) > _MAX_NAME:
+                raise UserError(
+                    f"prompt '{prompt[:80]}' cannot name a file (no '/', at most {_MAX_NAME} bytes); write "
+                    "a short one in the prompt file and give the full text with --extended."
+                )
+        hashes = {
+            "prompts_sha256": file_hash(prompts),
+            "extended_sha256": file_hash(extended) if extended else None,
+        }
+        return cls(tuple(short), tuple(long), hashes)
+
+    def only(self, wanted: Collection[str]) -> "PromptSet":
+        """The prompts that are wanted, in the same order."""
+        pairs = [pair for pair in zip(self.prompts, self.texts, strict=True) if pair[0] in wanted]
+        return replace(self, prompts=tuple(a for a, _ in pairs), texts=tuple(b for _, b in pairs))
+
+    def jobs(self, samples: int, seed: int, more: Mapping[str, int] | None = None) -> list[Job]:
+        """All videos: sample i of each prompt has seed `seed + i`.
+
+        Args:
+            samples: Videos per prompt.
+            seed: Of sample 0.
+            more: Prompts with another number of videos; None: all prompts have `samples`.
+        """
+        return [
+            Job(prompt, text, index, seed + index)
+            for prompt, text in zip(self.prompts, self.texts, strict=True)
+            for index in range((more or {}).get(prompt, samples))
+        ]
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """Where videos and measures are."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, settings: Mapping[str, object], device: torch.device) -> "VideoFolder":
+        """Create the folder with its manifest, or check that an existing one was made with the same settings.
+
+        Args:
+            path: The folder.
+            settings: All that decides what the videos look like; JSON values.
+            device: For the manifest.
+
+        Raises:
+            UserError: If the settings differ; says which. If the folder cannot be written.
+        """
+        with explaining(path):
+            for folder in ("videos", "measures"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        manifest = path / "manifest.json"
+        settings = json.loads(json.dumps(settings))
+        if not manifest.exists():
+            write_results(manifest, {"settings": settings}, device)
+            return cls(path)
+        try:
+            old = dict(json.loads(manifest.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{manifest} cannot be read ({error}); take another folder.") from error
+        differ = [
+            f"{name} was {json.dumps(old.get(name))}, now {json.dumps(settings.get(name))}"
+            for name in {**old, **settings}
+            if old.get(name) != settings.get(name)
+        ]
+        if differ:
+            raise UserError(
+                f"Folder {path} holds videos of other settings ({'; '.join(differ)}); take another folder, "
+                "or the same settings."
+            )
+        return cls(path)
+
+    @property
+    def videos(self) -> Path:
+        """The folder of the videos."""
+        return self.path / "videos"
+
+    def video(self, job: Job) -> Path:
+        """Where the video is."""
+        return self.videos / job.name
+
+    def measures(self, job: Job) -> Path:
+        """Where its measures are."""
+        return self.path / "measures" / f"{job.name}.json"
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the video is there and measured."""
+        return self.video(job).exists() and self.measures(job).exists()
+
+    def make(self, job: Job, pipeline: Pipeline, options: Options) -> None:
+        """Make a video; an interrupted one leaves nothing under its name.
+
+        Args:
+            job: What to make.
+            pipeline: The model.
+            options: All but the seed.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        self.measures(job).unlink(missing_ok=True)
+        stream = pipeline.run(request(job, pipeline.files, options))
+        frames = np.concatenate([chunk.frames[0] for chunk in stream])
+        # Beside the videos' folder: an interrupted writer keeps what it has under the name that it was given.
+        part = self.path / f".{os.getpid()}.mp4"
+        try:
+            write_mp4(part, frames, pipeline.files.preset.fps)
+            with explaining(self.video(job)):
+                part.replace(self.video(job))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def measure(self, job: Job, chunk_frames: int, fps: int) -> None:
+        """Measure a video as its file shows it.
+
+        Raises:
+            UserError: If the video cannot be read or the measures cannot be written.
+        """
+        found = measure(read_mp4(self.video(job)), chunk_frames=chunk_frames, fps=fps)
+        with replacing(self.measures(job)) as part:
+            part.write_text(json.dumps(asdict(found)))
+
+    def read_measures(self, jobs: Sequence[Job]) -> list[Measures]:
+        """What was measured of each video.
+
+        Raises:
+            UserError: If one cannot be read.
+        """
+        rows = []
+        for job in jobs:
+            path = self.measures(job)
+            try:
+                rows.append(Measures(**json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{path} cannot be read ({error}); delete it and run again.") from error
+        return rows
+
+
+class Summary(TypedDict):
+    """What was measured of a folder, ready for JSON."""
+
+    measures: dict[str, EstimateJson]
+    """Means, with intervals over prompts."""
+    temporal_flickering: dict[str, float | None]
+    """Raw and normalised as VBench defines them, on the samples that it reads, without its static filter."""
+    vbench: dict[str, object]
+    """Raw scores, totals, and what is missing."""
+    videos: dict[str, dict[str, object]]
+    """The measures of each."""
+
+
+def summarize(videos: VideoFolder, jobs: Sequence[Job], flicker: Sequence[Job], vbench: Outcome) -> Summary:
+    """Everything that was measured of a folder, ready for JSON.
+
+    Args:
+        videos: The folder; all jobs must be done.
+        jobs: Its videos.
+        flicker: Those of VBench's temporal-flickering prompts, or all if these are not known.
+        vbench: What VBench said.
+
+    Raises:
+        UserError: If VBench's scores cannot be.
+    """
+    rows = dict(zip((job.name for job in jobs), videos.read_measures(jobs), strict=True))
+    standing = [rows[job.name].flicker for job in flicker if job.index < SAMPLES]
+    known = [value for value in standing if value is not None]
+    raw = sum(known) / len(known) if known else None
+    return {
+        "measures": aggregate(list(rows.values()), groups=[job.prompt for job in jobs]),
+        "temporal_flickering": {
+            "raw": raw,
+            "normalised": None if raw is None else DIMENSIONS[FLICKER].normalise(raw),
+            "videos": len(known),
+        },
+        "vbench": {**asdict(vbench), **asdict(scores(vbench.raw))},
+        "videos": {name: asdict(row) for name, row in rows.items()},
+    }
+
+
+def request(job: Job, folder: ModelFiles, options: Options) -> Request:
+    """What a model is asked for; `options` are all but the seed.
+
+    Raises:
+        UserError: If it cannot be done.
+    """
+    return folder.request(job.text, **(options | {"seed": job.seed}))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`: part i of n, counted from 0.
+
+    Raises:
+        UserError: If it is no such text.
+    """
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise UserError(f"shard '{text}' cannot be read; of four processes the first is 0/4, the last 3/4.")
+    return int(part), int(parts)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Video, image, sheet and story files; what a video does while it grows."""

@@ -1,0 +1,185 @@
+"""The result of the method: which past frames every head sees. Frozen data to print, save and reuse."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dummyforcing.errors import UserError
+from dummyforcing.files.records import as_text
+
+FORMAT = "dummyforcing plan 1"
+
+Scores = tuple[tuple[tuple[float, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """The past that a head sees: so many first frames and so many most recent frames.
+
+    The current chunk is always visible and does not count.
+    """
+
+    sink: int
+    recent: int | None
+    """None: all of them."""
+
+    def __post_init__(self) -> None:
+        if self.sink < 0 or (self.recent is not None and self.recent < 0):
+            raise UserError(f"A head cannot see {self.sink} first and {self.recent} recent frames.")
+
+    @property
+    def total(self) -> int | None:
+        """The most past frames that the head ever sees; None: no bound."""
+        return None if self.recent is None else self.sink + self.recent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The role and the context of every head, and how they were found."""
+
+    roles: tuple[tuple[str, ...], ...]
+    """Of each head, layer by layer: names of `table`."""
+    table: Mapping[str, HeadContext]
+    """What each role sees."""
+    policy: str
+    """Name of the policy."""
+    chunk: int | None = None
+    """The chunk that was scored; None: nothing was, or several were."""
+    score_pass: str | None = None
+    """`denoise` or `commit`: the pass that was scored."""
+    seed: int | None = None
+    """Of the draw of query rows."""
+    num_dummy: int = 0
+    scores: Scores | None = None
+    """Attention mass on first, middle and current frames, per layer and head."""
+    fingerprint: str | None = None
+    """Of the model that the plan was made with; None: fits any model of the same size."""
+
+    def __post_init__(self) -> None:
+        named = {role for row in self.roles for role in row}
+        if not named <= set(self.table):
+            raise ValueError(f"roles without a context: {sorted(named - set(self.table))}")
+        if not self.roles or len({len(row) for row in self.roles}) != 1:
+            raise ValueError("a plan needs the same number of heads in every layer")
+
+    @classmethod
+    def uniform(cls, layers: int, heads: int, context: HeadContext, policy: str = "uniform") -> "Plan":
+        """Give every head the same context."""
+        return cls(roles=(("uniform",) * heads,) * layers, table={"uniform": context}, policy=policy)
+
+    @property
+    def contexts(self) -> tuple[tuple[HeadContext, ...], ...]:
+        """The context of each head, layer by layer."""
+        return tuple(tuple(self.table[role] for role in row) for row in self.roles)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many heads have each role of the table."""
+        found = Counter(role for row in self.roles for role in row)
+        return {str(role): found[role] for role in self.table}
+
+    def require(self, layers: int, heads: int, fingerprint: str | None = None) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Args:
+            layers: Of the model.
+            heads: Of the model, per layer.
+            fingerprint: Of the model; None: compare the sizes only.
+
+        Raises:
+            UserError: If the sizes or the fingerprints differ.
+        """
+        mine = (len(self.roles), len(self.roles[0]))
+        if mine != (layers, heads):
+            raise UserError(
+                f"This head plan is for {mine[0]} layers with {mine[1]} heads, "
+                f"but the model has {layers} layers with {heads} heads: make a plan with this model."
+            )
+        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+            raise UserError(
+                f"This head plan was made with model {self.fingerprint}, but this model is {fingerprint}: "
+                "make a plan with this model."
+            )
+
+    def to_fields(self) -> dict[str, object]:
+        """The plan as data for JSON."""
+        return {
+            "format": FORMAT,
+            "policy": self.policy,
+            "chunk": self.chunk,
+            "pass": self.score_pass,
+            "seed": self.seed,
+            "num_dummy": self.num_dummy,
+            "fingerprint": self.fingerprint,
+            "contexts": {role: {"sink": c.sink, "recent": c.recent} for role, c in self.table.items()},
+            "roles": [" ".join(row) for row in self.roles],
+            "scores": self.scores,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Plan":
+        """The plan that `to_fields` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: If the data are something else.
+        """
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is {fields['format']!r}")
+        scores = fields["scores"]
+        return cls(
+            roles=tuple(tuple(row.split()) for row in fields["roles"]),
+            table={role: HeadContext(**context) for role, context in fields["contexts"].items()},
+            policy=fields["policy"],
+            chunk=fields["chunk"],
+            score_pass=fields["pass"],
+            seed=fields["seed"],
+            num_dummy=fields["num_dummy"],
+            scores=scores and tuple(tuple(tuple(head) for head in row) for row in scores),
+            fingerprint=fields["fingerprint"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON that a person can read; the file appears whole or not at all.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(as_text(self.to_fields()), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"The head plan cannot be written to {path}: {error.strerror}.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str | None = None) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Args:
+            path: The file.
+            fingerprint: Of the model that the plan is for; None: not compared.
+
+        Returns:
+            The plan.
+
+        Raises:
+            UserError: If there is no readable plan, or it was made with another model.
+        """
+        try:
+            plan = cls.from_fields(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"The head plan {path} cannot be read: {error.strerror}.") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a head plan: {error}.") from error
+        plan.require(len(plan.roles), len(plan.roles[0]), fingerprint)
+        return plan

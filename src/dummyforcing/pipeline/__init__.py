@@ -1,0 +1,1 @@
+"""From a prompt to pixel frames: the public API, checked requests, rollouts, memory estimates."""

@@ -1,0 +1,144 @@
+"""What may be chosen of the method, checked against a model: policy, dummy heads, left-out steps, guards."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dummyforcing.errors import UserError
+from dummyforcing.method.plan import Plan
+from dummyforcing.method.policy import LONG_CONTEXT, Policy, Role, parse_policy
+from dummyforcing.presets.preset import Preset
+from dummyforcing.sampling.classifier import Guard
+from dummyforcing.sampling.teacache import Calibration
+
+
+def check_teacache(
+    preset: Preset, teacache: float | Sequence[int] | Calibration | None, strength: float = 1.0
+) -> float | tuple[int, ...] | Calibration | None:
+    """Check what TeaCache shall do.
+
+    Args:
+        preset: Of the model.
+        teacache: See `Options`.
+        strength: See `Request`.
+
+    Returns:
+        The field of a `Request`.
+
+    Raises:
+        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, a table
+            is of other noise levels, or there is no such step.
+    """
+    if teacache is None:
+        return None
+    if preset.sampler != "block":
+        raise UserError(
+            f"TeaCache leaves out steps of a chunk by itself, but model '{preset.name}' has sampler "
+            f"'{preset.sampler}'; leave TeaCache out, or take a model of sampler 'block'."
+        )
+    if isinstance(teacache, Calibration):
+        teacache.require(preset, strength)
+        return teacache
+    if isinstance(teacache, int | float):
+        if not teacache > 0:
+            raise UserError(f"A TeaCache threshold of {teacache:g} is out of range; take more than 0.")
+        return float(teacache)
+    count = len(preset.schedule.steps)
+    for step in teacache:
+        if not 0 < step < count:
+            choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
+            raise UserError(f"Step {step} cannot be left out: the first one always runs; {choice}.")
+    return tuple(sorted(set(teacache)))
+
+
+def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan | None) -> Guard | None:
+    """Check that there is something to guard, and that heads can be classified anew.
+
+    Args:
+        preset: Of the model.
+        guard: See `Options`.
+        policy: How heads are classified.
+        plan: Given to begin with.
+
+    Returns:
+        The field of a `Request`.
+
+    Raises:
+        UserError: If it cannot be done.
+    """
+    if guard is not None and preset.sampler != "block":
+        raise UserError(
+            f"Heads can be classified anew where a past of single chunks is written again, but model "
+            f"'{preset.name}' has sampler '{preset.sampler}'; take no guard, or a model of sampler 'block'."
+        )
+    if guard is not None:
+        guard.require(policy, plan)
+    return guard
+
+
+def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = None) -> Policy:
+    """A policy by name gets the preset's settings where its text gives none.
+
+    Args:
+        preset: Of the model.
+        policy: Name or policy.
+        frames: Latent frames of the video; None: no end.
+
+    Raises:
+        UserError: If there is no such policy, or its heads see further than the model can.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    defaults, farthest = preset.dummy, preset.farthest()
+    before = None if frames is None else max(frames - preset.current_frames, 1)
+    cap = min(limit for limit in (LONG_CONTEXT, farthest, before) if limit is not None)
+    complete = {
+        "native": preset.native,
+        "dummy": f"dummy:{defaults.neighbor_frames}",
+        "anchored": f"anchored:{defaults.neighbor_frames}",
+        "long": f"long:{cap}",
+        "official": f"official:{defaults.classify_at_chunk},1,{preset.chunk_frames}",
+    }
+    chosen = parse_policy(complete.get(policy, policy))
+    if chosen.name not in ("dummy", "anchored", "long"):
+        return chosen
+    assert chosen.roles is not None
+    recent = chosen.roles[Role.NEIGHBOR].recent or 0
+    if chosen.name == "long" and farthest is not None and recent > farthest:
+        raise UserError(
+            f"Model '{preset.name}' sees {farthest} past frames at most; take long:{farthest} or less."
+        )
+    return replace(
+        chosen,
+        initial=parse_policy(preset.native).initial,
+        classify_at_chunk=defaults.classify_at_chunk,
+        dummy_fraction=defaults.dummy_fraction,
+    )
+
+
+def choose_heads(
+    policy: Policy, plan: Plan | None, dummy_fraction: float | None, budget: str | None
+) -> Policy:
+    """Check what shall decide the number of dummy heads, and set it in the policy.
+
+    Args:
+        policy: By itself.
+        plan: Given instead of finding one.
+        dummy_fraction: Share of dummy heads; None: the policy's own.
+        budget: See `Options`; needs the sizes of the model, so it is only checked that it has an effect.
+
+    Raises:
+        UserError: If the fraction or the budget has none.
+    """
+    given = "a plan is given" if plan is not None else None
+    if budget is not None and (given or policy.budget is None):
+        cause = given or f"the policy is '{policy.name}'"
+        raise UserError(f"A budget has no effect when {cause}; leave it out, or take policy long.")
+    if dummy_fraction is None:
+        return policy
+    if given is None and policy.roles is None:
+        given = f"policy '{policy.name}' has no dummy heads"
+    if given is None and policy.budget is not None:
+        given = f"policy '{policy.name}' finds it from its budget"
+    if given:
+        raise UserError(f"The dummy fraction has no effect when {given}; leave it out.")
+    return replace(policy, dummy_fraction=dummy_fraction, num_dummy=None)

@@ -1,0 +1,1 @@
+"""Named models as data, and the bundled models."""

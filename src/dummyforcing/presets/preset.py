@@ -1,0 +1,275 @@
+"""Presets: what there is to know about a model besides its weights, as data.
+
+The public models are tables of `public.toml`. Bundled models are folders beside it, each with a
+`preset.json`. A preset file of the user's own, TOML or JSON, has the same fields; a row says all that differs
+between models, and no code asks for a model's name.
+
+    like = "self-forcing"
+    source = { file = "my.pt", key = "generator_ema" }
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dummyforcing.errors import UserError
+from dummyforcing.files.records import build, nearest
+
+FOLDER = Path(__file__).parent
+PIXEL_FRAMES_PER_FRAME = 4
+SIZE_MULTIPLE = 16
+"""Pixels per token and axis: 8 by the VAE, 2 by the transformer's patches."""
+SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
+"""Height and width in pixels of sizes with a name."""
+
+
+@dataclass(frozen=True)
+class ScheduleArgs:
+    """How the denoising steps of a chunk are made; the arguments of `sampling.make_schedule`."""
+
+    steps: tuple[float, ...]
+    """Noise levels as in the model's own configuration, from 1000 downwards."""
+    shift: float
+    """Flow shift."""
+    warp: bool = True
+    """Whether the shift applies to `steps`, or they are timesteps already."""
+
+
+@dataclass(frozen=True)
+class DummyDefaults:
+    """The model's settings of the `dummy` policy."""
+
+    classify_at_chunk: int = 1
+    """The chunk whose denoising steps are scored; the first chunk is 0."""
+    neighbor_frames: int = 3
+    """Recent latent frames that a neighbor head keeps."""
+    dummy_fraction: float = 0.5
+    """Share of all heads that become dummy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the transformer's weights are."""
+
+    file: str
+    """File or folder in the repository; without one, a path, relative to the preset file."""
+    repo: str = ""
+    """Repository on the Hugging Face Hub."""
+    key: str = ""
+    """Entry of the file that holds the weights; empty: they are at its top, or in the only entry."""
+    lora: str = ""
+    """File beside, to merge into the weights; without a repository a path, too."""
+    lora_scale: float = 1.0
+    """Factor of the LoRA besides its own."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model as data."""
+
+    name: str
+    description: str
+    licence: str
+    """Of the weights."""
+    chunk_frames: int
+    """Latent frames that become final together."""
+    schedule: ScheduleArgs
+    first_schedule: ScheduleArgs | None = None
+    """Of the first chunk; None: as the others."""
+    sampler: Literal["block", "rolling", "recompute"] = "block"
+    """The loop over chunks."""
+    native: str = "dense"
+    """The policy that the model was trained for."""
+    reach: int | None = None
+    """Distance in frames beyond which positions are relative; None: positions are absolute."""
+    max_frames: int | None = None
+    """Latent frames of the longest video that the model was trained for; None: no end."""
+    overlap_frames: int = 0
+    """Latent frames that each further rollout of `max_frames` begins with in a longer video; 0: there is one
+    rollout, however long."""
+    recache_frames: int = 0
+    """Recent frames whose keys and values are made again when the prompt changes."""
+    global_sink: bool = False
+    """Whether the first frames keep their keys and values then."""
+    context_frames: int = 0
+    """Finished frames that sampler `recompute` builds its cache from."""
+    keep_first_frame: bool = False
+    """Whether the first of them is the video's first frame, or is encoded from decoded pixels."""
+    start: Literal["frame", "clip", "chunk"] | None = None
+    """What a video can begin with: an image as first frame, a clip of whole chunks, or an image that fills
+    the first chunk."""
+    fps: int = 16
+    """Pixel frames per second of video."""
+    size: tuple[int, int] = (480, 832)
+    """Default height and width in pixels."""
+    vae_dtype: Literal["bfloat16", "float16"] | None = None
+    """Of the VAE beside a bfloat16 transformer; None: the same."""
+    dummy: DummyDefaults = DummyDefaults()
+    architecture: Literal["1.3B", "14B"] = "1.3B"
+    """Sizes of the transformer where no `config.json` lies beside its weights."""
+    source: Source | None = None
+    """None: the model is a folder."""
+    base: str = ""
+    """Folder, relative to the preset file if it is there, or Hub repository with text encoder, tokenizer and
+    VAE; empty: they come with the model."""
+    note: str = ""
+    """What else is to be known, one sentence."""
+
+    @property
+    def current_frames(self) -> int:
+        """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
+        return self.chunk_frames * (len(self.schedule.steps) if self.sampler == "rolling" else 1)
+
+    def past_frames(self, frames: int) -> int | None:
+        """Past frames that there is room for in the cache of a video of `frames`; None: all of them."""
+        if self.overlap_frames and self.max_frames is not None:
+            return min(frames, self.max_frames) - self.current_frames
+        return self.context_frames or self.reach
+
+    def farthest(self) -> int | None:
+        """The most past frames that a head can see, however long the video is; None: no limit."""
+        if self.overlap_frames and self.max_frames is not None:
+            return self.max_frames - self.current_frames
+        return self.context_frames or (self.reach and self.reach - self.current_frames)
+
+    def pixel_frames(self, frames: int) -> int:
+        """Pixel frames that `frames` latent frames decode to: one for the first, four for each other."""
+        return 1 + PIXEL_FRAMES_PER_FRAME * (frames - 1)
+
+    def latent_frames(self, pixel_frames: int) -> int:
+        """Latent frames that decode to `pixel_frames` pixel frames.
+
+        Raises:
+            UserError: If no number of whole chunks gives that count; names the nearest that do.
+        """
+        chunks = self._nearest_chunks(pixel_frames)
+        nearest = [self.pixel_frames(self.chunk_frames * n) for n in chunks]
+        if pixel_frames not in nearest:
+            counts = " or ".join(str(count) for count in nearest)
+            raise UserError(
+                f"{pixel_frames} pixel frames cannot be made in chunks of {self.chunk_frames} latent frames "
+                f"by model '{self.name}'; take {counts}."
+            )
+        return self.chunk_frames * chunks[nearest.index(pixel_frames)]
+
+    def pixel_frames_for(self, seconds: float) -> int:
+        """The valid number of pixel frames that comes closest to `seconds` of video.
+
+        Raises:
+            UserError: If `seconds` is not positive.
+        """
+        if not 0 < seconds < math.inf:
+            raise UserError(f"A video cannot last {seconds:g} seconds; take more than 0.")
+        wanted = seconds * self.fps
+        counts = [self.pixel_frames(self.chunk_frames * n) for n in self._nearest_chunks(wanted)]
+        return min(counts, key=lambda count: abs(count - wanted))
+
+    def _nearest_chunks(self, pixel_frames: float) -> list[int]:
+        """The numbers of chunks just below and just above `pixel_frames`."""
+        frames = (pixel_frames - 1) / PIXEL_FRAMES_PER_FRAME + 1
+        below = int(frames // self.chunk_frames)
+        return [n for n in (below, below + 1) if n > 0] or [1]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a name of `SIZES`, or of `WxH`.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        names = ", ".join(SIZES)
+        raise UserError(f"Size '{text}' cannot be read; take {names}, or width x height such as 832x480.")
+    return int(height), int(width)
+
+
+def bundled_folders() -> dict[str, Path]:
+    """The folders of the models that come with the package, by name."""
+    return {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/preset.json"))}
+
+
+def read_preset(path: Path) -> Preset:
+    """Read a preset file: TOML, or JSON as in model folders.
+
+    Args:
+        path: The file. Its fields are those of `Preset`, and `like`: the name of a public model whose values
+            hold where the file has none (tables are replaced as a whole).
+
+    Returns:
+        The preset; without a `name`, it has that of the file, or of the folder of a `preset.json`.
+
+    Raises:
+        UserError: If the file is not such a preset; names the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a preset: {error}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a preset: it holds no fields.")
+    name = path.parent.name if path.name == "preset.json" else path.stem
+    preset = build(Preset, _complete({"name": name, **data}, PUBLIC_TABLES, str(path)), str(path))
+    if preset.base and (path.parent / preset.base).is_dir():
+        preset = replace(preset, base=str(path.parent / preset.base))
+    source = preset.source
+    if source is None or source.repo:
+        return preset
+    # A public source has its repository, so this one is a file beside the preset.
+    lora = source.lora and str(path.parent / source.lora)
+    return replace(preset, source=replace(source, file=str(path.parent / source.file), lora=lora))
+
+
+def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:
+    """Find a model by name, folder or preset file.
+
+    Args:
+        name_or_path: A bundled or public model, a folder with a `preset.json`, or a `.toml` or `.json` file.
+
+    Returns:
+        The preset, and the folder if the model is one.
+
+    Raises:
+        UserError: If there is no such model; says how to use weights without a preset.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    bundled = bundled_folders()
+    if name in bundled:
+        path = bundled[name]
+    elif name in PUBLIC:
+        return PUBLIC[name], None
+    if (path / "preset.json").is_file():
+        return read_preset(path / "preset.json"), path
+    if path.suffix in (".toml", ".json"):
+        return read_preset(path), None
+    if path.exists():
+        raise UserError(
+            f"{path} holds no preset.json that says how to run it; name the model that its weights are for "
+            f"and give them beside it, such as --model self-forcing --weights {path}."
+        )
+    raise UserError(f"There is no model or folder '{name}'; {nearest(name, [*bundled, *PUBLIC])}.")
+
+
+def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    """Put what `like` names below the fields of a table."""
+    if "like" not in data:
+        return data
+    like = data["like"]
+    if like not in tables:
+        raise UserError(f"{where}: like '{like}' names no public model; {nearest(str(like), tables)}.")
+    below = _complete(tables[like], tables, where)
+    return {**below, **{name: value for name, value in data.items() if name != "like"}}
+
+
+PUBLIC_TABLES: dict[str, dict[str, Any]] = tomllib.loads((FOLDER / "public.toml").read_text(encoding="utf-8"))
+PUBLIC: dict[str, Preset] = {
+    name: build(Preset, {**_complete(table, PUBLIC_TABLES, name), "name": name}, name)
+    for name, table in PUBLIC_TABLES.items()
+}

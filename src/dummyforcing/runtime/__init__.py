@@ -1,0 +1,1 @@
+"""The transformer arranged for speed, CUDA graphs, CUDA streams."""

@@ -1,0 +1,219 @@
+"""One rollout's passes through a `FusedWan`: where every head goes, static inputs, and CUDA graphs.
+
+Once all rings of the cache are full, every pass of a kind (denoising step or commit pass) is the same
+sequence of kernels on the same memory; only numbers in small tables differ, such as the slots of the current
+frames. From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the
+cache, so the graphs are made anew, each at the cost of one pass on the host.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dummyforcing.cache.head_group import Segment
+from dummyforcing.cache.kv_cache import KVCache, LayerCache
+from dummyforcing.kernels.ops import Targets
+from dummyforcing.models.wan import TextKV, TimeEmbedding
+from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
+from dummyforcing.runtime.streams import send
+
+
+class _Place(NamedTuple):
+    """What of a layer's `Targets` and `Layer` stays while the cache stays where it is."""
+
+    heads: Tensor
+    table: Tensor
+    out: Linear
+
+
+class _Inputs:
+    """Where passes over so many frames find what differs between them."""
+
+    def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], slots: Tensor) -> None:
+        self.x, self.modulation, self.rope, self.slots = x, modulation, rope, slots
+        self.angles: Tensor | None = None
+        """The cosines that `rope` is a copy of."""
+        self.written: Segment | None = None
+        """What the first heads see in the pass that `slots` are of: another one in every other pass."""
+
+
+class Engine:
+    """Runs the passes of one session."""
+
+    def __init__(self, fused: FusedWan, cache: KVCache, backend: str | None = None) -> None:
+        """Get ready.
+
+        Args:
+            fused: The model.
+            cache: The session's, of `fused.attention_dtype`.
+            backend: Of self-attention; None: the fastest that is there.
+        """
+        self._fused, self._cache = fused, cache
+        self._backend = backend or fused.backend(fused.modulation.device)
+        self._inputs: dict[tuple[int, ...], _Inputs] = {}
+        self._text: TextKV = []
+        self._text_source: TextKV | None = None
+        self._layout: tuple[int, ...] = ()
+        self._places: list[_Place] = []
+        self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
+        self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
+
+    def over(self, cache: KVCache) -> "Engine":
+        """An engine like this one for another session's cache."""
+        return Engine(self._fused, cache, self._backend)
+
+    def run(
+        self,
+        tokens: Tensor,
+        time: TimeEmbedding,
+        text: TextKV,
+        rope: tuple[Tensor, Tensor],
+        pinned: bool = True,
+        kv_only: bool = False,
+    ) -> Tensor | None:
+        """Run all blocks over the current frames; their keys and values are in the cache afterwards.
+
+        Args:
+            tokens: From `CausalWan.patchify`, `(B, L, dim)`.
+            time: From `embed_time`, the same for all samples.
+            text: From `embed_text`.
+            rope: From `rope_table`.
+            pinned: See `LayerCache.write`.
+            kv_only: Stop when the last keys and values are in the cache (the commit pass).
+
+        Returns:
+            The residual stream after the last block, `(B, L, dim)`, valid until the next call; None if this
+            pass needs more than fused blocks can do (plans that differ between samples, gaps in what is
+            visible): nothing has happened then.
+        """
+        frames = tokens.shape[1] // self._cache.tokens_per_frame
+        layers = [self._cache[number] for number in range(len(self._cache))]
+        segments = [layer.prepare(frames, pinned) for layer in layers]
+        buffers = [buffer for layer in layers for buffer in layer.buffers]
+        if len(time.blocks) > 1 or not all(buffer.is_plain for buffer in buffers):
+            return None
+        layout = (self._cache.layout, *(t.data_ptr() for buffer in buffers for t in (buffer.k, buffer.v)))
+        if layout != self._layout:
+            self._layout = layout
+            self._graphs.clear()
+            self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
+            for known in self._inputs.values():
+                known.written = None
+            self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]
+        inputs = self._fill(tokens, time, text, rope, frames)
+        if inputs.written is not segments[0][0]:
+            inputs.written = segments[0][0]
+            slots = torch.tensor(_slots(layers), dtype=inputs.slots.dtype)
+            inputs.slots.copy_(send(slots, tokens.device))
+        passes = [
+            Layer(
+                Targets([(b.k, b.v) for b in layer.buffers], place.heads, place.table, slots), seen, place.out
+            )
+            for layer, place, slots, seen in zip(layers, self._places, inputs.slots, segments, strict=True)
+        ]
+
+        def forward() -> None:
+            self._fused.transform(
+                inputs.x, inputs.modulation, self._text, inputs.rope, passes, self._backend, kv_only
+            )
+
+        # Triton looks at the current device, not at that of tensors.
+        with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
+            if tokens.is_cuda and all(buffer.is_full for buffer in buffers):
+                self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
+            else:
+                forward()
+        return inputs.x
+
+    def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:
+        """Run a pass, the first time as it is, which compiles and loads its kernels, later from a graph."""
+        if kind not in self._graphs:
+            self._graphs[kind] = None
+            forward()
+            return
+        graph = self._graphs[kind]
+        if graph is None:
+            graph = self._graphs[kind] = self._capture(forward)
+        graph.replay()
+
+    def _capture(self, forward: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record what a pass asks of the GPU, which goes on meanwhile, unlike with `torch.cuda.graph`."""
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        stream = _capture_stream(main.device)
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                forward()
+            finally:
+                graph.capture_end()
+        main.wait_stream(stream)
+        return graph
+
+    def _fill(
+        self, tokens: Tensor, time: TimeEmbedding, text: TextKV, rope: tuple[Tensor, Tensor], frames: int
+    ) -> _Inputs:
+        """Bring the inputs of a pass to their places."""
+        config, device = self._fused.config, tokens.device
+        size = (*tokens.shape, time.blocks.shape[1])
+        if size not in self._inputs:
+            layers = config.num_layers
+            self._inputs[size] = _Inputs(
+                torch.empty(tokens.shape, dtype=tokens.dtype, device=device),
+                torch.empty(layers, *time.blocks.shape[1:], device=device),
+                (torch.empty_like(rope[0]), torch.empty_like(rope[1])),
+                torch.empty(layers, config.num_heads, frames, dtype=torch.int32, device=device),
+            )
+        inputs = self._inputs[size]
+        inputs.x.copy_(tokens)
+        torch.add(self._fused.modulation, time.blocks, out=inputs.modulation)
+        if inputs.angles is not rope[0]:
+            inputs.angles = rope[0]
+            for own, new in zip(inputs.rope, rope, strict=True):
+                own.copy_(new)
+        if self._text_source is not text:
+            self._text_source = text
+            if not self._text:
+                self._text = [(torch.empty_like(k), torch.empty_like(v)) for k, v in text]
+            for own_pair, pair in zip(self._text, text, strict=True):
+                for own, new in zip(own_pair, pair, strict=True):
+                    own.copy_(new)
+        return inputs
+
+    def _place(self, layer: LayerCache, block: FusedBlock) -> _Place:
+        """Tables of a layer, and its output projection for heads in the order of the segments."""
+        device, width = self._fused.modulation.device, self._fused.config.head_dim
+        heads = [head for buffer in layer.buffers for head in buffer.heads]
+        rows: dict[int, tuple[int, ...]] = {}
+        for buffer in layer.buffers:
+            step = width * buffer.k.element_size()
+            for column, head in enumerate(buffer.heads):
+                starts = (buffer.k.data_ptr() + column * step, buffer.v.data_ptr() + column * step)
+                rows[head] = (*starts, buffer.k.stride(1), buffer.k.stride(0), heads.index(head))
+        order = torch.tensor(heads, device=device)
+        out = block.out
+        if heads != sorted(heads):
+            # torch indexes no float8.
+            weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
+            grouped = weight.view(len(weight), len(heads), width)[:, order].flatten(1)
+            out = out._replace(weight=grouped.view(out.weight.dtype))
+        table = torch.tensor([rows[head] for head in sorted(rows)], device=device)
+        return _Place(order, table, out)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _slots(layers: list[LayerCache]) -> list[list[tuple[int, ...]]]:
+    """The slot of each current frame, of every layer and head."""
+    found = []
+    for layer in layers:
+        of = {h: slots for b in layer.buffers for h, slots in zip(b.heads, b.targets, strict=True)}
+        found.append([of[head] for head in sorted(of)])
+    return found

@@ -1,0 +1,56 @@
+"""Files appear whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from dummyforcing.errors import UserError
+from dummyforcing.files.writing import replacing
+
+
+def write(path: Path, text: str, error: BaseException | None = None) -> None:
+    with replacing(path) as part:
+        part.write_text(text)
+        if error:
+            raise error
+
+
+def test_a_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write(path, "older")
+    write(path, "newer")
+    assert path.read_text() == "newer"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            UserError,
+            "cannot write .*No space left on device",
+        ),
+        (OSError("odd"), UserError, "cannot write .*odd"),
+        (RuntimeError("other"), RuntimeError, "other"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_an_error_leaves_the_old_file(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], message: str
+) -> None:
+    path = tmp_path / "a"
+    write(path, "older")
+    with pytest.raises(raised, match=message):
+        write(path, "newer", error)
+    assert path.read_text() == "older"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("missing/a", "does not exist"), (".", "it is a folder")])
+def test_hopeless_targets(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / name, "text")
+    assert os.listdir(tmp_path) == []

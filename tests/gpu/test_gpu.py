@@ -1,0 +1,189 @@
+"""The same videos on a GPU."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dummyforcing.attention.attend import attend_grouped, choose_parts, default_backend, reference
+from dummyforcing.cache.head_group import Segment
+from dummyforcing.cli import main
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.pipeline.pipeline import load
+from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.sampling.classifier import Guard
+from dummyforcing.sampling.session import Session
+from oracles import SCHEDULE, SHAPE, small_model, small_prompt
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+
+@pytest.mark.parametrize("policy", ["dense", "dummy"])
+def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    latents, plans = [], []
+    for device in ("cpu", "cuda"):
+        model = small_model()
+        prompt = small_prompt(model, batch=2)
+        session = Session(
+            model.to(device), prompt, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
+        )
+        latents.append(torch.cat(list(session), dim=1).cpu())
+        plans.append([plan.roles for plan in session.plans])
+    assert plans[0] == plans[1]
+    assert latents[0].std() > 0.1
+    torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_fused_path_gives_what_the_plain_one_gives(
+    policy: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight chunks: eager passes, a change of the plan, recorded graphs, a new prompt in between."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
+    videos = []
+    for fused in (None, FusedWan(model)):
+        prompt, seeds = small_prompt(model, batch), range(batch)
+        session = Session(
+            model, prompt, parse_policy(policy), SCHEDULE, (batch, *SHAPE), seeds=seeds, fused=fused
+        )
+        chunks = [session.next_chunk() for _ in range(5)]
+        session.set_prompt(small_prompt(model, batch, seed=9))
+        videos.append(torch.cat([*chunks, *(session.next_chunk() for _ in range(3))], dim=1).cpu())
+    assert videos[0].std() > 0.1
+    torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_are_classified_anew_among_recorded_graphs(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of chunks 1, 6 and 11, each with two probes and graphs of its own between them."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
+    videos = []
+    for fused in (None, FusedWan(model)):
+        prompt, guard = small_prompt(model, batch), Guard(every=2, band=0)
+        session = Session(
+            model,
+            prompt,
+            parse_policy("dummy"),
+            SCHEDULE,
+            (batch, *SHAPE),
+            seeds=range(batch),
+            fused=fused,
+            guard=guard,
+        )
+        videos.append(torch.cat([session.next_chunk() for _ in range(14)], dim=1).cpu())
+        assert session.plan.chunk == 11
+    assert videos[0].std() > 0.1
+    torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path) -> None:
+    """Bit by bit, from before the classification and from among recorded graphs, new prompt included."""
+    model = small_model(layers=3, heads=4, head_dim=16).to("cuda", torch.bfloat16)
+    rules = model, parse_policy(policy), SCHEDULE, (2, *SHAPE)
+    options = {"frames": 24, "fused": FusedWan(model) if fused else None}
+
+    def advance(session: Session, begin: int) -> torch.Tensor:
+        chunks = []
+        for number in range(begin, 8):
+            if number == 6:
+                session.set_prompt(small_prompt(model, 2, seed=9))
+            chunks.append(session.next_chunk())
+        return torch.cat(chunks, 1).cpu()
+
+    for begin in (1, 5):
+        session = Session(model, small_prompt(model, 2), *rules[1:], seeds=[0, 1], **options)
+        for _ in range(begin):
+            session.next_chunk()
+        session.save(tmp_path / "s")
+        others = [session.fork(), Session.restore(tmp_path / "s", *rules, **options)]
+        expected = advance(session, begin)
+        assert expected.std() > 0.1
+        for other in others:
+            assert torch.equal(advance(other, begin), expected)
+            assert other.plans == session.plans
+
+
+def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same video with all work in one stream, also where a new prompt comes in between."""
+    pipeline = load("tiny", device="cuda")
+    request = pipeline.files.request(
+        "a red ball bounces", frames=57, seed=3, switches=[(1.0, "a blue cube spins")]
+    )
+    beside = list(pipeline.run(request))
+    assert beside[-1].timings.wall > 0
+    times = [(c.timings.diffusion, c.timings.decode, c.timings.wall) for c in beside]
+    assert all(a <= b for one, other in pairwise(times) for a, b in zip(one, other, strict=True))
+    assert all(a < b for a, b in zip(times[0], times[-1], strict=True))
+    monkeypatch.setattr(pipeline.vae, "moves", True)  # no stream of its own then
+    monkeypatch.setattr(pipeline.vae, "_home", torch.device("cuda"))
+    for one, other in zip(beside, pipeline.run(request), strict=True):
+        assert one.plans == other.plans
+        assert np.array_equal(one.frames, other.frames)
+
+
+def test_the_bundled_model_in_bfloat16() -> None:
+    pipeline = load("tiny", device="cuda")
+    assert pipeline.dtype == torch.bfloat16
+    video = pipeline.generate("a red ball bounces", frames=33, seed=3)
+    assert video.frames.shape == (33, 160, 160, 3)
+    red, green, blue = video.frames[-1].astype(int).transpose(2, 0, 1)
+    assert 0.01 < ((red > 160) & (green < 90) & (blue < 90)).mean() < 0.25
+    assert video.plan.counts["dummy"] == 48
+
+
+def test_what_a_benchmark_tells_of_a_gpu(tmp_path: Path) -> None:
+    options = ["--model", "tiny", "--frames", "33", "--repeats", "1", "--compare"]
+    assert main(["bench", *options, "-o", str(tmp_path / "b.json")]) == 0
+    results = json.loads((tmp_path / "b.json").read_text())
+    assert results["versions"]["cuda"]
+    assert results["matmul_tflops"]["plain"] > 1
+    for row in results["configurations"]:
+        assert row["cache_bytes"] < row["peak_bytes"] < row["peak_reserved_bytes"] + 2**30
+        assert 0 <= row["memory_growth_bytes"] < row["peak_bytes"]
+        assert 0 < row["floor_fraction"] < 1
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash4"])
+def test_a_long_head_among_short_ones(backend: str) -> None:
+    """Its keys are cut into parts; the result is what float64 gives, also from a recorded graph."""
+    if backend == "flash4" and default_backend(torch.device("cuda"), torch.bfloat16, 128) != backend:
+        pytest.skip("FlashAttention-4 is not installed, or not for this GPU")
+    torch.manual_seed(0)
+    tokens, heads, width = 640, 12, 128
+    q = torch.randn(1, 3 * tokens, heads, width, device="cuda", dtype=torch.bfloat16)
+    shapes = ((60 * tokens, 1), (4 * tokens, heads - 1))
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    assert choose_parts(q.shape[1], shapes, processors)[0] > 1
+    segments, expected, first = [], [], 0
+    for keys, count in shapes:
+        room = torch.randn(2, 1, keys + tokens, count, width, device="cuda", dtype=torch.bfloat16)
+        k, v = room[:, :, :keys]
+        segments.append(Segment(None, None, k, v, ()))
+        for head in range(count):
+            seen = (q[:, :, [first + head]], k[:, :, [head]], v[:, :, [head]])
+            expected.append(reference(*seen))
+        first += count
+    out = torch.empty_like(q)
+    attend_grouped(q, segments, out, backend)
+    torch.testing.assert_close(out, torch.cat(expected, 2), atol=4e-3, rtol=0.02)
+    again, graph = out.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend_grouped(q, segments, out, backend)
+    out.fill_(float("nan"))
+    graph.replay()
+    torch.testing.assert_close(out, again, atol=0, rtol=0)

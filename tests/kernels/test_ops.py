@@ -1,0 +1,190 @@
+"""Every Triton kernel against its definition in torch: on a GPU, else in Triton's interpreter.
+
+Triton's interpreter must be on before Triton is imported, so these tests run in a process of their own there.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from dummyforcing.kernels import ops
+from dummyforcing.kernels.rope import rope_table
+
+pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+here = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or the interpreter"
+)
+DEVICE = "cpu" if INTERPRETED else "cuda"
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 0.02}
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here as they are")
+def test_kernels_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+
+
+def kernels():
+    from dummyforcing.kernels import ops_triton
+
+    return ops_triton
+
+
+def tensor(*shape, dtype=torch.float32, seed=0, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) + offset).to(DEVICE, dtype)
+
+
+def definition(function, *tensors, **options):
+    """What `ops.py` computes on the CPU."""
+    return function(*(t.cpu() if isinstance(t, torch.Tensor) else t for t in tensors), **options)
+
+
+@here
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("parts", ["all", "no gate", "no delta", "no norm"])
+def test_residual_norm(dtype, frames, parts):
+    tokens, dim = 4, 24
+    x = tensor(2 * 3 * tokens, dim, dtype=dtype, offset=3.0)
+    delta = None if parts == "no delta" else tensor(*x.shape, dtype=dtype, seed=1)
+    table = tensor(frames, 3, dim, seed=2)
+    gate = None if parts in ("no gate", "no delta") else table[:, 0]
+    norm = None if parts == "no norm" else (table[:, 1], table[:, 2])
+    expected_x = x.cpu().clone()
+    on_cpu = [t if t is None else t.cpu() for t in (delta, gate)]
+    cpu_norm = norm and tuple(t.cpu() for t in norm)
+    expected = ops.residual_norm(expected_x, *on_cpu, cpu_norm, tokens=tokens, eps=1e-6)
+    y, scales = kernels().residual_norm(x, delta, gate, norm, tokens, 1e-6, False)
+    assert scales is None
+    torch.testing.assert_close(x.cpu(), expected_x, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert (y is None) == (expected is None)
+    if y is not None:
+        torch.testing.assert_close(y.cpu(), expected, atol=2 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@here
+def test_residual_norm_with_one_affine_map_for_all_frames():
+    x, delta, gate = tensor(6, 24), tensor(6, 24, seed=1), tensor(3, 24, seed=2)
+    norm = tensor(1, 24, seed=3, dtype=torch.bfloat16), tensor(1, 24, seed=4, dtype=torch.bfloat16)
+    expected_x = x.cpu().clone()
+    expected = ops.residual_norm(
+        expected_x, delta.cpu(), gate.cpu(), (norm[0].cpu(), norm[1].cpu()), tokens=2, eps=1e-6
+    )
+    y, _ = kernels().residual_norm(x, delta, gate, norm, 2, 1e-6, False)
+    torch.testing.assert_close(y.cpu(), expected, atol=5e-6, rtol=5e-6)
+    torch.testing.assert_close(x.cpu(), expected_x, atol=2e-6, rtol=2e-6)
+
+
+def close_in_float8(mine, theirs, atol):
+    """Within a step of float8; Triton's interpreter rounds a few values wrongly."""
+    wrong = ~torch.isclose(mine, theirs, rtol=0.13, atol=atol)
+    assert wrong.float().mean() <= (0.15 if INTERPRETED else 0)
+
+
+def same_rows(values, scales, expected):
+    torch.testing.assert_close(scales.cpu(), expected.scale, rtol=1e-5, atol=0)
+    mine, theirs = values.cpu().float() * scales.cpu(), expected.values.float() * expected.scale
+    close_in_float8(mine, theirs, 1e-5)
+    # Between two float8 numbers, rounding may go either way.
+    assert (~torch.isclose(mine, theirs, rtol=1e-4, atol=1e-7)).float().mean() < 0.05
+
+
+@here
+@pytest.mark.parametrize("gelu", [False, True])
+def test_quantize_rows(gelu):
+    x = tensor(7, 96) * torch.tensor([1e-4, 1, 3, 10, 50, 200, 0.0], device=DEVICE)[:, None]
+    same_rows(*kernels().quantize_rows(x, gelu), ops.quantize_rows(x.cpu(), gelu))
+
+
+@here
+def test_residual_norm_in_float8():
+    x, scale, shift = tensor(6, 96), tensor(1, 96, seed=1), tensor(1, 96, seed=2)
+    expected = ops.residual_norm(x.cpu(), norm=(scale.cpu(), shift.cpu()), tokens=2, eps=1e-6, fp8=True)
+    same_rows(*kernels().residual_norm(x, None, None, (scale, shift), 2, 1e-6, True), expected)
+
+
+@here
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_rms_norm(dtype):
+    x, gain = tensor(5, 24, dtype=dtype), tensor(24, dtype=dtype, seed=1)
+    expected = ops.rms_norm(x.cpu().clone(), gain.cpu(), 1e-6)
+    assert kernels().rms_norm(x, gain, 1e-6) is x
+    torch.testing.assert_close(x.cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, ops.FP8], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_place_heads(dtype, batch):
+    """Three heads in two buffers, in another order than the model's, at slots of their own."""
+    frames, tokens, heads, width = 2, 3, 3, 8
+    qkv = tensor(batch * frames * tokens, 3 * heads * width, dtype=torch.bfloat16)
+    gains = (
+        tensor(heads * width, seed=1, dtype=torch.bfloat16),
+        tensor(heads * width, seed=2, dtype=torch.bfloat16),
+    )
+    rope = rope_table(torch.tensor([4, 5]), 1, tokens, width)
+    order, slots = [2, 0, 1], torch.tensor([[1, 2], [-1, 0], [3, 0]], dtype=torch.int32)
+
+    def targets(device):
+        buffers = [
+            tuple(torch.zeros(batch, size * tokens, count, width, device=device).to(dtype) for _ in "kv")
+            for size, count in ((4, 2), (1, 1))
+        ]
+        rows = {}
+        for (k, v), group in zip(buffers, ([2, 0], [1]), strict=True):
+            for column, head in enumerate(group):
+                at = [t.data_ptr() + column * width * t.element_size() for t in (k, v)]
+                rows[head] = [*at, k.stride(1), k.stride(0), order.index(head)]
+        table = torch.tensor([rows[head] for head in range(heads)], device=device)
+        return ops.Targets(buffers, torch.tensor(order, device=device), table, slots.to(device))
+
+    mine, theirs = targets(DEVICE), targets("cpu")
+    q = torch.zeros(batch, frames * tokens, heads, width, device=DEVICE).to(dtype)
+    expected = torch.zeros(q.shape).to(dtype)
+    ops.place_heads(qkv.cpu(), (gains[0].cpu(), gains[1].cpu()), rope, theirs, expected, 1e-6)
+    on_device = tuple(t.to(DEVICE) for t in rope)
+    kernels().place_heads(qkv, gains, on_device, mine.table, mine.slots, q, 1e-6)
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 0.01, ops.FP8: None}[dtype]
+    pairs = [
+        (q, expected),
+        *(
+            (a, b)
+            for x, y in zip(mine.buffers, theirs.buffers, strict=True)
+            for a, b in zip(x, y, strict=True)
+        ),
+    ]
+    for a, b in pairs:
+        assert b.float().any()
+        if tolerance is None:
+            close_in_float8(a.cpu().float(), b.float(), 0.002)
+        else:
+            torch.testing.assert_close(a.cpu().float(), b.float(), atol=tolerance / 50, rtol=tolerance)
+
+
+@here
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("count", [2, 5])
+def test_merge_parts(dtype, count):
+    length, heads, width = 3, 2, 24
+    parts = tensor(count, length, heads, width, dtype=dtype)
+    lse = 5 * tensor(count, heads, length, seed=1)
+    wide = torch.zeros(length, heads + 1, width, device=DEVICE, dtype=dtype)
+    expected = torch.empty(length, heads, width, dtype=dtype)
+    ops.merge_parts(parts.cpu(), lse.cpu(), expected)
+    kernels().merge_parts(parts, lse, wide[:, 1:])
+    torch.testing.assert_close(wide[:, 1:].cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert not wide[:, 0].any()

@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.errors import UserError
+from dummyforcing.pipeline.memory import MemoryEstimate, available_memory, fewest_bands, require_memory
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SMALL = MemoryEstimate(text_encoder=8, transformer=4, vae=1, cache=3, denoising=5, decoding=6, frames=20)
+
+
+def test_parts_add_up() -> None:
+    assert SMALL.weights == 13
+    assert SMALL.total == 13 + 3 + 6 + 20
+    assert SMALL.on_gpu().total == 13 + 3 + 5 + 6  # a GPU decodes and denoises at the same time
+    # The VAE comes to decode, while nothing is denoised.
+    assert SMALL.on_gpu().offloaded() == SMALL.offloaded().on_gpu()
+    assert SMALL.on_gpu().offloaded().total == 4 + 3 + max(5, 6 + 1)
+    assert replace(SMALL, denoising=9).on_gpu().offloaded().total == 4 + 3 + 9
+
+
+def test_require_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e6 < available_memory(CPU) < 1e14
+    assert require_memory([SMALL], CPU) == 1
+    huge = MemoryEstimate(0, 1e12, 0, 2e12, 3e12, 0, 4e12)
+    message = r"about 10000\.0 GB .*4000\.0 GB decoded frames.*; take a smaller size or fewer frames\.$"
+    with pytest.raises(UserError, match=message):
+        require_memory([huge], CPU)
+    remedies = [("--frames 9", [huge]), ("--size 16x16", [huge, SMALL]), ("nothing", [SMALL])]
+    with pytest.raises(UserError, match=r"; take --size 16x16 \(0\.0 GB\)\.$"):
+        require_memory([huge], CPU, remedies)
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 7e12)
+    require_memory([huge], GPU)  # decoded frames are not on the GPU
+
+
+def test_fewest_bands() -> None:
+    assert [fewest_bands([9, 5, 4, 6], free) for free in (9, 8, 5, 4, 3)] == [1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(("free", "bands"), [(50e9, 1), (40e9, 2), (32e9, 7)])
+def test_what_fits_only_in_bands(free: float, bands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1080p on a GPU; what waits in the main memory does not count there, and does on a CPU."""
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
+    files = ModelFiles.open("self-forcing")
+    request = files.request("x", size=(1088, 1920))
+    assert files.require_memory(request, torch.bfloat16, GPU) == bands
+    needs = [estimate.on_gpu().total for estimate in files.estimates(request, torch.bfloat16)]
+    assert needs == sorted(needs, reverse=True)
+    assert len(needs) == 136
+    assert needs[bands - 1] <= free
+    assert bands == 1 or needs[bands - 2] > free
+
+
+def test_what_fits_in_no_number_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU all bands count, so many are no help; the message tells the least that would do."""
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 32e9)
+    files = ModelFiles.open("self-forcing")
+    request = files.request("x", size=(1088, 1920))
+    needs = [estimate.total for estimate in files.estimates(request, torch.bfloat16)]
+    assert needs[0] > min(needs) > 32e9
+    assert needs[-1] > needs[0]
+    with pytest.raises(UserError, match=rf"needs about {min(needs) / 1e9:.1f} GB .*; take --size 960x544"):
+        files.require_memory(request, torch.bfloat16, CPU)
+
+
+def test_estimates_of_the_public_models() -> None:
+    """The bytes that are known of the public models at 480p, in bfloat16."""
+    files = ModelFiles.open("self-forcing")
+    estimate = files.estimate(files.request("x", policy="dense"), torch.bfloat16)
+    assert estimate.transformer == 2_837_993_600
+    assert estimate.text_encoder == 2 * 5_680_910_336
+    assert estimate.vae == 2 * 126_892_531
+    assert estimate.cache / 2**20 == pytest.approx(21 * 274.2, rel=1e-3)
+    longlive = ModelFiles.open("longlive")
+    cache = longlive.estimate(longlive.request("x", frames=957, policy="native"), torch.bfloat16).cache
+    assert cache / 2**20 == pytest.approx(12 * 274.2, rel=1e-3)
+    rolling = ModelFiles.open("rolling-forcing")
+    request = rolling.request("x", frames=501, policy="native")
+    assert rolling.estimate(request, torch.bfloat16).cache / 2**20 == pytest.approx(36 * 274.2, rel=1e-3)
+    krea = ModelFiles.open("krea-realtime")
+    estimate = krea.estimate(krea.request("x", frames=501, policy="native"), torch.bfloat16)
+    assert estimate.transformer == 28_576_983_168
+    assert estimate.cache / 2**20 == pytest.approx(6 * 1218.75, rel=1e-3)
+    block = ModelFiles.open("krea-block")
+    cache = block.estimate(block.request("x", policy="dense"), torch.bfloat16).cache
+    assert cache / 2**20 == pytest.approx(21 * 1218.75, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "policy", "remedy"),
+    [
+        (CPU, 23e9, "dense", r"--policy dummy \("),
+        (GPU, 17.5e9, "dummy", r"--offload \("),
+        (GPU, 10e9, "dense", r"--policy dummy --offload \("),
+        (CPU, 18e9, "dummy", r"--size 416x240 \("),
+        (CPU, 1e9, "dummy", r"a smaller size or fewer frames\."),
+    ],
+)
+def test_what_would_fit(
+    device: torch.device, free: float, policy: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
+    files = ModelFiles.open("self-forcing")
+    request = files.request("x", policy=policy)
+    with pytest.raises(UserError, match=f"take {remedy}"):
+        files.require_memory(request, torch.bfloat16, device)
+
+
+def test_what_is_loaded_is_not_counted_again(model_folder: Path) -> None:
+    files = ModelFiles.open(model_folder)
+    request = files.request("a red ball")
+    whole, rest = (files.estimate(request, torch.float32, loaded=loaded) for loaded in (False, True))
+    assert rest.weights == 0
+    assert rest.total == whole.total - whole.weights

@@ -1,0 +1,221 @@
+"""Small random VAEs of every layout; the oracle is diffusers' own one-shot decode and encode."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from dummyforcing.errors import UserError
+from dummyforcing.vae.codec import VideoDecoder, open_vae
+from layouts import wan_vae
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "wan": {"base_dim": 8, "z_dim": 16, "num_res_blocks": 1},
+    "bundled": {
+        "base_dim": 8,
+        "decoder_base_dim": 12,
+        "z_dim": 16,
+        "dim_mult": [1, 2, 4],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+    },
+    "wan 2.2": {
+        "base_dim": 8,
+        "z_dim": 16,
+        "num_res_blocks": 1,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "is_residual": True,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def decoder(request: pytest.FixtureRequest) -> VideoDecoder:
+    torch.manual_seed(0)
+    return VideoDecoder(AutoencoderKLWan(**LAYOUTS[request.param]).eval())
+
+
+def latents_of(frames: int, seed: int = 0, batch: int = 1) -> Tensor:
+    return torch.randn(batch, frames, 16, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def one_shot(decoder: VideoDecoder, latents: Tensor) -> Tensor:
+    """What diffusers decodes, as float32 `(B, n, H, W, 3)` in [0, 1]."""
+    config = decoder.vae.config
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    pixels = decoder.vae.decode(latents.transpose(1, 2) * std + mean).sample
+    return (pixels * 0.5 + 0.5).permute(0, 2, 3, 4, 1)
+
+
+@pytest.mark.parametrize("passes", [0, 96, 10**6], ids=["frame by frame", "two by two", "at once"])
+@pytest.mark.parametrize("split", [[7], [3, 3, 1], [1, 2, 4], [1, 1, 1, 1, 1, 1, 1]])
+def test_streaming_is_one_shot(
+    decoder: VideoDecoder, split: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
+    latents = latents_of(7, batch=2)
+    stream = decoder.stream()
+    pieces = [stream.decode_float(chunk) for chunk in latents.split(split, dim=1)]
+    assert [piece.shape[1] for piece in pieces] == [4 * n - 3 * (i == 0) for i, n in enumerate(split)]
+    streamed = torch.cat(pieces, dim=1)
+    torch.testing.assert_close(streamed, one_shot(decoder, latents), atol=1e-5, rtol=0)
+    assert streamed.shape == (2, 25, 4 * decoder.stride, 6 * decoder.stride, 3)
+    assert streamed.std() > 0.01
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_channels_of_zeros_change_nothing(decoder: VideoDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where convolutions get as many channels as suit cuDNN."""
+    latents = torch.randn(2, 3, 16, 4, 6)
+    expected = decoder.stream().decode_float(latents)
+    monkeypatch.setattr("dummyforcing.vae_stream.fast_width", lambda channels, device: channels + 5)
+    monkeypatch.setattr("dummyforcing.vae.fast_convolutions", lambda vae: nullcontext())
+    torch.testing.assert_close(decoder.stream().decode_float(latents), expected, atol=1e-5, rtol=0)
+
+
+def test_slow_convolutions_are_avoided(decoder: VideoDecoder) -> None:
+    with torch.profiler.profile() as profile:
+        decoder.decode(latents_of(2))
+    operators = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in operators
+    assert not any("slow_conv3d" in name for name in operators)
+
+
+def test_interleaved_streams_do_not_meet(decoder: VideoDecoder) -> None:
+    one, two = latents_of(6, seed=1), latents_of(6, seed=2)
+    first, second = decoder.stream(), decoder.stream()
+    pieces: list[tuple[Tensor, Tensor]] = []
+    for a, b in zip(one.split(2, dim=1), two.split(2, dim=1), strict=True):
+        pieces.append((first.decode(a), second.decode(b)))
+        decoder.encode(torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8))  # nor does the encoder
+    for latents, mixed in zip((one, two), zip(*pieces, strict=True), strict=True):
+        alone = decoder.stream()
+        for part, pixels in zip(latents.split(2, dim=1), mixed, strict=True):
+            assert torch.equal(alone.decode(part), pixels)
+    assert (first.frames, second.frames) == (6, 6)
+
+
+def test_a_batch_gives_what_its_videos_give_alone(decoder: VideoDecoder) -> None:
+    latents = latents_of(3, batch=2)
+    together = decoder.stream().decode_float(latents)
+    for index in range(2):
+        alone = decoder.stream().decode_float(latents[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], alone, atol=2e-5, rtol=0)
+
+
+def test_uint8_is_the_rounded_float(decoder: VideoDecoder) -> None:
+    latents = latents_of(2)
+    pixels, exact = decoder.decode(latents), decoder.stream().decode_float(latents)
+    assert pixels.dtype == torch.uint8
+    assert (pixels.float() - exact * 255).abs().max() <= 0.5
+
+
+def test_low_precision_latents_are_denormalised_in_float32(decoder: VideoDecoder) -> None:
+    latents = latents_of(2).to(torch.bfloat16)
+    assert torch.equal(decoder.decode(latents), decoder.decode(latents.float()))
+
+
+def test_bfloat16(decoder: VideoDecoder, tmp_path: Path) -> None:
+    decoder.vae.save_pretrained(tmp_path)
+    half = VideoDecoder.load(tmp_path, dtype=torch.bfloat16)
+    difference = half.decode(latents_of(2)).float() - decoder.decode(latents_of(2)).float()
+    assert difference.abs().mean() < 2
+
+
+@torch.inference_mode()
+def test_encode(decoder: VideoDecoder) -> None:
+    pixels = torch.randint(0, 256, (2, 9, 4 * decoder.stride, 6 * decoder.stride, 3), dtype=torch.uint8)
+    config = decoder.vae.config
+    video = (pixels.float() / 255 * 2 - 1).permute(0, 4, 1, 2, 3)
+    mean = decoder.vae.encode(video).latent_dist.mean.transpose(1, 2)
+    expected = (mean - torch.tensor(config.latents_mean).view(-1, 1, 1)) / torch.tensor(
+        config.latents_std
+    ).view(-1, 1, 1)
+    latents = decoder.encode(pixels)
+    assert latents.shape == (2, 3, 16, 4, 6)
+    torch.testing.assert_close(latents, expected, atol=2e-5, rtol=0)
+    assert decoder.decode(latents).shape == pixels.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32, 32, 3), (1, 5, 36, 32, 3), (1, 5, 32, 36, 3)])
+def test_what_cannot_be_encoded(decoder: VideoDecoder, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=f"multiples of {decoder.stride}"):
+        decoder.encode(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    decoder.vae.save_pretrained(tmp_path)
+    capfd.readouterr()
+    loaded = VideoDecoder.load(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(loaded.decode(latents_of(2)), decoder.decode(latents_of(2)))
+    assert not any(parameter.requires_grad for parameter in loaded.vae.parameters())
+
+
+def test_bad_folders(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        VideoDecoder.load(tmp_path)
+    decoder.vae.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    capfd.readouterr()
+    with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
+        VideoDecoder.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
+        VideoDecoder.load(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_wans_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Wan's names and without a config, it decodes and encodes as the VAE that diffusers made."""
+    torch.manual_seed(0)
+    sizes = {"base_dim": 4}
+    ours = VideoDecoder(AutoencoderKLWan(**sizes).eval())
+    tensors = wan_vae(ours.vae.state_dict())
+    assert len(tensors) == 194
+    torch.save(tensors, tmp_path / "Wan2.1_VAE.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"wrong in shape"):
+        open_vae(tmp_path / "Wan2.1_VAE.pth")
+    monkeypatch.setattr("dummyforcing.vae.WAN_VAE", sizes)
+    loaded = VideoDecoder.load(tmp_path / "Wan2.1_VAE.pth")
+    assert torch.equal(loaded.decode(latents_of(2)), ours.decode(latents_of(2)))
+    pixels = torch.randint(0, 256, (1, 5, 32, 48, 3), dtype=torch.uint8)
+    assert torch.equal(loaded.encode(pixels), ours.encode(pixels))
+
+
+def test_the_public_vae_is_diffusers_default() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKLWan()
+    assert len(list(vae.parameters())) == 194
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 126_892_531
+    assert vae.config.base_dim == 96
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("offload", [False, True])
+def test_on_a_gpu(
+    decoder: VideoDecoder, offload: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    decoder.vae.save_pretrained(tmp_path)
+    latents = latents_of(7, batch=2)
+    expected = one_shot(decoder, latents)
+    for dtype, most, mean in ((torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.1, 2 / 255)):
+        stream = VideoDecoder.load(tmp_path, "cuda", dtype, offload).stream()
+        pixels = torch.cat([stream.decode_float(part).cpu() for part in latents.split([3, 3, 1], dim=1)], 1)
+        gap = (pixels - expected).abs()
+        assert gap.max() < most
+        assert gap.mean() < mean
