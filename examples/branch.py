@@ -7,11 +7,12 @@ import torch
 
 import dummyforcing
 from dummyforcing.media.video import side_by_side, write_mp4
+from dummyforcing.pipeline.request import make_request
 
 ENDINGS = ["shrinks", "grows"]
 
 pipeline = dummyforcing.load("tiny")
-session = pipeline.rollout(pipeline.files.request("a red ball bounces on a green floor")).session
+session = pipeline.rollout(make_request(pipeline.files, "a red ball bounces on a green floor")).sampler
 beginning = [session.next_chunk() for _ in range(3)]
 
 videos = []

@@ -9,7 +9,9 @@ BUDGET = "window:12"  # or the size of the KV cache, such as "15MB"
 
 pipeline = dummyforcing.load("tiny")
 for policy, budget in (("window:3,6", None), ("long", BUDGET)):
-    video = pipeline.generate("a red ball bounces on a green floor", frames=249, policy=policy, budget=budget)
+    video = pipeline.generate(
+        "a red ball bounces on a green floor", num_frames=249, policy=policy, budget=budget
+    )
     video.save(f"{policy.partition(':')[0]}.mp4")
     contexts = [context for layer in video.plan.contexts for context in layer]
     longest = max(context.total or 0 for context in contexts)

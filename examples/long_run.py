@@ -12,9 +12,9 @@ pipeline = dummyforcing.load("tiny")
 preset = pipeline.files.preset
 stream = pipeline.stream(
     "a red ball bounces on a green floor",
-    frames=preset.pixel_frames_for(SECONDS),
+    num_frames=preset.pixel_frames_for(SECONDS),
     switches=[(SECONDS / 2, "a blue star spins on a yellow floor")],
-    guard=dummyforcing.Guard(every=20, band=0.01),
+    guard=dummyforcing.Guard(every=20, tolerance=0.01),
 )
 found, told = None, 0
 with VideoWriter("long.mp4", preset.fps) as writer:

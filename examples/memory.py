@@ -12,7 +12,7 @@ SWITCHES = [(2.8, "leaves"), (14.8, "comes back")]  # seconds from the start, an
 pipeline = dummyforcing.load("tiny-long")
 for policy in ("dense", "window:0,9"):
     video = pipeline.generate(
-        "a red ring stays still on a green floor", frames=297, policy=policy, switches=SWITCHES
+        "a red ring stays still on a green floor", num_frames=297, policy=policy, switches=SWITCHES
     )
     video.save(f"memory-{policy.partition(':')[0]}.mp4")
     print(f"{policy}: {video.cache_bytes / 1e6:.0f} MB of keys and values")

@@ -9,11 +9,12 @@ import dummyforcing
 from dummyforcing.media.sheet import SceneSheet
 from dummyforcing.media.story import Story
 from dummyforcing.media.video import VideoWriter
+from dummyforcing.pipeline.request import make_request
 
 story = Story.load(Path(__file__).with_name("story.yaml"))
 pipeline = dummyforcing.load("tiny")
 preset = pipeline.files.preset
-request = pipeline.files.request(story.prompt, **story.options(preset))
+request = make_request(pipeline.files, story.prompt, **story.options(preset))
 
 sheet = SceneSheet(request.scenes, preset.pixel_frames(request.frames), preset.fps)
 with VideoWriter("story.mp4", preset.fps) as writer:

@@ -11,8 +11,8 @@ from dummyforcing.cache.kv_cache import LayerCache
 from dummyforcing.kernels.rope import apply_rope, rope_table
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.models.wan import Attention, CausalWan, ModelConfig, TextKV
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from dummyforcing.sampling.session import Session
 
 SCHEDULE = make_schedule([1000, 750, 500, 250], shift=5.0)
 SHAPE = (4, 4, 6)
@@ -106,10 +106,10 @@ class KeepEverything:
         plans: Sequence[Plan],
         tokens: int,
         chunk: int,
-        reach: int | None = None,
+        local_attention_size: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
-        self.tokens, self.chunk, self.reach, self.past = tokens, chunk, reach, 0
+        self.tokens, self.chunk, self.local_attention_size, self.past = tokens, chunk, local_attention_size, 0
         self.grid = grid or (1, tokens)
         self.memory = [[[HeadMemory(c) for c in row] for row in plan.contexts] for plan in plans]
         self.k: dict[int, Tensor] = {}
@@ -121,7 +121,7 @@ class KeepEverything:
         self.k[layer] = torch.cat([self.k[layer][:, :last], k], 1) if layer in self.k else k
         self.v[layer] = torch.cat([self.v[layer][:, :last], v], 1) if layer in self.v else v
         end = self.k[layer].shape[1] // self.tokens
-        moved = max(0, end - self.reach) if self.reach else 0
+        moved = max(0, end - self.local_attention_size) if self.local_attention_size else 0
         # Every frame twice: where it was made, and moved on.
         positions = torch.cat([torch.arange(end), torch.arange(end) + moved])
         masks = [
@@ -191,10 +191,12 @@ class KeepEverything:
 class CheckedCache:
     """A session's cache with an oracle that goes along."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BlockSampler) -> None:
         self.cache, height, width = session.cache, SHAPE[1] // 2, SHAPE[2] // 2
         tokens, most = height * width, session._most_current
-        self.oracle = KeepEverything(session.plans, tokens, most, session.cache.reach, (height, width))
+        self.oracle = KeepEverything(
+            session.plans, tokens, most, session.cache.local_attention_size, (height, width)
+        )
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self.cache[layer]
@@ -211,7 +213,7 @@ class CheckedCache:
         return both
 
 
-def checked(session: Session) -> Session:
+def checked(session: BlockSampler) -> BlockSampler:
     """Let every attention of a session be compared with the oracle's, without the drift of two rollouts."""
     cache = session.cache = CheckedCache(session)  # type: ignore[assignment]
     inner, last = session._attention, session.model.config.num_layers - 1

@@ -14,7 +14,7 @@ def test_public_names() -> None:
         "Guard",
         "HeadContext",
         "Measures",
-        "Pipeline",
+        "DummyForcingPipeline",
         "Plan",
         "Policy",
         "Timings",

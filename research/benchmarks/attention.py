@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dummyforcing.attention import attend as attention
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.pipeline.request import choose_device
+from dummyforcing.pipeline.devices import choose_device
 
 TOKENS = {"480p": 1560, "720p": 3600, "1080p": 8160}
 """Of one latent frame."""
@@ -73,8 +73,8 @@ def side_by_side(layer: Layer, backend: str) -> Way:
     """As the library does it: a stream for each group."""
 
     def way(number: int) -> None:
-        segments = [SimpleNamespace(k=k, v=v) for _, k, v, _ in layer.parts(number)]
-        attention.attend_grouped(layer.q[number], segments, layer.out[number], backend)  # type: ignore[arg-type]
+        groups = [SimpleNamespace(k=k, v=v) for _, k, v, _ in layer.parts(number)]
+        attention.attend_grouped(layer.q[number], groups, layer.out[number], backend)  # type: ignore[arg-type]
 
     return way
 

@@ -32,15 +32,17 @@ from dummyforcing.checkpoints import transformer as checkpoints
 from dummyforcing.checkpoints.hub import find_part
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.names import vae_name
-from dummyforcing.checkpoints.transformer import fill, open_transformer
+from dummyforcing.checkpoints.text_encoder import load_text_encoder
+from dummyforcing.checkpoints.transformer import open_transformer
+from dummyforcing.checkpoints.vae import load_vae
+from dummyforcing.checkpoints.weights import fill
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.models import text_encoder as text
-from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.pipeline.request import choose_device, choose_dtype
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import bundled_folders
-from dummyforcing.vae.codec import VideoDecoder
 
 PROMPT = "a red ball bounces on a green floor"
 SMALL = ModelConfig(dim=96, ffn_dim=128, num_heads=4, num_layers=2, text_dim=64)
@@ -160,8 +162,8 @@ def stage(name: str, stages: dict[str, dict[str, float]]) -> Iterator[None]:
     )
 
 
-def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) -> Pipeline:
-    """What `Pipeline.load` does, stage by stage."""
+def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) -> DummyForcingPipeline:
+    """What `DummyForcingPipeline.load` does, stage by stage."""
     where = choose_device(device)
     dtype = choose_dtype(None, where)
     assert isinstance(files.transformer, Path)
@@ -170,21 +172,23 @@ def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) ->
         model = fill(*open_transformer(files.transformer, files.config, files.key), where, dtype)
     encoder, tokenizer, vae = (find_part(files.base, part) for part in ("text_encoder", "tokenizer", "vae"))
     with stage("load text encoder", stages):
-        encode = TextEncoder.load(encoder, tokenizer, model.config.text_len, where, dtype)
+        encode = load_text_encoder(encoder, tokenizer, model.config.text_len, where, dtype)
     with stage("load VAE", stages):
-        decoder = VideoDecoder.load(vae, where, files.vae_dtype(dtype))
+        decoder = load_vae(vae, where, files.vae_dtype(dtype))
     with stage("encode prompt", stages):
         encode.encode(PROMPT)
-    return Pipeline(files, model, encode, decoder)
+    return DummyForcingPipeline(files, model, encode, decoder)
 
 
-def sample(pipeline: Pipeline, policy: str, frames: int, size: tuple[int, int] | None) -> dict[str, object]:
+def sample(
+    pipeline: DummyForcingPipeline, policy: str, frames: int, size: tuple[int, int] | None
+) -> dict[str, object]:
     """Make one video; seconds of its chunks, and rates over all but the first and the one after a plan."""
     stages: dict[str, dict[str, float]] = {}
     preset = pipeline.files.preset
     tail = preset.current_frames // preset.chunk_frames - 1  # chunks of windows that only shrink
     frames += 4 * preset.chunk_frames * tail
-    request = pipeline.files.request(PROMPT, frames=frames, size=size, policy=policy)
+    request = make_request(pipeline.files, PROMPT, num_frames=frames, size=size, policy=policy)
     chunks = []
     with stage(f"video, {policy}", stages):
         for chunk in pipeline.run(request):
@@ -259,7 +263,7 @@ def main() -> None:
         del pipeline
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            pipeline = Pipeline.load(files, device, choose_dtype(None, device), offload=True)
+            pipeline = DummyForcingPipeline.load(files, device, choose_dtype(None, device), offload=True)
             results[name]["offloaded"] = sample(pipeline, "dummy", args.frames, size)
             del pipeline
             torch.cuda.empty_cache()

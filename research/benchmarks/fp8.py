@@ -23,11 +23,11 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.pipeline.request import choose_device, choose_dtype
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from dummyforcing.sampling.session import Session
 
 PAST_CHUNKS = 2
 
@@ -38,7 +38,7 @@ def velocities(
     """What a model predicts of the same noisy latents in every step, `(1, F, C, h, w)` float32 each."""
     preset, config = files.preset, model.config
     schedule = make_schedule(preset.schedule.steps, preset.schedule.shift, preset.schedule.warp)
-    session = Session(
+    session = BlockSampler(
         model,
         prompt,
         parse_policy("dummy"),
@@ -86,10 +86,10 @@ def main() -> None:
     width, height = args.size or reversed(files.preset.size)
     frames = PAST_CHUNKS * files.preset.chunk_frames
     if args.model == "tiny":
-        pipeline = load("tiny", device=device, dtype=torch.float32)
+        pipeline = load("tiny", device=device, torch_dtype=torch.float32)
         exact, prompt = pipeline.model, pipeline.text.encode(PROMPT)
         seconds = files.preset.pixel_frames(frames)
-        video = torch.from_numpy(pipeline.generate(PROMPT, frames=seconds).frames)[None]
+        video = torch.from_numpy(pipeline.generate(PROMPT, num_frames=seconds).frames)[None]
         past = pipeline.vae.encode(video)
     else:
         exact = random_model(files.config, device, torch.float32)

@@ -18,9 +18,10 @@ spin_briefly()  # before torch is imported
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.media.monitor import Measures, Monitor
 from dummyforcing.method.plan import Plan
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
-from dummyforcing.sampling.classifier import Guard
+from dummyforcing.sampling.guard import Guard
 
 PROMPT, NEW_PROMPT = "a red ball bounces on a green floor", "a blue star spins on a yellow floor"
 WINDOW = 5
@@ -28,7 +29,7 @@ WINDOW = 5
 
 
 def run(
-    pipeline: Pipeline, seconds: float, policy: str, guard: Guard | None, new_prompt: bool
+    pipeline: DummyForcingPipeline, seconds: float, policy: str, guard: Guard | None, new_prompt: bool
 ) -> dict[str, object]:
     """Make one video, and tell how it fares.
 
@@ -38,7 +39,9 @@ def run(
     preset = pipeline.files.preset
     switches = [(seconds / 2, NEW_PROMPT)] if new_prompt else []
     frames = preset.pixel_frames_for(seconds)
-    request = pipeline.files.request(PROMPT, frames=frames, policy=policy, guard=guard, switches=switches)
+    request = make_request(
+        pipeline.files, PROMPT, num_frames=frames, policy=policy, guard=guard, switches=switches
+    )
     rollout, decoder = pipeline.rollout(request), pipeline.vae.stream()
     monitor = Monitor(preset.fps, PIXEL_FRAMES_PER_FRAME * preset.chunk_frames)
     measures: list[tuple[float, Measures]] = []
@@ -46,7 +49,7 @@ def run(
     anew: list[dict[str, object]] = []
     milliseconds: dict[str, list[float]] = defaultdict(list)
     for chunk in range(request.chunks):
-        session = rollout.session
+        session = rollout.sampler
         plan = session.plan
         kind = "plain" if not session.scores_next else "probe"
         if session.classifies_next:
@@ -97,19 +100,19 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = load("tiny", device="cpu")
     seconds, every = (6, 2) if args.small else (60, 4)
-    band = 0.0 if args.small else Guard.band
+    tolerance = 0.0 if args.small else Guard.tolerance
     videos = {
         "dense": run(pipeline, seconds, "dense", None, False),
-        "dummy, only probed": run(pipeline, seconds, "dummy", Guard(every, band=1.0), False),
-        "dummy, only probed, new prompt": run(pipeline, seconds, "dummy", Guard(every, band=1.0), True),
-        "dummy, guarded, new prompt": run(pipeline, seconds, "dummy", Guard(every, band), True),
+        "dummy, only probed": run(pipeline, seconds, "dummy", Guard(every, tolerance=1.0), False),
+        "dummy, only probed, new prompt": run(pipeline, seconds, "dummy", Guard(every, tolerance=1.0), True),
+        "dummy, guarded, new prompt": run(pipeline, seconds, "dummy", Guard(every, tolerance), True),
     }
     results: dict[str, object] = {
         "prompt": PROMPT,
         "new_prompt": NEW_PROMPT,
         "measures_over_seconds": WINDOW,
         "every": every,
-        "band": band,
+        "tolerance": tolerance,
         "videos": videos,
     }
     write_results(args.output, results, pipeline.device)

@@ -18,9 +18,10 @@ spin_briefly()  # before torch is imported
 from torch import Tensor
 
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.method.policy import Role
-from dummyforcing.pipeline.pipeline import Pipeline, load
-from dummyforcing.sampling.session import Session
+from dummyforcing.method.criteria import Role
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.block import BlockSampler
 from research.studies.study import past_frames
 
 PROMPT = "a red ball bounces on a green floor"
@@ -31,8 +32,8 @@ REPEATS = 2
 
 
 def run(
-    pipeline: Pipeline, policies: list[str], lengths: list[int]
-) -> tuple[dict[str, Session], dict[str, dict[int, float]]]:
+    pipeline: DummyForcingPipeline, policies: list[str], lengths: list[int]
+) -> tuple[dict[str, BlockSampler], dict[str, dict[int, float]]]:
     """Make a video up to the last length, in latent frames.
 
     Returns:
@@ -41,13 +42,13 @@ def run(
     """
     files = pipeline.files
     chunk = files.preset.chunk_frames
-    sessions: dict[str, Session] = {}
+    sessions: dict[str, BlockSampler] = {}
     seconds: dict[str, dict[int, list[float]]] = {}
     for policy in policies:
         budget = BUDGET if policy.startswith("long") else None
         frames = files.preset.pixel_frames(lengths[-1])
-        request = files.request(PROMPT, frames=frames, policy=policy, budget=budget)
-        sessions[policy] = pipeline.rollout(request).session
+        request = make_request(files, PROMPT, num_frames=frames, policy=policy, budget=budget)
+        sessions[policy] = pipeline.rollout(request).sampler
         seconds[policy] = {length: [] for length in lengths}
     for end in range(chunk, lengths[-1] + 1, chunk):
         at = [length for length in lengths if 0 <= length - end < REPEATS * chunk]
@@ -68,7 +69,7 @@ def run(
     return sessions, medians
 
 
-def describe(session: Session, window: Session) -> dict[str, object]:
+def describe(session: BlockSampler, window: BlockSampler) -> dict[str, object]:
     """What the heads of a session see at its end, compared with a window that all heads share."""
     plan, past = session.plan, session.frames - session.chunk_frames
     seen = [

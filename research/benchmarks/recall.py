@@ -23,14 +23,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dummyforcing.cache.head_group import Segment
+from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.evaluation.bootstrap import wilson
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.media.video import save_contact_sheet
-from dummyforcing.method.policy import long, make_plan, region_mass
-from dummyforcing.pipeline.pipeline import Pipeline, load
-from dummyforcing.pipeline.request import Options
-from dummyforcing.sampling.session import Call, Observer, Session
+from dummyforcing.method.policy import long
+from dummyforcing.method.programming import make_plan
+from dummyforcing.method.scoring import region_mass
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import Options, make_request
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.passes import Call, Observer
 from research.detectors.recall import (
     CHUNK,
     RecallStory,
@@ -66,7 +69,7 @@ WATCHED = (6, 24, 48)
 """Heads that see far back in variants whose heads were chosen by where they look when objects come back."""
 
 
-def watch(pipeline: Pipeline, count: int) -> Tensor:
+def watch(pipeline: DummyForcingPipeline, count: int) -> Tensor:
     """Where heads look in the two chunks in which an object comes back, in dense videos of other stories.
 
     Returns:
@@ -83,11 +86,11 @@ def watch(pipeline: Pipeline, count: int) -> Tensor:
     def label(frames: Tensor, current: int) -> Tensor:
         return torch.where(frames == 0, 0, torch.where(frames < before, 1, 2))
 
-    def observer(call: Call, layer: int, q: Tensor, segments: Sequence[Segment]) -> None:
+    def observer(call: Call, layer: int, q: Tensor, groups: Sequence[HeadGroup]) -> None:
         nonlocal calls
         if call.step is not None and call.chunk in (returns, returns + 1):
             rows = torch.arange(0, q.shape[1], 2)
-            mass[layer] += region_mass(q, segments, rows, label, 3).mean(0).cpu()
+            mass[layer] += region_mass(q, groups, rows, label, 3).mean(0).cpu()
             calls += layer == 0
 
     session = begin(pipeline, stories, {"policy": "dense"}, observer)
@@ -103,15 +106,20 @@ def watched(scores: Tensor, heads: int) -> Options:
 
 
 def begin(
-    pipeline: Pipeline, stories: Sequence[RecallStory], options: Options, observer: Observer | None = None
-) -> Session:
+    pipeline: DummyForcingPipeline,
+    stories: Sequence[RecallStory],
+    options: Options,
+    observer: Observer | None = None,
+) -> BlockSampler:
     """The session of a batch of stories of equal length."""
     frames = chunk_pixels(stories[0].chunks)
-    request = pipeline.files.request([s.scene.prompt for s in stories], frames=frames, **options)
-    return pipeline.rollout(request, observer).session
+    request = make_request(pipeline.files, [s.scene.prompt for s in stories], num_frames=frames, **options)
+    return pipeline.rollout(request, observer).sampler
 
 
-def play(pipeline: Pipeline, session: Session, stories: Sequence[RecallStory]) -> Iterator[Tensor]:
+def play(
+    pipeline: DummyForcingPipeline, session: BlockSampler, stories: Sequence[RecallStory]
+) -> Iterator[Tensor]:
     """The chunks of a batch of stories with their prompts; where objects enter, the first one is rendered."""
     story = stories[0]
     for chunk in range(story.chunks):
@@ -134,7 +142,7 @@ def make_videos(
     enters: bool,
     count: int,
     folder: Path | None,
-    pipeline: Pipeline,
+    pipeline: DummyForcingPipeline,
 ) -> Record:
     """Make and judge one batch of videos."""
     stories = recall_stories(seconds, enters, count)
@@ -194,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     variants = {name: VARIANTS[name] for name in args.variants}
     if args.watched:
-        scores = watch(load(args.model, device=args.device[0], dtype="float32"), args.watch)
+        scores = watch(load(args.model, device=args.device[0], torch_dtype="float32"), args.watch)
         what = "heads that see 111 frames, chosen by where they look when objects come back"
         variants |= {f"watched, {n}": (f"{n} {what}", watched(scores, n)) for n in args.watched}
     cases = [

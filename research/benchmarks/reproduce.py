@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.request import make_request
 from research.studies import removal
 from research.studies.jobs import Job, Record, Workers
 from research.studies.study import LONG_VARIANTS, Run, study_jobs, summarise_run, variants
@@ -154,7 +155,7 @@ class Study:
     @property
     def plans(self) -> dict[str, Plan]:
         """Plans for all videos: those of the training prompts, and the one that comes with the model."""
-        plans = removal.fixed_plans(self.alone, self.files.request("any", policy="dummy").policy)
+        plans = removal.fixed_plans(self.alone, make_request(self.files, "any", policy="dummy").policy)
         shipped = (self.files.folder or Path()) / "plan.json"
         return {**plans, "shipped plan": Plan.load(shipped)} if shipped.exists() else plans
 
@@ -184,7 +185,7 @@ class Study:
 
     def page(self) -> None:
         """Draw the figures and write the page from the result files."""
-        from research.pages.figures import draw_figures  # matplotlib is needed here only
+        from research.pages.figures import draw_figures
         from research.pages.page import page, read_results
 
         docs = ROOT / "docs" if self.args.output == RESULTS else self.args.output

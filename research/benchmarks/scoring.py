@@ -18,10 +18,12 @@ spin_briefly()  # before torch is imported
 import torch
 from torch.profiler import profile
 
-from dummyforcing.cache.head_group import Segment
+from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.method.policy import HeadScorer, make_plan, parse_policy, row_sampler
-from dummyforcing.pipeline.request import choose_device
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.method.programming import make_plan
+from dummyforcing.method.scoring import HeadScorer, row_sampler
+from dummyforcing.pipeline.devices import choose_device
 
 STEPS = 4
 
@@ -77,17 +79,17 @@ def measure(shape: Shape, device: torch.device, runs: int) -> dict[str, float]:
 
     # Every layer has keys of its own, so that caches do not flatter.
     queries = [normal(shape.chunk) for _ in range(shape.layers)]
-    segments = []
+    groups = []
     for _ in range(shape.layers):
         k = normal(len(frames))
-        segments.append([Segment(None, None, k, k, (frames,) * shape.heads)])
+        groups.append([HeadGroup(None, None, k, k, (frames,) * shape.heads)])
 
     def scorer() -> HeadScorer:
         return HeadScorer(1, shape.layers, shape.heads, POLICY.first_frames, row_sampler(POLICY))
 
     def call(heads: HeadScorer) -> None:
-        for layer, (q, segment) in enumerate(zip(queries, segments, strict=True)):
-            heads.observe(layer, q, segment)
+        for layer, (q, group) in enumerate(zip(queries, groups, strict=True)):
+            heads.observe(layer, q, group)
 
     def classify() -> None:
         heads = scorer()

@@ -21,8 +21,9 @@ spin_briefly()  # before torch is imported
 import torch
 
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.pipeline.pipeline import Pipeline, load
-from dummyforcing.sampling.session import Session
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.block import BlockSampler
 
 PROMPT = "a red ball bounces on a green floor"
 POLICIES = ("dense", "window:3,6", "dummy")
@@ -31,20 +32,23 @@ REPEATS = 5
 Result = TypeVar("Result")
 
 
-def measure(pipeline: Pipeline, policy: str, chunks: int) -> dict[str, object]:
+def measure(pipeline: DummyForcingPipeline, policy: str, chunks: int) -> dict[str, object]:
     """Branch and save a video of one policy after so many chunks."""
     preset = pipeline.files.preset
-    request = pipeline.files.request(
-        PROMPT, frames=preset.pixel_frames(preset.chunk_frames * (chunks + 2)), policy=policy
+    request = make_request(
+        pipeline.files,
+        PROMPT,
+        num_frames=preset.pixel_frames(preset.chunk_frames * (chunks + 2)),
+        policy=policy,
     )
-    session = pipeline.rollout(request).session
+    session = pipeline.rollout(request).sampler
     plain = [timed(session.next_chunk)[0] for _ in range(chunks)]
     fork_s, save_s, restore_s = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.session"
 
-        def restore() -> Session:
-            return Session.restore(
+        def restore() -> BlockSampler:
+            return BlockSampler.restore(
                 path,
                 pipeline.model,
                 request.policy,

@@ -16,7 +16,7 @@ from dummyforcing.runtime.threads import spin_briefly
 spin_briefly()  # before torch is imported
 
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 
 PROMPT = "a red ball bounces on a green floor"
 
@@ -37,7 +37,7 @@ def whole_command(policy: str, folder: Path) -> dict[str, float]:
     }
 
 
-def inside(pipeline: Pipeline, policy: str) -> dict[str, float]:
+def inside(pipeline: DummyForcingPipeline, policy: str) -> dict[str, float]:
     """Generate the same video in this process, without start-up."""
     video = pipeline.generate(PROMPT, policy=policy)
     return {

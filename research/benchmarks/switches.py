@@ -25,10 +25,10 @@ import torch
 from dummyforcing.bench.candidates import build_candidates
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.pipeline.request import choose_device, choose_dtype
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.presets.preset import parse_size
-from dummyforcing.sampling.session import Session
+from dummyforcing.sampling.block import BlockSampler
 
 PROMPTS = ["a red ball bounces on a green floor", "a red ball moves in a circle on a green floor"]
 RECACHE_FRAMES = 12
@@ -39,22 +39,22 @@ Row = tuple[str, int]
 
 
 def sessions_of(
-    pipeline: Pipeline, rows: Sequence[Row], chunks: int, size: tuple[int, int]
-) -> dict[Row, Session]:
+    pipeline: DummyForcingPipeline, rows: Sequence[Row], chunks: int, size: tuple[int, int]
+) -> dict[Row, BlockSampler]:
     """Begin a video for every row; the first frames keep their keys and values as LongLive's do."""
     files, sessions = pipeline.files, {}
     for policy, recached in rows:
         preset = replace(files.preset, recache_frames=recached, global_sink=True)
         frames = preset.pixel_frames(chunks * preset.chunk_frames)
         own = replace(files, preset=preset)
-        request = own.request(PROMPTS[0], frames=frames, size=size, policy=policy)
-        same = Pipeline(own, pipeline.model, pipeline.text, pipeline.vae, pipeline.fused)
-        sessions[policy, recached] = same.rollout(request).session
+        request = own.request(PROMPTS[0], num_frames=frames, size=size, policy=policy)
+        same = DummyForcingPipeline(own, pipeline.model, pipeline.text, pipeline.vae, pipeline.fused)
+        sessions[policy, recached] = same.rollout(request).sampler
     return sessions
 
 
 def time_chunks(
-    pipeline: Pipeline, sessions: dict[Row, Session], chunks: int, switches: Sequence[int]
+    pipeline: DummyForcingPipeline, sessions: dict[Row, BlockSampler], chunks: int, switches: Sequence[int]
 ) -> dict[Row, list[float]]:
     """Make all videos, in turns; the seconds of every chunk, with the change of prompt before it if any."""
     seconds: dict[Row, list[float]] = {row: [] for row in sessions}
@@ -114,7 +114,7 @@ def main() -> None:
     if is_random:
         pipeline = build_candidates(files, ("none",), device, dtype, random=True)["none"].pipeline
     else:
-        pipeline = Pipeline.load(files, device, dtype)
+        pipeline = DummyForcingPipeline.load(files, device, dtype)
     policies = args.policies or dict.fromkeys([files.preset.native, "dense", "dummy"])
     size = (64, 64) if args.small else args.size or files.preset.size
     # The heads are classified and the rings full before the first switch.

@@ -18,9 +18,12 @@ spin_briefly()  # before torch is imported
 from tqdm import tqdm
 
 from dummyforcing.evaluation.bootstrap import bootstrap
+from dummyforcing.evaluation.fidelity import Fidelity, compare
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.evaluation.suite import Fidelity, aggregate, compare, differences
-from dummyforcing.pipeline.pipeline import Pipeline, Video, load
+from dummyforcing.evaluation.suite import aggregate, differences
+from dummyforcing.pipeline.outputs import Video
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
 from research.detectors.measures import SceneMeasures, measure_scene
 from research.studies.benchmark import verdicts
 from research.world.prompts import benchmark_scenes
@@ -41,14 +44,19 @@ class Variant:
     seconds: list[float] = field(default_factory=list)
     """Of diffusion, per video."""
 
-    def make(self, pipeline: Pipeline, scene: Scene, seed: int, frames: int) -> Video:
+    def make(self, pipeline: DummyForcingPipeline, scene: Scene, seed: int, frames: int) -> Video:
         """Make a video."""
         return pipeline.generate(
-            scene.prompt, seed=seed, frames=frames, policy=self.policy, teacache=self.teacache
+            scene.prompt, seed=seed, num_frames=frames, policy=self.policy, teacache=self.teacache
         )
 
     def describe(
-        self, pipeline: Pipeline, scenes: list[Scene], dense: "Variant", plain: "Variant", frames: int
+        self,
+        pipeline: DummyForcingPipeline,
+        scenes: list[Scene],
+        dense: "Variant",
+        plain: "Variant",
+        frames: int,
     ) -> dict[str, object]:
         """All that was found, ready for JSON.
 
@@ -59,7 +67,9 @@ class Variant:
             plain: The same policy without TeaCache.
             frames: Pixel frames per video.
         """
-        request = pipeline.files.request("a", frames=frames, policy=self.policy, teacache=self.teacache)
+        request = make_request(
+            pipeline.files, "a", num_frames=frames, policy=self.policy, teacache=self.teacache
+        )
         ratios = [theirs / mine for mine, theirs in zip(self.seconds, dense.seconds, strict=True)]
         return {
             "policy": self.policy,

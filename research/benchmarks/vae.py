@@ -1,7 +1,7 @@
 """Time the VAE's streamed decoder against diffusers' own: random weights and latents, real sizes.
 
 python -m research.benchmarks.vae --sizes 480p 720p 1080p --output benchmarks/results/vae.json
-python -m research.benchmarks.vae --sizes 720p 1080p --bands 2 4 8 --output benchmarks/results/vae-bands.json
+python -m research.benchmarks.vae --sizes 720p 1080p --tiles 2 4 8 --output benchmarks/results/vae-tiles.json
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.pipeline.request import choose_device, choose_dtype
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.presets.preset import SIZES
 from dummyforcing.vae.codec import VideoDecoder
 
@@ -57,9 +57,9 @@ def diffusers_stream(decoder: VideoDecoder) -> Decode:
     return decode
 
 
-def our_stream(decoder: VideoDecoder, bands: int = 1) -> Decode:
+def our_stream(decoder: VideoDecoder, tiles: int = 1) -> Decode:
     """Begin a video that we decode."""
-    return decoder.stream(bands).decode_float
+    return decoder.stream(tiles).decode_float
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def main() -> None:
         "--small", action="store_true", help="a small VAE and small frames, to try the script"
     )
     parser.add_argument(
-        "--bands", nargs="+", type=int, default=[], help="numbers of bands of rows to decode in, besides one"
+        "--tiles", nargs="+", type=int, default=[], help="numbers of tiles of rows to decode in, besides one"
     )
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of the time")
     parser.add_argument(
@@ -164,7 +164,7 @@ def main() -> None:
     vae.load_state_dict(exact.state_dict())
     decoder = VideoDecoder(nn.Module.to(vae, dtype))
     paths: dict[str, Callable[[VideoDecoder], Decode]] = {"diffusers": diffusers_stream, "ours": our_stream}
-    paths |= {f"{bands} bands": partial(our_stream, bands=bands) for bands in args.bands}
+    paths |= {f"{tiles} tiles": partial(our_stream, tiles=tiles) for tiles in args.tiles}
     results: dict[str, Any] = {"dtype": str(dtype), "chunk_frames": CHUNK_FRAMES, "autotune": args.autotune}
     for name in ["small"] if args.small else args.sizes:
         height, width = SMALL_SIZE if args.small else SIZES[name]

@@ -13,7 +13,7 @@ Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
-OWN = ("recall-5s", "switches", "bands", "teacache", "snapshots", "guards")
+OWN = ("recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
@@ -83,7 +83,7 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
     paths |= {part: folder / f"{part}.json" for part in ("recall", "recall-5s")}
-    paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "bands", "snapshots", "guards")}
+    paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
     paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
     return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 

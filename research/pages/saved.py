@@ -93,10 +93,10 @@ def _switch(results: dict[str, Result]) -> tuple[str, str]:
     return text, AGREES if most <= 1 else DIFFERS
 
 
-def _bands(results: dict[str, Result]) -> tuple[str, str]:
-    rows = results["bands"]["rows"]
-    height, width = results["bands"]["size"]
-    parts = [f"in {row['bands']}: {row['peak_bytes'] / 1e9:.2f} GB, {row['seconds']:.0f} s" for row in rows]
+def _tiles(results: dict[str, Result]) -> tuple[str, str]:
+    rows = results["tiles"]["rows"]
+    height, width = results["tiles"]["size"]
+    parts = [f"in {row['tiles']}: {row['peak_bytes'] / 1e9:.2f} GB, {row['seconds']:.0f} s" for row in rows]
     change = max(row["largest_change"] for row in rows)
     text = (
         f"{width}x{height}, bundled model's decoder on a CPU, {'; '.join(parts)}; largest change {change} "
@@ -186,13 +186,13 @@ SAVED = (
     ),
     Claim("A change of the prompt costs one chunk's time at most", "-", "switches", _switch),
     Claim(
-        "Decoding in bands of rows bounds memory, without seams",
+        "Decoding in tiles of rows bounds memory, without seams",
         "-",
-        "bands",
-        _bands,
+        "tiles",
+        _tiles,
         {
-            AGREES: "Bands have the rows around them that they depend on, so it is exact. On a GPU, where "
-            "bands save more, it is not measured yet."
+            AGREES: "Tiles have the rows around them that they depend on, so it is exact. On a GPU, where "
+            "tiles save more, it is not measured yet."
         },
     ),
     Claim(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.pipeline.memory import estimate
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import PUBLIC, Preset, bundled_folders, find_preset
 from research.pages.hotpath import speed_page
 from research.pages.page import page, read_results, source, table
@@ -136,7 +138,7 @@ def cards() -> str:
     for name, preset in PUBLIC.items():
         files, totals = ModelFiles.open(name), []
         for policy in ("native", "dummy"):
-            estimate = files.estimate(files.request("any", policy=policy), torch.bfloat16).on_gpu()
+            estimate = estimate(files, make_request(files, "any", policy=policy), torch.bfloat16).on_gpu()
             totals += [estimate.total / 1e9, estimate.offloaded().total / 1e9]
         smallest = next((card for card in CARDS if totals[-1] < 0.95 * card), None)
         need = f"{smallest} GB" if smallest else "more than 80 GB"
@@ -149,7 +151,7 @@ def support(preset: Preset) -> str:
     """What Dummy Forcing does with a model."""
     if preset.sampler == "block":
         return "yes"
-    held = preset.context_frames or (preset.reach or 0) - preset.current_frames
+    held = preset.context_frames or (preset.local_attention_size or 0) - preset.current_frames
     return f"yes, of {held} past frames at most"
 
 

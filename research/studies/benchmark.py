@@ -25,7 +25,8 @@ from tqdm import tqdm
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate
 from dummyforcing.media.video import save_contact_sheet
-from dummyforcing.pipeline.pipeline import Pipeline, Video, load
+from dummyforcing.pipeline.outputs import Video
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.runtime.fused import Fp8
 from research.detectors.detect import Verdict, summary
 from research.detectors.measures import SceneMeasures, measure_scene
@@ -65,7 +66,7 @@ class Settings:
 
 
 def judged(
-    pipeline: Pipeline, scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str
+    pipeline: DummyForcingPipeline, scenes: list[Scene], make: Callable[[int, Scene], Frames], title: str
 ) -> dict[str, object]:
     """Make and judge one video per scene."""
     preset = pipeline.files.preset
@@ -83,7 +84,7 @@ def verdicts(scenes: list[Scene], rows: list[SceneMeasures]) -> dict[str, object
     return {**summary(found), "failures": failures, "measures": aggregate(rows)}
 
 
-def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
+def ceiling(pipeline: DummyForcingPipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:
     """The detector's verdicts on ground truth, and on ground truth after the VAE."""
     size = pipeline.files.preset.size[0]
 
@@ -103,11 +104,18 @@ def ceiling(pipeline: Pipeline, scenes: list[Scene], settings: Settings) -> dict
 
 
 def _generate(
-    pipeline: Pipeline, policy: str, settings: Settings, videos: list[Video], index: int, scene: Scene
+    pipeline: DummyForcingPipeline,
+    policy: str,
+    settings: Settings,
+    videos: list[Video],
+    index: int,
+    scene: Scene,
 ) -> Frames:
     """One video; the scene's number is its seed, so that every policy gets the same noise."""
     skips = settings.skip_steps or settings.teacache
-    video = pipeline.generate(scene.prompt, frames=settings.frames, seed=index, policy=policy, teacache=skips)
+    video = pipeline.generate(
+        scene.prompt, num_frames=settings.frames, seed=index, policy=policy, teacache=skips
+    )
     videos.append(video)
     return video.frames
 

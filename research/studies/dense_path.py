@@ -12,18 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.cache.head_group import Segment
-from dummyforcing.method.policy import HeadScorer
+from dummyforcing.cache.head_group import HeadGroup
+from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import CausalWan, TextKV
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.sampling.schedule import (
-    COMMIT_TIMESTEP,
-    Schedule,
-    make_schedule,
-    renoise,
-    seeded_noise,
-    x0_from_velocity,
-)
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule, make_schedule, renoise, x0_from_velocity
 
 SCORED_CHUNK = 1
 
@@ -146,10 +140,10 @@ class DensePath:
                 k, v = (torch.cat(pair, 1) for pair in zip(past[layer], (k, v), strict=True))
             held.append((k, v))
             if chunk == SCORED_CHUNK:
-                segment = Segment(None, None, k, v, (frames,) * q.shape[2])
+                group = HeadGroup(None, None, k, v, (frames,) * q.shape[2])
                 for steps, scorer in self._scorers.values():
                     if step in steps:
-                        scorer.observe(layer, q, [segment])
+                        scorer.observe(layer, q, [group])
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
@@ -170,7 +164,7 @@ class DensePath:
         return self._noise((1, self.chunk_frames, *self.latent_shape)).to(self.device)
 
 
-def open_path(pipeline: Pipeline, prompt: str, seed: int) -> DensePath:
+def open_path(pipeline: DummyForcingPipeline, prompt: str, seed: int) -> DensePath:
     """The dense path of the video that `pipeline.generate(prompt, seed=seed, policy="dense")` makes."""
     preset, config = pipeline.files.preset, pipeline.model.config
     height, width = (side // pipeline.vae.stride for side in preset.size)

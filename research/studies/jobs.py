@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 
 Record = dict[str, Any]
 """Ready for JSON."""
 
-_loaded: list[Pipeline] = []
+_loaded: list[DummyForcingPipeline] = []
 """The model of a worker process."""
 
 
@@ -35,7 +35,7 @@ class Job:
 
     name: str
     """Says all that the result depends on, besides the model and the code."""
-    work: Callable[[Pipeline], Record]
+    work: Callable[[DummyForcingPipeline], Record]
     """A function of a module, or a `partial` of one: it travels to another process."""
 
 
@@ -107,7 +107,7 @@ def _start(model: str, queue: "SimpleQueue[str]") -> None:
     device = queue.get()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # else every process would also take memory of the first GPU
-    _loaded.append(load(model, device=device, dtype="float32"))
+    _loaded.append(load(model, device=device, torch_dtype="float32"))
 
 
 def _work(job: Job) -> Record:

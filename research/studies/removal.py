@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dummyforcing.evaluation.bootstrap import bootstrap
+from dummyforcing.method.criteria import CURRENT_THRESHOLD, Role, choose_dummies
 from dummyforcing.method.plan import Plan
-from dummyforcing.method.policy import Policy, make_plan
-from dummyforcing.method.programming import CURRENT_THRESHOLD, Role, assign_roles, choose_dummies
-from dummyforcing.pipeline.pipeline import Pipeline
+from dummyforcing.method.policy import Policy
+from dummyforcing.method.programming import assign_roles, make_plan
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from research.studies.dense_path import SCORED_CHUNK, DenseCall, DensePath, open_path
 from research.studies.jobs import Record
 
@@ -55,7 +56,7 @@ def damages(path: DensePath, call: DenseCall, removed: Sequence[Sequence[int]], 
     return (torch.cat(errors) / call.x0.double().var(correction=0)).cpu()
 
 
-def measure_alone(prompt: str, seed: int, pipeline: Pipeline) -> Record:
+def measure_alone(prompt: str, seed: int, pipeline: DummyForcingPipeline) -> Record:
     """What it costs to take away the past of each head alone, in the chunk in which heads are scored.
 
     Returns:
@@ -134,7 +135,7 @@ def measure_removal(
     chunks: Sequence[int],
     percents: Sequence[int],
     elsewhere: list[int],
-    pipeline: Pipeline,
+    pipeline: DummyForcingPipeline,
 ) -> Record:
     """The damage when growing shares of the heads lose their past, mean over all calls of some chunks.
 
@@ -235,7 +236,13 @@ def _core(sets: Sequence[set[int]]) -> float:
 
 
 def search_subsets(
-    prompt: str, seed: int, chunk: int, sets: int, size: int, elsewhere: list[int], pipeline: Pipeline
+    prompt: str,
+    seed: int,
+    chunk: int,
+    sets: int,
+    size: int,
+    elsewhere: list[int],
+    pipeline: DummyForcingPipeline,
 ) -> Record:
     """Compare the choices of several criteria with the best and the worst of all choices.
 

@@ -1,6 +1,6 @@
 """Free rollouts under many cache policies: the same prompts and noise, judged and compared with dense.
 
-A variant is what `Pipeline.generate` is told; the table `variants` holds all of them.
+A variant is what `DummyForcingPipeline.generate` is told; the table `variants` holds all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,15 @@ from functools import partial
 import numpy as np
 
 from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.evaluation.fidelity import compare
 from dummyforcing.evaluation.metrics import Frames
-from dummyforcing.evaluation.suite import aggregate, compare, differences
+from dummyforcing.evaluation.suite import aggregate, differences
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import Policy, Role
-from dummyforcing.pipeline.pipeline import Pipeline, Video
-from dummyforcing.pipeline.request import Options
+from dummyforcing.method.policy import Policy
+from dummyforcing.pipeline.outputs import Video
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Options, make_request
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 from research.detectors.measures import SceneMeasures, measure_scene
 from research.studies.jobs import Job, Record
@@ -78,7 +81,7 @@ def variants(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> dic
         plans: From `removal.fixed_plans`.
         seed: Of the random heads.
     """
-    base = files.request("any", policy="dummy").policy
+    base = make_request(files, "any", policy="dummy").policy
     assert base.roles is not None
     neighbor = base.roles[Role.NEIGHBOR]
     all_past = HeadContext(0, None)
@@ -137,7 +140,7 @@ def study_jobs(run: Run) -> list[Job]:
     return found
 
 
-def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: Pipeline) -> Record:
+def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: DummyForcingPipeline) -> Record:
     """Generate and measure a batch with each variant.
 
     Args:
@@ -151,7 +154,7 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: Pipeline) 
     """
     prompts = [scene.prompt for scene in scenes]
     table = variants(pipeline.files, run.plans, seed)
-    dense = pipeline.generate(prompts, frames=run.frames, seed=seed, policy="dense")
+    dense = pipeline.generate(prompts, num_frames=run.frames, seed=seed, policy="dense")
     rows = {}
     for name in run.variants:
         videos = dense
@@ -165,7 +168,7 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: Pipeline) 
     return {"first": seed, "rows": rows}
 
 
-def make_row(video: Video, scene: Scene, reference: Frames | None, pipeline: Pipeline) -> Row:
+def make_row(video: Video, scene: Scene, reference: Frames | None, pipeline: DummyForcingPipeline) -> Row:
     """Measure one video, and compare it with the dense one of the same pair."""
     preset = pipeline.files.preset
     found = asdict(measure_scene(video.frames, scene, preset.chunk_frames, preset.fps)) | {"reasons": ()}

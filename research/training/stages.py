@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from dummyforcing.sampling.session import Session
 from dummyforcing.vae.codec import VideoDecoder
 from research.detectors.detect import judge as judge_clip
 from research.detectors.detect import summary
@@ -210,7 +210,7 @@ def judge(run: Run, seconds: float) -> None:
                 tokens = tokenize(networks.tokenizer, [scene.prompt for scene in part]).to(run.device)
                 embeds = networks.embed(tokens)
             seeds = range(first, first + len(part))
-            session = Session(
+            session = BlockSampler(
                 model, embeds, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
                 seeds=list(seeds), frames=chunks * CHUNK,
             )  # fmt: skip

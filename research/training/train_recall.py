@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dummyforcing.models.wan import CausalWan
-from dummyforcing.presets.preset import ASSETS
+from research.benchmarks.tiles import ASSETS
 from research.training.networks import MODEL, Networks, noised, velocity
 from research.training.optim import timed_steps
 from research.training.recall import Clips, SomeChunks, add_lora, lora_tensors, take_phases

@@ -1,58 +1,90 @@
 """Dummy Forcing: autoregressive video diffusion whose attention heads keep only the past that they use.
 
-    import dummyforcing
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
-    pipeline = dummyforcing.load("tiny")
-    video = pipeline.generate("a red ball bounces on a green floor")
-    video.save("ball.mp4")
+    pipe = DummyForcingPipeline.from_pretrained("tiny")
+    out = pipe("a red ball bounces on a green floor", policy="dummy")
+    out.save("ball.mp4")
 
 The names below are imported when they are first used, so `import dummyforcing` alone loads no library.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dummyforcing.errors import UnknownWordsWarning, UserError
+    from dummyforcing.errors import (
+        BadFile,
+        BadRequest,
+        NoSuchDevice,
+        NotEnoughMemory,
+        TrainedLengthWarning,
+        UnknownWordsWarning,
+        UserError,
+    )
     from dummyforcing.media.monitor import Measures
     from dummyforcing.method.plan import HeadContext, Plan
     from dummyforcing.method.policy import Policy
-    from dummyforcing.pipeline.pipeline import Chunk, Pipeline, Timings, Video, load
-    from dummyforcing.sampling.classifier import Guard
+    from dummyforcing.pipeline.outputs import Chunk, Timings, Video, VideoOutput
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+    from dummyforcing.pipeline.rollout import Rollout
+    from dummyforcing.sampling.guard import Guard
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+_HOMES = {
+    "BadFile": "errors",
+    "BadRequest": "errors",
+    "Chunk": "pipeline.outputs",
+    "DummyForcingPipeline": "pipeline.pipeline",
+    "Guard": "sampling.guard",
+    "HeadContext": "method.plan",
+    "Measures": "media.monitor",
+    "NoSuchDevice": "errors",
+    "NotEnoughMemory": "errors",
+    "Plan": "method.plan",
+    "Policy": "method.policy",
+    "Rollout": "pipeline.rollout",
+    "Timings": "pipeline.outputs",
+    "TrainedLengthWarning": "errors",
+    "UnknownWordsWarning": "errors",
+    "UserError": "errors",
+    "Video": "pipeline.outputs",
+    "VideoOutput": "pipeline.outputs",
+    "load": "pipeline.pipeline",
+}
+"""The module of each public name."""
 
 __all__ = [
+    "BadFile",
+    "BadRequest",
     "Chunk",
+    "DummyForcingPipeline",
     "Guard",
     "HeadContext",
     "Measures",
-    "Pipeline",
+    "NoSuchDevice",
+    "NotEnoughMemory",
     "Plan",
     "Policy",
+    "Rollout",
     "Timings",
+    "TrainedLengthWarning",
     "UnknownWordsWarning",
     "UserError",
     "Video",
+    "VideoOutput",
     "load",
 ]
 
-_HOMES = {
-    "Guard": "sampling.classifier",
-    "HeadContext": "method.plan",
-    "Measures": "media.monitor",
-    "Plan": "method.plan",
-    "Policy": "method.policy",
-    "UnknownWordsWarning": "errors",
-    "UserError": "errors",
-}
-"""Modules of the names that are not in `pipeline.pipeline`."""
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'dummyforcing' has no attribute '{name}'")
-    return getattr(import_module(f"dummyforcing.{_HOMES.get(name, 'pipeline.pipeline')}"), name)
+    return getattr(import_module(f"dummyforcing.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,50 @@
-"""What users cause and can mend."""
+"""The tree of errors that users can mend. Each says in one sentence what is wrong and what would work.
+
+UserError               the base: catch it to catch all of them (it is a ValueError, too)
+├── BadRequest          what was asked for is out of range, or does not go together
+├── BadFile             a file is missing, damaged, of another kind, or cannot be written
+├── NotEnoughMemory     a video, or a model, does not fit into the memory
+└── NoSuchDevice        there is no such device here, or it lacks what was asked for
+
+UserWarning
+├── TrainedLengthWarning    the video is longer than those that the model was trained for
+└── UnknownWordsWarning     the prompt has words that the model was never taught
+"""
 
 
 class UserError(ValueError):
-    """Bad input; the message is one sentence that says what is wrong and what would work."""
+    """Something that the caller can mend; its text is the problem, a semicolon and the remedy."""
+
+    def __init__(self, problem: str, remedy: str, option: str | None = None) -> None:
+        """Say it.
+
+        Args:
+            problem: What is wrong, without a full stop.
+            remedy: What would work, in terms of the Python API.
+            option: The option or argument that is to blame, by its Python name, if it is a single one; the
+                command line names its flag.
+        """
+        super().__init__(problem, remedy, option)
+        self.problem, self.remedy, self.option = problem, remedy, option
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}."
+
+
+class BadRequest(UserError):
+    """A request is out of range, or its parts do not go together."""
+
+
+class BadFile(UserError):
+    """A file is missing, damaged, of another kind, or cannot be written."""
+
+
+class NotEnoughMemory(UserError):
+    """A video, or a model, does not fit into the memory; the remedy is the dearest one that does."""
+
+
+class NoSuchDevice(UserError):
+    """There is no such device here, or it lacks what was asked for."""
 
 
 class TrainedLengthWarning(UserWarning):

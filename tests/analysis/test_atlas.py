@@ -17,9 +17,12 @@ from dummyforcing.analysis.recorder import frame_bins, record
 from dummyforcing.analysis.report import above, write_report
 from dummyforcing.analysis.stability import agreement, core_ratio, findings, jaccard, single_videos, stability
 from dummyforcing.errors import UnknownWordsWarning, UserError
-from dummyforcing.method.policy import Role, assign_roles, official, parse_policy
-from dummyforcing.pipeline.pipeline import Pipeline, load
-from dummyforcing.sampling.session import Session
+from dummyforcing.method.criteria import Role
+from dummyforcing.method.policy import official, parse_policy
+from dummyforcing.method.programming import assign_roles
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.block import BlockSampler
 
 PROMPTS = ["a red ball bounces on a green floor", "a blue cube spins"]
 LAYERS, HEADS = 3, 4
@@ -27,12 +30,12 @@ EVERY_ROW = dataclasses.replace(parse_policy("dummy"), rows=None)
 
 
 @pytest.fixture(scope="module")
-def pipeline(model_folder: Path) -> Pipeline:
+def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return load(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def measured(pipeline: Pipeline) -> Atlas:
+def measured(pipeline: DummyForcingPipeline) -> Atlas:
     return record(pipeline, PROMPTS, EVERY_ROW, frames=33, seeds=(3, 4))
 
 
@@ -70,11 +73,11 @@ def made_up(seed: int = 0, layers: int = 4, heads: int = 5, bins: int = 7, **axe
 
 
 def test_masses_are_those_of_full_attention(
-    pipeline: Pipeline, measured: Atlas, monkeypatch: pytest.MonkeyPatch
+    pipeline: DummyForcingPipeline, measured: Atlas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every bin of every condition, from recorded queries and keys by one softmax over the whole past."""
     calls: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    original = Session._attention
+    original = BlockSampler._attention
 
     def recording(self, *args, **options):
         inner = original(self, *args, **options)
@@ -85,13 +88,13 @@ def test_masses_are_those_of_full_attention(
 
         return attention
 
-    monkeypatch.setattr(Session, "_attention", recording)
+    monkeypatch.setattr(BlockSampler, "_attention", recording)
     assert measured.mass.shape == (2, 2, 2, 3, LAYERS, HEADS, 7)
     assert measured.settings.calls == (0, 1, None)
     for number, prompt in enumerate(PROMPTS):
         calls.clear()
-        request = pipeline.files.request(prompt, frames=33, seed=4, policy="dense")
-        list(pipeline.rollout(request).session)
+        request = make_request(pipeline.files, prompt, num_frames=33, seed=4, policy="dense")
+        list(pipeline.rollout(request).sampler)
         for (chunk, layer), made in calls.items():
             if chunk == 0:
                 continue
@@ -122,16 +125,16 @@ def test_bins_follow_the_frames_that_slots_hold() -> None:
     assert frame_bins(frames, 3, 2, 4).tolist() == [[3, 0, 0, 0, 3, 2, 1], [3, 3, 1, 2, 0, 0, 0]]
 
 
-def test_a_part_is_that_part_of_the_whole(pipeline: Pipeline, measured: Atlas) -> None:
+def test_a_part_is_that_part_of_the_whole(pipeline: DummyForcingPipeline, measured: Atlas) -> None:
     part = record(pipeline, PROMPTS[1:], EVERY_ROW, frames=33, seeds=[4], chunks=[2], calls=[None, 1])
     assert part.settings.calls == (1, None)
     assert part.settings.chunks == (2,)
     assert np.array_equal(part.mass, measured.mass[1:, 1:, 1:, [1, 2]], equal_nan=True)
 
 
-def test_plan_of_one_video_is_the_one_that_the_video_finds(pipeline: Pipeline) -> None:
+def test_plan_of_one_video_is_the_one_that_the_video_finds(pipeline: DummyForcingPipeline) -> None:
     """Same rows, same steps, same chunk: the atlas and a rollout agree."""
-    request = pipeline.files.request(PROMPTS[0], seed=5)
+    request = make_request(pipeline.files, PROMPTS[0], seed=5)
     found = pipeline.find_plan(request)
     watched = record(pipeline, PROMPTS[:1], request.policy, seeds=[5], chunks=[1], calls=[0, 1])
     plan = watched.plan(request.policy)
@@ -140,7 +143,7 @@ def test_plan_of_one_video_is_the_one_that_the_video_finds(pipeline: Pipeline) -
     assert np.allclose(plan.scores, found.scores, atol=1e-6)
 
 
-def test_far_frames_share_a_bin(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_frames_share_a_bin(pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     one = record(pipeline, PROMPTS[:1], EVERY_ROW, frames=33, calls=[0])
     monkeypatch.setattr("dummyforcing.analysis.recorder.MOST_DISTANCES", 2)
     other = record(pipeline, PROMPTS[:1], EVERY_ROW, frames=33, calls=[0])
@@ -148,7 +151,7 @@ def test_far_frames_share_a_bin(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
     assert np.allclose(one.regions, other.regions, atol=1e-6)
 
 
-def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: Pipeline) -> None:
+def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: DummyForcingPipeline) -> None:
     done = []
     with pytest.warns(UnknownWordsWarning, match="purple") as warned:
         record(
@@ -176,7 +179,9 @@ def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: Pipeline)
         ({"frames": 10}, "take 9 or 21"),
     ],
 )
-def test_what_cannot_be_watched(pipeline: Pipeline, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_watched(
+    pipeline: DummyForcingPipeline, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         record(pipeline, PROMPTS, EVERY_ROW, **{"frames": 33, **options})
 

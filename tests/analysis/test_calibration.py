@@ -13,12 +13,15 @@ from conftest import write_model
 from dummyforcing.analysis import calibration
 from dummyforcing.analysis.calibration import calibrate, chunk_errors, sweeps
 from dummyforcing.errors import UserError
-from dummyforcing.method.policy import HeadScorer, parse_policy, row_sampler
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.method.scoring import HeadScorer, row_sampler
 from dummyforcing.models.wan import CausalWan, fingerprint
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import ScheduleArgs
-from dummyforcing.sampling.schedule import renoise, seeded_noise, x0_from_velocity
-from dummyforcing.sampling.session import Session
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.schedule import renoise, x0_from_velocity
 from dummyforcing.sampling.teacache import Calibration
 from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
 
@@ -28,8 +31,8 @@ FOUR = ScheduleArgs((1000, 750, 500, 250), 5)
 EVERY_SET = [(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
 
 
-def start(model: CausalWan, policy: str, **options: object) -> Session:
-    return Session(model, small_prompt(model), parse_policy(policy), SCHEDULE, (1, *SHAPE), **options)
+def start(model: CausalWan, policy: str, **options: object) -> BlockSampler:
+    return BlockSampler(model, small_prompt(model), parse_policy(policy), SCHEDULE, (1, *SHAPE), **options)
 
 
 def mask(steps: tuple[int, ...]) -> list[bool]:
@@ -37,18 +40,18 @@ def mask(steps: tuple[int, ...]) -> list[bool]:
 
 
 @pytest.fixture(scope="module")
-def pipeline(model_folder: Path) -> Pipeline:
+def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return with_preset(load(model_folder, device="cpu"), schedule=FOUR)
 
 
-def with_preset(pipeline: Pipeline, **changes: object) -> Pipeline:
+def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = replace(pipeline.files, preset=replace(pipeline.files.preset, **changes))
-    return Pipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+    return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
 
 
 @pytest.fixture(scope="module")
-def table(pipeline: Pipeline) -> Calibration:
+def table(pipeline: DummyForcingPipeline) -> Calibration:
     return calibrate(pipeline, PROMPTS, policy="dummy", seeds=(0, 3), frames=33)
 
 
@@ -106,10 +109,10 @@ def test_heads_are_scored_in_the_steps_that_run(policy: str) -> None:
         1, config.num_layers, config.num_heads, chosen.first_frames, row_sampler(chosen), chosen.last_frames
     )
 
-    def observer(call, layer, q, segments):
+    def observer(call, layer, q, groups):
         if call.chunk == 1 and call.step is not None:
             seen.append(call.step)
-            scorer.observe(layer, q, segments)
+            scorer.observe(layer, q, groups)
 
     session = start(model, policy, skips=mask((1, 2)), observer=observer)
     session.next_chunk()
@@ -119,14 +122,14 @@ def test_heads_are_scored_in_the_steps_that_run(policy: str) -> None:
     np.testing.assert_allclose(session.plan.scores, scorer.scores()[0], rtol=1e-5)
 
 
-def test_every_set_is_measured_on_later_chunks(pipeline: Pipeline, table: Calibration) -> None:
+def test_every_set_is_measured_on_later_chunks(pipeline: DummyForcingPipeline, table: Calibration) -> None:
     assert [found.steps for found in table.sets] == EVERY_SET
     assert (table.model, table.fingerprint) == ("random", fingerprint(pipeline.model))
     assert (table.schedule, table.policy, table.frames, table.seeds) == (FOUR, "dummy", 33, (0, 3))
     videos = [(prompt, seed) for prompt in PROMPTS for seed in (0, 3)]
     for number, (prompt, seed) in enumerate(videos):
-        request = pipeline.files.request(prompt, frames=33, seed=seed, policy="dummy")
-        session = pipeline.rollout(request).session
+        request = make_request(pipeline.files, prompt, num_frames=33, seed=seed, policy="dummy")
+        session = pipeline.rollout(request).sampler
         expected = torch.stack([chunk_errors(session, EVERY_SET) for _ in range(3)], 1)
         for found, errors in zip(table.sets, expected.tolist(), strict=True):
             assert [found.first[number], *found.later[number]] == pytest.approx(errors, rel=1e-3)
@@ -150,7 +153,7 @@ def test_the_choice_is_the_best_of_all_sets(table: Calibration) -> None:
 
 
 def test_with_many_steps_the_best_one_is_added(
-    pipeline: Pipeline, table: Calibration, monkeypatch: pytest.MonkeyPatch
+    pipeline: DummyForcingPipeline, table: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "MOST_ENUMERATED", 3)
     chunks: list[None] = []
@@ -167,7 +170,7 @@ def test_with_many_steps_the_best_one_is_added(
     assert set(second.steps) < set(greedy.sets[5].steps)
 
 
-def test_steps_of_the_first_chunk_alone_are_not_measured(pipeline: Pipeline) -> None:
+def test_steps_of_the_first_chunk_alone_are_not_measured(pipeline: DummyForcingPipeline) -> None:
     one = with_preset(pipeline, first_schedule=ScheduleArgs((1000, 500), 5))
     found = calibrate(one, PROMPTS[:1], frames=33)
     assert found.policy == "dense"
@@ -175,17 +178,19 @@ def test_steps_of_the_first_chunk_alone_are_not_measured(pipeline: Pipeline) -> 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_table_spares_the_first_chunk(pipeline: Pipeline, table: Calibration, policy: str) -> None:
+def test_a_table_spares_the_first_chunk(
+    pipeline: DummyForcingPipeline, table: Calibration, policy: str
+) -> None:
     """Its videos are the plain first chunk, and then that of a fork that leaves out the steps."""
     loose = table.at(1e9)
     assert loose.steps == (1, 2, 3)
-    request = pipeline.files.request(PROMPTS[0], frames=33, policy=policy, teacache=loose)
+    request = make_request(pipeline.files, PROMPTS[0], num_frames=33, policy=policy, teacache=loose)
     assert pipeline.skipped_steps(request) == (1, 2, 3)
-    plain = pipeline.rollout(replace(request, teacache=None)).session
+    plain = pipeline.rollout(replace(request, teacache=None)).sampler
     expected = [plain.next_chunk()]
     fork = plain.fork(mask((1, 2, 3)))
     expected += [fork.next_chunk(), fork.next_chunk()]
-    session = pipeline.rollout(request).session
+    session = pipeline.rollout(request).sampler
     assert torch.equal(torch.cat(list(session), 1), torch.cat(expected, 1))
     assert not torch.equal(expected[1], plain.next_chunk())
 
@@ -197,30 +202,32 @@ def test_save_and_load(table: Calibration, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
 
 
-def test_files_and_errors_as_text(pipeline: Pipeline, table: Calibration, tmp_path: Path) -> None:
+def test_files_and_errors_as_text(pipeline: DummyForcingPipeline, table: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "teacache.json"
     table.save(path)
     files = replace(pipeline.files, folder=tmp_path)
     for text in (str(path), "shipped"):
-        assert files.request("a", teacache=text).teacache == table
-        assert files.request("a", teacache=f"{text}:0.5").teacache == table.at(0.5)
-    assert files.request("a", teacache="0.2").teacache == 0.2
+        assert make_request(files, "a", teacache=text).teacache == table
+        assert make_request(files, "a", teacache=f"{text}:0.5").teacache == table.at(0.5)
+    assert make_request(files, "a", teacache="0.2").teacache == 0.2
     with pytest.raises(UserError, match=r"The error of TeaCache table .* is no number; write FILE:ERROR"):
-        files.request("a", teacache=f"{path}:much")
+        make_request(files, "a", teacache=f"{path}:much")
     with pytest.raises(UserError, match="error of 0 cannot be kept to; take more than 0"):
-        files.request("a", teacache="shipped:0")
+        make_request(files, "a", teacache="shipped:0")
     with pytest.raises(UserError, match="'random' ships no TeaCache table; leave it out, or make one"):
-        pipeline.files.request("a", teacache="shipped")
+        make_request(pipeline.files, "a", teacache="shipped")
 
 
-def test_other_models_and_steps_are_refused(pipeline: Pipeline, table: Calibration, tmp_path: Path) -> None:
+def test_other_models_and_steps_are_refused(
+    pipeline: DummyForcingPipeline, table: Calibration, tmp_path: Path
+) -> None:
     write_model(tmp_path / "random", seed=1)
     other = with_preset(load(tmp_path / "random", device="cpu"), schedule=FOUR)
     with pytest.raises(UserError, match=f"measured with model {table.fingerprint}, but this model is"):
-        other.generate(PROMPTS[0], frames=9, teacache=table)
+        other.generate(PROMPTS[0], num_frames=9, teacache=table)
     files = with_preset(pipeline, schedule=replace(FOUR, shift=3)).files
     with pytest.raises(UserError, match=r"1000 750 500 250 with shift 5, but model 'random' has .* shift 3:"):
-        files.request("a", teacache=table)
+        make_request(files, "a", teacache=table)
     with pytest.raises(UserError, match="made from another"):
         table.require(pipeline.files.preset, strength=0.5)
 
@@ -257,7 +264,7 @@ def test_damaged_tables_are_refused(table: Calibration, tmp_path: Path, change, 
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    pipeline: Pipeline, changes: dict[str, object], options: dict[str, object], message: str
+    pipeline: DummyForcingPipeline, changes: dict[str, object], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         calibrate(with_preset(pipeline, **changes), PROMPTS, **options)

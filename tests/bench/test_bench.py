@@ -30,7 +30,8 @@ from dummyforcing.cli import main
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
-from dummyforcing.sampling.session import Session
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.block import BlockSampler
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
 CPU = torch.device("cpu")
@@ -38,15 +39,17 @@ TOKENS = SHAPE[1] * SHAPE[2] // 4
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("reach", [None, 9])
-def test_counted_work_is_what_torch_counts(seed: int, reach: int | None) -> None:
+@pytest.mark.parametrize("local_attention_size", [None, 9])
+def test_counted_work_is_what_torch_counts(seed: int, local_attention_size: int | None) -> None:
     """Of whole chunks, with a random plan; but torch also sees the last queries of the commit pass."""
     model = small_model(layers=2, heads=3)
     pool = [HeadContext(1, 0), HeadContext(0, 1), HeadContext(2, 3), HeadContext(0, None)]
     plan = random_plan(2, 3, seed, pool)
     prompt, policy = small_prompt(model), parse_policy("dense")
-    session = Session(model, prompt, policy, SCHEDULE, (1, *SHAPE), plan=plan, reach=reach)
-    work = Work(model.config, TOKENS, session.chunk_frames, reach)
+    session = BlockSampler(
+        model, prompt, policy, SCHEDULE, (1, *SHAPE), plan=plan, local_attention_size=local_attention_size
+    )
+    work = Work(model.config, TOKENS, session.chunk_frames, local_attention_size)
     for past in range(0, 15, 3):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             session.next_chunk()
@@ -55,16 +58,16 @@ def test_counted_work_is_what_torch_counts(seed: int, reach: int | None) -> None
 
 
 def test_self_attention_is_the_sum_over_heads_and_frames() -> None:
-    """Brute force: every query with every key of every frame that is in the segments of a session."""
+    """Brute force: every query with every key of every frame that is in the groups of a session."""
     model, seen = small_model(layers=2, heads=3), Counter()
 
-    def observer(call, layer, q, segments) -> None:
-        for segment in segments:
-            for frames in segment.frames:
+    def observer(call, layer, q, groups) -> None:
+        for group in groups:
+            for frames in group.frames:
                 seen[call.chunk, call.step] += 4 * q.shape[1] * len(frames) * TOKENS * q.shape[-1]
 
     plan = random_plan(2, 3, 1, [HeadContext(1, 0), HeadContext(0, 4)])
-    session = Session(
+    session = BlockSampler(
         model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE), plan=plan, observer=observer
     )
     work = Work(model.config, TOKENS, 3)
@@ -130,7 +133,7 @@ def test_random_weights_keep_activations_in_range() -> None:
     assert all((w == 1).all() for name, w in model.named_parameters() if "norm" in name and "weight" in name)
     again = random_model(config, CPU, torch.float32)
     assert all(map(torch.equal, model.parameters(), again.parameters()))
-    session = Session(model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE))
+    session = BlockSampler(model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE))
     assert 0.1 < session.next_chunk().std() < 10
 
 
@@ -148,7 +151,7 @@ def test_figures_of_known_times(model_folder: Path) -> None:
     """Three chunks, two videos; the second half is the last two chunks."""
     files = ModelFiles.open(model_folder)
     (engine,) = build_candidates(files, ("none",), CPU, torch.float32, random=False).values()
-    request = files.request("a ball", frames=33, policy="dense", teacache=[1])
+    request = make_request(files, "a ball", num_frames=33, policy="dense", teacache=[1])
     plan, past = Plan.uniform(3, 4, HeadContext(0, None)), (0, 3, 6)
     record = Record(
         warm_up_s=1.5,

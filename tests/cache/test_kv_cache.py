@@ -15,19 +15,24 @@ from oracles import KeepEverything, random_plan
 HEAD_DIM = 8
 
 
-def make_cache(plans, tokens=1, chunk=3, frames=None, reach=None):
+def make_cache(plans, tokens=1, chunk=3, frames=None, local_attention_size=None):
     return KVCache(
-        plans, head_dim=HEAD_DIM, tokens_per_frame=tokens, chunk_frames=chunk, frames=frames, reach=reach
+        plans,
+        head_dim=HEAD_DIM,
+        tokens_per_frame=tokens,
+        chunk_frames=chunk,
+        frames=frames,
+        local_attention_size=local_attention_size,
     )
 
 
 class Both:
     """The cache and the oracle, driven alike."""
 
-    def __init__(self, plans, tokens=1, chunk=3, reach=None, frames=None):
+    def __init__(self, plans, tokens=1, chunk=3, local_attention_size=None, frames=None):
         torch.manual_seed(0)
-        self.cache = make_cache(plans, tokens, chunk, frames, reach)
-        self.oracle = KeepEverything(plans, tokens, chunk, reach)
+        self.cache = make_cache(plans, tokens, chunk, frames, local_attention_size)
+        self.oracle = KeepEverything(plans, tokens, chunk, local_attention_size)
         self.layers, self.heads = len(plans[0].contexts), len(plans[0].contexts[0])
 
     def run(self, frames, pinned=True):
@@ -38,9 +43,9 @@ class Both:
             shape = (self.cache.batch, frames * self.oracle.tokens, self.heads, HEAD_DIM)
             q, k, v = torch.randn(3, *shape)
             q_turned, k_turned = (self.oracle.rotated(x, new) for x in (q, k))
-            segments = self.cache[layer].write(k_turned, v, pinned)
+            groups = self.cache[layer].write(k_turned, v, pinned)
             expected = self.oracle.attend(layer, q, k, v, pinned)
-            torch.testing.assert_close(attend(q_turned, segments), expected, atol=2e-5, rtol=0)
+            torch.testing.assert_close(attend(q_turned, groups), expected, atol=2e-5, rtol=0)
 
     def commit(self, frames):
         self.cache.commit(frames)
@@ -63,9 +68,9 @@ class Both:
         self.oracle.reset()
 
 
-def run_both(plans, applied, at, chunks, tokens, chunk, frames=None, reach=None):
+def run_both(plans, applied, at, chunks, tokens, chunk, frames=None, local_attention_size=None):
     """Compare cache and oracle over `chunks` chunks; plans change to `applied` after chunk `at`."""
-    both = Both(plans, tokens, chunk, reach, frames)
+    both = Both(plans, tokens, chunk, local_attention_size, frames)
     for number in range(chunks):
         for _ in range(2):
             both.run(chunk)
@@ -101,10 +106,10 @@ def test_any_plan_is_dense_attention_with_a_mask(seed, batch, heads, chunk, toke
     initial=st.sampled_from(
         [HeadContext(0, None), HeadContext(2, 4), HeadContext(3, 1), HeadContext(2, None)]
     ),
-    reach=st.sampled_from([None, None, 7, 11]),
+    local_attention_size=st.sampled_from([None, None, 7, 11]),
 )
-def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial, reach):
-    if reach:  # what was once out of reach cannot be pinned later
+def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial, local_attention_size):
+    if local_attention_size:  # what was once out of reach cannot be pinned later
         initial = HeadContext(max(2, initial.sink), initial.recent)
     before = [Plan.uniform(2, heads, initial)] * batch
     contexts = [
@@ -115,7 +120,7 @@ def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial, reac
         HeadContext(0, None),
     ]
     after = [random_plan(2, heads, seed + i, contexts) for i in range(batch)]
-    run_both(before, after, at, at + 5, 2, chunk, reach=reach)
+    run_both(before, after, at, at + 5, 2, chunk, local_attention_size=local_attention_size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,8 +140,8 @@ def test_windows_of_many_chunks_of_which_one_is_committed(
     reach = None if more is None else in_progress * chunk + 2 + more
     plans = [random_plan(2, 4, seed + i) for i in range(batch)]
     if not pinned:  # then visible frames depend on the sink, and no plan mixes heads
-        plans = [Plan.uniform(2, 4, HeadContext(2, None if more is None else reach))] * batch
-    both = Both(plans, tokens, in_progress * chunk, reach)
+        plans = [Plan.uniform(2, 4, HeadContext(2, None if more is None else local_attention_size))] * batch
+    both = Both(plans, tokens, in_progress * chunk, local_attention_size)
     for chunks in [*range(1, in_progress), *[in_progress] * 5, *range(in_progress - 1, 0, -1)]:
         both.run(chunks * chunk)
         if chunks == in_progress or both.cache.frames:
@@ -151,14 +156,16 @@ def test_windows_of_many_chunks_of_which_one_is_committed(
     steps=st.lists(
         st.sampled_from(["chunk", "chunk", "short", "again", "reset", "apply", "jump"]), max_size=14
     ),
-    reach=st.sampled_from([None, 9, 12]),
+    local_attention_size=st.sampled_from([None, 9, 12]),
     window=st.integers(1, 4),
 )
-@example(seed=0, chunk=3, steps=["short", "chunk", "chunk", "chunk", "again"], reach=9, window=4)
-def test_the_past_is_written_again(seed, chunk, steps, reach, window):
+@example(
+    seed=0, chunk=3, steps=["short", "chunk", "chunk", "chunk", "again"], local_attention_size=9, window=4
+)
+def test_the_past_is_written_again(seed, chunk, steps, local_attention_size, window):
     """Passes of any length, rewritten frames, frames left out and fresh starts in any order."""
     contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 3), HeadContext(2, 2), HeadContext(3, 5)]
-    both = Both([random_plan(2, 4, seed, contexts)] * 2, 2, chunk, reach)
+    both = Both([random_plan(2, 4, seed, contexts)] * 2, 2, chunk, local_attention_size)
     for number, step in enumerate(["chunk", *steps, "chunk"]):
         if step == "reset":
             both.reset()
@@ -190,12 +197,12 @@ def test_the_past_is_written_again(seed, chunk, steps, reach, window):
     chunk=st.integers(1, 3),
     past=st.integers(4, 9),
     recent=st.integers(1, 3),
-    reach=st.sampled_from([None, 9, 12]),
+    local_attention_size=st.sampled_from([None, 9, 12]),
 )
-def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, recent, reach):
+def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, recent, local_attention_size):
     """From the first chunk and the newest ones; then plans are applied to it."""
     contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 4), HeadContext(1, 2)]
-    both = Both([random_plan(2, 4, seed + i, contexts) for i in range(batch)], 2, chunk, reach)
+    both = Both([random_plan(2, 4, seed + i, contexts) for i in range(batch)], 2, chunk, local_attention_size)
     for _ in range(past):
         both.run(chunk)
         both.commit(chunk)
@@ -208,9 +215,9 @@ def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, re
         both.run(chunk)
         both.commit(chunk)
     both.run(chunk)
-    seen = {frozenset(f) for b in both.cache[0].buffers for f in b.segment.frames}
+    seen = {frozenset(f) for b in both.cache[0].buffers for f in b.group.frames}
     newest = range((past - recent) * chunk, (past + 1) * chunk)
-    if reach is None:
+    if local_attention_size is None:
         assert seen == {frozenset({0, *newest})}
     both.commit(chunk)
     both.apply([random_plan(2, 4, seed + 9 + i, contexts) for i in range(batch)])
@@ -242,7 +249,7 @@ def test_frames_are_written_again_in_the_same_memory(frames, in_place):
 def test_pinned_frames_move_with_the_video_for_ever():
     """After many chunks the keys are exact: each turn starts from the key as it was made."""
     plan = random_plan(1, 4, 3, [HeadContext(3, 6), HeadContext(1, 0), HeadContext(0, 1)])
-    both = Both([plan], reach=12)
+    both = Both([plan], local_attention_size=12)
     sizes = set()
     for _ in range(340):
         both.cache[0].write(*torch.zeros(2, 1, 3, 4, HEAD_DIM)) if both.cache.frames > 9 else both.run(3)
@@ -257,9 +264,9 @@ def test_pinned_frames_move_with_the_video_for_ever():
 
 
 def test_pinned_frames_and_current_ones_must_fit_into_the_reach():
-    make_cache([Plan.uniform(1, 2, HeadContext(6, 3))], chunk=15, reach=21)
+    make_cache([Plan.uniform(1, 2, HeadContext(6, 3))], chunk=15, local_attention_size=21)
     with pytest.raises(UserError, match="cannot keep 7 first frames"):
-        make_cache([Plan.uniform(1, 2, HeadContext(7, 3))], chunk=15, reach=21)
+        make_cache([Plan.uniform(1, 2, HeadContext(7, 3))], chunk=15, local_attention_size=21)
 
 
 def test_a_longer_context_does_not_bring_frames_back():
@@ -268,8 +275,8 @@ def test_a_longer_context_does_not_bring_frames_back():
         cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
         cache.commit()
         cache.apply([Plan.uniform(1, 2, context)])
-    (segment,) = cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
-    assert sorted(segment.frames[0]) == [0, 3, 4, 5, 6, 7, 8]
+    (group,) = cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
+    assert sorted(group.frames[0]) == [0, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
@@ -286,9 +293,9 @@ def test_official_policy_sees_the_frames_of_the_public_code(ar_start, m, chunk):
     for number in range(8):
         current = list(range(number * chunk, (number + 1) * chunk))
         k = torch.randn(1, chunk, 3, HEAD_DIM)
-        for segment in cache[0].write(k, k):
-            heads = [0, 1, 2] if segment.heads is None else segment.heads.tolist()
-            for head, frames in zip(heads, segment.frames, strict=True):
+        for group in cache[0].write(k, k):
+            heads = [0, 1, 2] if group.heads is None else group.heads.tolist()
+            for head, frames in zip(heads, group.frames, strict=True):
                 seen[head] = sorted(frames)
         if number <= ar_start:
             assert seen == [sink + local + current] * 3
@@ -310,8 +317,8 @@ def test_segments_hold_prefixes_of_static_buffers():
     cache = make_cache([plan], tokens=2)
     places = None
     for _ in range(6):
-        segments = cache[0].write(*torch.randn(2, 1, 6, 4, HEAD_DIM))
-        now = [(s.k.data_ptr(), s.v.data_ptr()) for s in segments]
+        groups = cache[0].write(*torch.randn(2, 1, 6, 4, HEAD_DIM))
+        now = [(s.k.data_ptr(), s.v.data_ptr()) for s in groups]
         assert now == [(b.k.data_ptr(), b.v.data_ptr()) for b in cache[0].buffers]
         assert places in (None, now)
         places = now
@@ -324,9 +331,9 @@ def test_roles_with_equally_many_frames_share_one_segment():
     cache = make_cache([plan])
     cache[0].write(*torch.randn(2, 1, 3, 4, HEAD_DIM))
     cache.commit()
-    segments = cache[0].write(*torch.randn(2, 1, 3, 4, HEAD_DIM))
-    assert [sorted(s.heads.tolist()) for s in segments] == [[0, 1, 3], [2]]
-    assert [s.k.shape[1] for s in segments] == [4, 6]
+    groups = cache[0].write(*torch.randn(2, 1, 3, 4, HEAD_DIM))
+    assert [sorted(s.heads.tolist()) for s in groups] == [[0, 1, 3], [2]]
+    assert [s.k.shape[1] for s in groups] == [4, 6]
 
 
 def test_equal_plans_share_storage():

@@ -7,7 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dummyforcing.checkpoints.lora import LoRA, merge_lora
-from dummyforcing.checkpoints.transformer import WAN_SIZES, fill, open_transformer
+from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer
+from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan
 from layouts import SMALL, State, diffusers, random_state

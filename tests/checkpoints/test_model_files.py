@@ -21,6 +21,7 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import make_request
 from layouts import State, fsdp, wan_umt5, wan_vae
 
 PROMPT = "a red ball bounces"
@@ -65,14 +66,14 @@ def test_public_weights_on_our_own_parts(model_folder: Path, public_file: Path) 
     assert public.model.config == own.model.config
     same_steps = replace(public.files.preset, schedule=own.files.preset.schedule)
     public.files = replace(public.files, preset=same_steps)
-    video = public.generate(PROMPT, frames=9, size=(32, 48))
-    assert np.array_equal(video.frames, own.generate(PROMPT, frames=9).frames)
+    video = public.generate(PROMPT, num_frames=9, size=(32, 48))
+    assert np.array_equal(video.frames, own.generate(PROMPT, num_frames=9).frames)
 
 
 def test_wans_own_base(public_file: Path, wan_folder: Path) -> None:
     pipeline = load("self-forcing", weights=public_file, base=wan_folder, device="cpu")
     assert pipeline.vae.stride == 8
-    assert pipeline.generate(PROMPT, frames=9, size=(32, 48)).frames.shape == (9, 32, 48, 3)
+    assert pipeline.generate(PROMPT, num_frames=9, size=(32, 48)).frames.shape == (9, 32, 48, 3)
     parameters = pipeline.files.parameters
     assert parameters["vae"] == sum(parameter.numel() for parameter in pipeline.vae.vae.parameters())
     assert parameters["transformer"] == sum(parameter.numel() for parameter in pipeline.model.parameters())
@@ -84,7 +85,7 @@ def test_a_preset_file(model_folder: Path, public_file: Path, tmp_path: Path) ->
     (tmp_path / "mine.toml").write_text(preset)
     pipeline = load(tmp_path / "mine.toml", device="cpu")
     assert pipeline.files.preset.name == "mine"
-    assert pipeline.generate(PROMPT, frames=9).frames.shape == (9, 32, 48, 3)
+    assert pipeline.generate(PROMPT, num_frames=9).frames.shape == (9, 32, 48, 3)
 
 
 def test_a_lora_changes_the_weights(model_folder: Path, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_nothing_is_fetched_to_answer_a_request(model_folder: Path, monkeypatch:
     assert files.config == WAN_SIZES["1.3B"]
     assert files.parameters["text_encoder"] == 5_680_910_336
     assert ModelFiles.open("krea-realtime").config == WAN_SIZES["14B"]
-    assert files.request(PROMPT).frames == 21
+    assert make_request(files, PROMPT).frames == 21
 
 
 def test_from_the_hub(
@@ -222,8 +223,8 @@ def test_krea_decodes_in_float16() -> None:
 
 def test_the_native_policy(model_folder: Path) -> None:
     files = ModelFiles.open("longlive")
-    native = files.request(PROMPT, policy="native").policy
+    native = make_request(files, PROMPT, policy="native").policy
     assert (native.initial.sink, native.initial.recent) == (3, 6)
-    assert files.request(PROMPT, policy="dummy").policy.initial == native.initial
-    assert files.request(PROMPT, policy="dense").policy.initial.recent is None
-    assert ModelFiles.open(model_folder).request(PROMPT).policy.initial.recent is None
+    assert make_request(files, PROMPT, policy="dummy").policy.initial == native.initial
+    assert make_request(files, PROMPT, policy="dense").policy.initial.recent is None
+    assert make_request(ModelFiles.open(model_folder), PROMPT).policy.initial.recent is None

@@ -11,13 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dummyforcing.checkpoints.names import native_name
 from dummyforcing.checkpoints.tensor_files import open_tensors
-from dummyforcing.checkpoints.transformer import (
-    WAN_SIZES,
-    count_parameters,
-    fill,
-    open_transformer,
-    read_config,
-)
+from dummyforcing.checkpoints.transformer import WAN_SIZES, count_parameters, open_transformer, read_config
+from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from layouts import LAYOUTS, SMALL, State, fsdp, other, random_state, under
@@ -131,7 +126,8 @@ def test_no_file(tmp_path: Path) -> None:
 MEASURE = """
 import sys, threading, time, torch
 from pathlib import Path
-from dummyforcing.checkpoints.transformer import count_parameters, fill, open_transformer
+from dummyforcing.checkpoints.transformer import count_parameters, open_transformer
+from dummyforcing.checkpoints.weights import fill
 from dummyforcing.models.wan import ModelConfig
 
 def memory(field):

@@ -158,11 +158,11 @@ def test_heads_classified_anew_are_told(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", str(9 + 12 * 43)]
-    for band, told in (
+    for tile, told in (
         ("0", r"Heads classified anew at 32\.\d s: \d of 12 have another role\."),
         ("1", r"No heads were classified anew"),
     ):
-        assert main(["generate", PROMPT, *options, "--reclassify", band]) == 0
+        assert main(["generate", PROMPT, *options, "--reclassify", tile]) == 0
         assert re.search(told, capsys.readouterr().out)
 
 
@@ -388,7 +388,7 @@ def test_damaged_weights(refused, model: str, tmp_path: Path, part: str) -> None
 def test_plan_of_another_model(refused, model: str, tmp_path: Path) -> None:
     write_model(tmp_path / "other", seed=1)
     plan = tmp_path / "plan.json"
-    load(tmp_path / "other", device="cpu").generate(PROMPT, frames=21).plan.save(plan)
+    load(tmp_path / "other", device="cpu").generate(PROMPT, num_frames=21).plan.save(plan)
     refused_args = ("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--plan", plan)
     assert "made with model" in refused(*refused_args)
     plan.write_text("{}")

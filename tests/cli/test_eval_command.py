@@ -18,7 +18,7 @@ from dummyforcing.evaluation.metrics import changes
 from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER
 from dummyforcing.media.video import read_mp4
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a ball on a green floor"]
 
@@ -44,13 +44,13 @@ def names(folder: Path) -> list[str]:
 def count_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Notes (prompt, seed) of every video that the pipeline is asked for."""
     made = []
-    run = Pipeline.run
+    run = DummyForcingPipeline.run
 
     def noting(self, request):
         made.append((*request.prompts, request.seed))
         return run(self, request)
 
-    monkeypatch.setattr(Pipeline, "run", noting)
+    monkeypatch.setattr(DummyForcingPipeline, "run", noting)
     return made
 
 
@@ -63,7 +63,7 @@ def test_videos_measures_and_manifest(args, tmp_path, model_folder, capsys, coun
     assert sorted(count_made) == sorted((prompt, 5 + i) for prompt in PROMPTS for i in (0, 1))
 
     # The video is that of `generate` with its seed, and what is measured is what the file shows.
-    load(model_folder, device="cpu").generate(PROMPTS[1], frames=21, seed=6).save(tmp_path / "same.mp4")
+    load(model_folder, device="cpu").generate(PROMPTS[1], num_frames=21, seed=6).save(tmp_path / "same.mp4")
     assert (out / "videos" / f"{PROMPTS[1]}-1.mp4").read_bytes() == (tmp_path / "same.mp4").read_bytes()
     results = json.loads((out / "metrics.json").read_text())
     rows = {name: measure(read_mp4(out / "videos" / name)) for name in expected}

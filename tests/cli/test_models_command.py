@@ -38,7 +38,7 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "show", "self-forcing", "--size", "1920x1088"]) == 0
     printed = capsys.readouterr().out
     assert "16 GB card: fits with --offload, decoded in " in printed
-    assert re.search(r"40 GB card: fits, decoded in \d bands", printed)
+    assert re.search(r"40 GB card: fits, decoded in \d tiles", printed)
 
 
 def test_show_what_a_request_needs(capsys: pytest.CaptureFixture[str]) -> None:

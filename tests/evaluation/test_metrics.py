@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dummyforcing.checkpoints.vae import load_vae
 from dummyforcing.evaluation.fidelity import EQUAL_PSNR, compare, psnr, ssim
 from dummyforcing.evaluation.metrics import (
     changes,
@@ -20,7 +21,6 @@ from dummyforcing.evaluation.metrics import (
     slope,
     temporal_flicker,
 )
-from dummyforcing.vae.codec import VideoDecoder
 from pictures import blur
 
 FPS = 16
@@ -69,7 +69,7 @@ def test_seams_are_where_chunks_begin(chunk_frames, pixel_frames):
 
 
 def test_seams_are_those_of_the_decoder(model_folder):
-    vae = VideoDecoder.load(model_folder / "vae", torch.device("cpu"), torch.float32)
+    vae = load_vae(model_folder / "vae", torch.device("cpu"), torch.float32)
     stream, made = vae.stream(), 0
     begins = []
     for _ in range(3):

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from dummyforcing.attention.attend import attend_grouped, choose_parts, default_backend, reference
-from dummyforcing.cache.head_group import Segment
+from dummyforcing.attention.attend import attend_grouped
+from dummyforcing.attention.backends import default_backend, reference
+from dummyforcing.attention.split_keys import choose_parts
+from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cli import main
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.sampling.classifier import Guard
-from dummyforcing.sampling.session import Session
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.guard import Guard
 from oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
 pytestmark = [
@@ -32,7 +35,7 @@ def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.Mon
     for device in ("cpu", "cuda"):
         model = small_model()
         prompt = small_prompt(model, batch=2)
-        session = Session(
+        session = BlockSampler(
             model.to(device), prompt, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
         )
         latents.append(torch.cat(list(session), dim=1).cpu())
@@ -54,7 +57,7 @@ def test_the_fused_path_gives_what_the_plain_one_gives(
     videos = []
     for fused in (None, FusedWan(model)):
         prompt, seeds = small_prompt(model, batch), range(batch)
-        session = Session(
+        session = BlockSampler(
             model, prompt, parse_policy(policy), SCHEDULE, (batch, *SHAPE), seeds=seeds, fused=fused
         )
         chunks = [session.next_chunk() for _ in range(5)]
@@ -72,8 +75,8 @@ def test_heads_are_classified_anew_among_recorded_graphs(batch: int, monkeypatch
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
     videos = []
     for fused in (None, FusedWan(model)):
-        prompt, guard = small_prompt(model, batch), Guard(every=2, band=0)
-        session = Session(
+        prompt, guard = small_prompt(model, batch), Guard(every=2, tile=0)
+        session = BlockSampler(
             model,
             prompt,
             parse_policy("dummy"),
@@ -97,7 +100,7 @@ def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path
     rules = model, parse_policy(policy), SCHEDULE, (2, *SHAPE)
     options = {"frames": 24, "fused": FusedWan(model) if fused else None}
 
-    def advance(session: Session, begin: int) -> torch.Tensor:
+    def advance(session: BlockSampler, begin: int) -> torch.Tensor:
         chunks = []
         for number in range(begin, 8):
             if number == 6:
@@ -106,11 +109,11 @@ def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path
         return torch.cat(chunks, 1).cpu()
 
     for begin in (1, 5):
-        session = Session(model, small_prompt(model, 2), *rules[1:], seeds=[0, 1], **options)
+        session = BlockSampler(model, small_prompt(model, 2), *rules[1:], seeds=[0, 1], **options)
         for _ in range(begin):
             session.next_chunk()
         session.save(tmp_path / "s")
-        others = [session.fork(), Session.restore(tmp_path / "s", *rules, **options)]
+        others = [session.fork(), BlockSampler.restore(tmp_path / "s", *rules, **options)]
         expected = advance(session, begin)
         assert expected.std() > 0.1
         for other in others:
@@ -121,8 +124,8 @@ def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same video with all work in one stream, also where a new prompt comes in between."""
     pipeline = load("tiny", device="cuda")
-    request = pipeline.files.request(
-        "a red ball bounces", frames=57, seed=3, switches=[(1.0, "a blue cube spins")]
+    request = make_request(
+        pipeline.files, "a red ball bounces", num_frames=57, seed=3, switches=[(1.0, "a blue cube spins")]
     )
     beside = list(pipeline.run(request))
     assert beside[-1].timings.wall > 0
@@ -139,7 +142,7 @@ def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPat
 def test_the_bundled_model_in_bfloat16() -> None:
     pipeline = load("tiny", device="cuda")
     assert pipeline.dtype == torch.bfloat16
-    video = pipeline.generate("a red ball bounces", frames=33, seed=3)
+    video = pipeline.generate("a red ball bounces", num_frames=33, seed=3)
     assert video.frames.shape == (33, 160, 160, 3)
     red, green, blue = video.frames[-1].astype(int).transpose(2, 0, 1)
     assert 0.01 < ((red > 160) & (green < 90) & (blue < 90)).mean() < 0.25
@@ -169,21 +172,21 @@ def test_a_long_head_among_short_ones(backend: str) -> None:
     shapes = ((60 * tokens, 1), (4 * tokens, heads - 1))
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     assert choose_parts(q.shape[1], shapes, processors)[0] > 1
-    segments, expected, first = [], [], 0
+    groups, expected, first = [], [], 0
     for keys, count in shapes:
         room = torch.randn(2, 1, keys + tokens, count, width, device="cuda", dtype=torch.bfloat16)
         k, v = room[:, :, :keys]
-        segments.append(Segment(None, None, k, v, ()))
+        groups.append(HeadGroup(None, None, k, v, ()))
         for head in range(count):
             seen = (q[:, :, [first + head]], k[:, :, [head]], v[:, :, [head]])
             expected.append(reference(*seen))
         first += count
     out = torch.empty_like(q)
-    attend_grouped(q, segments, out, backend)
+    attend_grouped(q, groups, out, backend)
     torch.testing.assert_close(out, torch.cat(expected, 2), atol=4e-3, rtol=0.02)
     again, graph = out.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        attend_grouped(q, segments, out, backend)
+        attend_grouped(q, groups, out, backend)
     out.fill_(float("nan"))
     graph.replay()
     torch.testing.assert_close(out, again, atol=0, rtol=0)

@@ -8,7 +8,8 @@ import torch
 
 from dummyforcing.errors import UserError
 from dummyforcing.media.story import Scene, Story
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import bundled_folders, read_preset
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a red cube bounces"]
@@ -24,7 +25,7 @@ scenes:
 
 
 @pytest.fixture(scope="module")
-def pipeline(model_folder: Path) -> Pipeline:
+def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return load(model_folder, device="cpu")
 
 
@@ -35,11 +36,11 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def by_hand(pipeline: Pipeline, chunks: int, switches: dict[int, str], fade: int) -> torch.Tensor:
+def by_hand(pipeline: DummyForcingPipeline, chunks: int, switches: dict[int, str], fade: int) -> torch.Tensor:
     """Latents of a video whose prompt is set at these chunks."""
     preset = pipeline.files.preset
     frames = preset.pixel_frames(chunks * preset.chunk_frames)
-    session = pipeline.rollout(pipeline.files.request(PROMPTS[0], frames=frames, seed=5)).session
+    session = pipeline.rollout(make_request(pipeline.files, PROMPTS[0], num_frames=frames, seed=5)).sampler
     made = []
     for chunk in range(chunks):
         if chunk in switches:
@@ -55,28 +56,28 @@ def test_the_file(path: Path) -> None:
     assert Story.load(path) == Story(3.6, story.scenes)
 
 
-def test_every_prompt_begins_where_the_file_says(pipeline: Pipeline, path: Path) -> None:
+def test_every_prompt_begins_where_the_file_says(pipeline: DummyForcingPipeline, path: Path) -> None:
     """Chunks begin at pixel frames 0, 9, 21, 33, 45: 1 s lies after the second, 2.5 s after the fourth."""
     story = Story.load(path)
     options = story.options(pipeline.files.preset)
     assert options["frames"] == 57
-    request = pipeline.files.request(story.prompt, **options)
+    request = make_request(pipeline.files, story.prompt, **options)
     assert request.scenes == ((0, PROMPTS[0]), (21, PROMPTS[1]), (45, PROMPTS[2]))
 
     expected = by_hand(pipeline, 5, {2: PROMPTS[1], 4: PROMPTS[2]}, story.fade)
-    rollout = pipeline.rollout(pipeline.files.request(story.prompt, seed=5, **options))
+    rollout = pipeline.rollout(make_request(pipeline.files, story.prompt, seed=5, **options))
     assert torch.equal(torch.cat([rollout.next_latents() for _ in range(5)], 1), expected)
     video = pipeline.generate(story.prompt, seed=5, **options)
     assert np.array_equal(video.frames, pipeline.vae.decode(expected)[0].numpy())
 
 
 @pytest.mark.parametrize("chunk", range(1, 5))
-def test_a_prompt_may_begin_with_any_chunk(pipeline: Pipeline, chunk: int) -> None:
+def test_a_prompt_may_begin_with_any_chunk(pipeline: DummyForcingPipeline, chunk: int) -> None:
     """Also the one that classifies the heads, 1, and the last one; up to there nothing changes."""
     preset = pipeline.files.preset
     at = preset.pixel_frames(chunk * preset.chunk_frames) / preset.fps
     story = Story(3.5, (Scene(PROMPTS[0]), Scene(PROMPTS[1], at)))
-    rollout = pipeline.rollout(pipeline.files.request(story.prompt, seed=5, **story.options(preset)))
+    rollout = pipeline.rollout(make_request(pipeline.files, story.prompt, seed=5, **story.options(preset)))
     made = torch.cat([rollout.next_latents() for _ in range(5)], 1)
     assert torch.equal(made, by_hand(pipeline, 5, {chunk: PROMPTS[1]}, 1))
     plain = by_hand(pipeline, 5, {}, 1)
@@ -140,11 +141,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_video_can_tell_is_refused(
-    pipeline: Pipeline, seconds: float, scenes: list[tuple[float, str]], fade: int, message: str
+    pipeline: DummyForcingPipeline, seconds: float, scenes: list[tuple[float, str]], fade: int, message: str
 ) -> None:
     story = Story(seconds, tuple(Scene(prompt, at) for at, prompt in scenes), fade)
     with pytest.raises(UserError, match=message):
-        pipeline.files.request(story.prompt, **story.options(pipeline.files.preset))
+        make_request(pipeline.files, story.prompt, **story.options(pipeline.files.preset))
 
 
 def test_the_example_is_told_in_words_that_the_model_knows() -> None:

@@ -11,10 +11,12 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli import main
 from dummyforcing.errors import UserError
 from dummyforcing.method.budget import fit_heads, past_within
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import make_plan, parse_policy
-from dummyforcing.method.programming import Role
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.method.programming import make_plan
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import make_request
 
 PROMPT = "a red ball bounces"
 
@@ -139,21 +141,21 @@ def test_a_name_gets_the_sizes_of_model_and_video():
     files = ModelFiles.open("tiny")
 
     def neighbor(policy, **options):
-        return files.request(PROMPT, policy=policy, **options).policy.roles[Role.NEIGHBOR].recent
+        return make_request(files, PROMPT, policy=policy, **options).policy.roles[Role.NEIGHBOR].recent
 
     assert neighbor("long") == 18  # 21 frames but for the newest chunk
     assert neighbor("long", frames=9) == 1
     assert neighbor("long", frames=957) == 60
     assert neighbor("long:100") == 100  # to the letter
-    request = files.request(PROMPT, policy="long:100", frames=957, budget="window:20")
+    request = make_request(files, PROMPT, policy="long:100", num_frames=957, budget="window:20")
     assert request.policy.budget == 17
     assert request.cache_frames() == 20
     # 8 layers of 384 channels, 100 tokens, keys and values
     nbytes = 8 * 384 * 100 * 2 * 2 * 20
     bf16 = {"cache_dtype": torch.bfloat16}
-    assert files.request(PROMPT, policy="long", budget=f"{nbytes / 1e6}MB", **bf16).policy.budget == 17
+    assert make_request(files, PROMPT, policy="long", budget=f"{nbytes / 1e6}MB", **bf16).policy.budget == 17
     own = dataclasses.replace(parse_policy("long:5"), budget=Fraction(2))
-    assert files.request(PROMPT, policy=own).policy.budget == 2
+    assert make_request(files, PROMPT, policy=own).policy.budget == 2
 
 
 @pytest.mark.parametrize(
@@ -170,14 +172,14 @@ def test_a_name_gets_the_sizes_of_model_and_video():
 )
 def test_what_long_cannot_do(model, options, message):
     with pytest.raises(UserError, match=message):
-        ModelFiles.open(model).request(PROMPT, **{"policy": "long", **options})
+        make_request(ModelFiles.open(model), PROMPT, **{"policy": "long", **options})
 
 
 @pytest.mark.parametrize("reach", [None, 12])
 @pytest.mark.parametrize("frames", [4, 5.5, 6, 9, 12])
 @pytest.mark.parametrize("in_bytes", [False, True])
 def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, reach, in_bytes):
-    pipeline = load(model_folder, device="cpu", dtype="bfloat16")
+    pipeline = load(model_folder, device="cpu", torch_dtype="bfloat16")
     preset = dataclasses.replace(pipeline.files.preset, reach=reach)
     pipeline.files = dataclasses.replace(pipeline.files, preset=preset)
     frame_bytes = 3 * 48 * 6 * 2 * 2  # layers, channels, tokens, keys and values, bytes
@@ -186,10 +188,10 @@ def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, reach, 
     if in_bytes:
         most = int(frames * frame_bytes) + copies
     budget = f"{most / 1e6:.6f}MB" if in_bytes else f"window:{int(frames)}"
-    request = pipeline.files.request(
-        PROMPT, policy="long:9", frames=93, budget=budget, cache_dtype=torch.bfloat16
+    request = make_request(
+        pipeline.files, PROMPT, policy="long:9", num_frames=93, budget=budget, cache_dtype=torch.bfloat16
     )
-    session = pipeline.rollout(request).session
+    session = pipeline.rollout(request).sampler
     sizes = []
     for _ in session:
         sizes.append(session.cache.nbytes)

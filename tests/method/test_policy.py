@@ -12,19 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import UserError
 from dummyforcing.method import policy as heads
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import (
-    POLICIES,
-    HeadScorer,
-    Policy,
-    Role,
-    assign_roles,
-    attention_mass,
-    frame_regions,
-    make_plan,
-    parse_policy,
-    row_sampler,
-)
+from dummyforcing.method.policy import POLICIES, Policy, parse_policy
+from dummyforcing.method.programming import assign_roles, make_plan
+from dummyforcing.method.scoring import HeadScorer, attention_mass, frame_regions, row_sampler
 from oracles import random_plan
 
 
@@ -104,10 +96,10 @@ def test_scorer_sees_through_rings_segments_and_samples(same_plan):
     for number in range(5):
         k = torch.randn(2, chunk * tokens, total, width)
         q = 3 * torch.randn_like(k)
-        segments = cache[0].write(k, k)
+        groups = cache[0].write(k, k)
         past = torch.cat([past, k], 1)
         if number >= 3:
-            scorer.observe(0, q, segments)
+            scorer.observe(0, q, groups)
             expected += explicit_scores(plans, q[:, [1, 4, 4]], past, tokens, number * chunk)
         cache.commit()
     torch.testing.assert_close(scorer.scores()[:, 0], expected / 2, atol=2e-6, rtol=0)

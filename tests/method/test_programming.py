@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from dummyforcing.cache.head_group import Segment
+from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import UserError
+from dummyforcing.method.criteria import CRITERIA, Role, choose_dummies
 from dummyforcing.method.plan import HeadContext
-from dummyforcing.method.policy import HeadScorer, make_plan, parse_policy
-from dummyforcing.method.programming import CRITERIA, Role, assign_roles, choose_dummies
+from dummyforcing.method.policy import parse_policy
+from dummyforcing.method.programming import assign_roles, make_plan
+from dummyforcing.method.scoring import HeadScorer
 
 SCORES = torch.tensor(
     [  # first, middle, current
@@ -69,10 +71,10 @@ def test_last_frames_count_as_current():
     """A head that looks at the last past frame only: middle mass, or current mass."""
     k = torch.zeros(1, 6, 1, 4)
     k[0, 2] = 50.0
-    segment = Segment(None, None, k, k, (tuple(range(6)),))
+    group = HeadGroup(None, None, k, k, (tuple(range(6)),))
     for last, expected in ((0, [0.0, 1.0, 0.0]), (1, [0.0, 0.0, 1.0])):
         scorer = HeadScorer(1, 1, 1, 1, lambda layer, length: torch.arange(length), last)
-        scorer.observe(0, torch.ones(1, 3, 1, 4), [segment])
+        scorer.observe(0, torch.ones(1, 3, 1, 4), [group])
         torch.testing.assert_close(scorer.scores()[0, 0, 0], torch.tensor(expected))
 
 
@@ -82,13 +84,13 @@ def test_anchored_roles_see_both_ends_in_two_attention_calls():
     cache = KVCache([plan], head_dim=4, tokens_per_frame=2, chunk_frames=3)
     for _ in range(4):
         for layer in range(2):
-            segments = cache[layer].write(torch.zeros(1, 6, 2, 4), torch.zeros(1, 6, 2, 4))
+            groups = cache[layer].write(torch.zeros(1, 6, 2, 4), torch.zeros(1, 6, 2, 4))
         cache.commit()
-    assert len(segments) == 1, "sink and dummy share a call"
+    assert len(groups) == 1, "sink and dummy share a call"
     frames = {
         str(plan.roles[1][head]): [frame for frame in sorted(row) if frame < 9]
-        for segment in segments
-        for head, row in enumerate(segment.frames)
+        for group in groups
+        for head, row in enumerate(group.frames)
     }
     assert frames == {"sink": [0, 8], "dummy": [7, 8]}
     assert policy.roles is not None

@@ -12,8 +12,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from dummyforcing.checkpoints.text_encoder import UMT5_XXL, load_text_encoder, open_text_encoder
 from dummyforcing.errors import UserError
-from dummyforcing.models.text_encoder import UMT5_XXL, TextEncoder, clean_prompt, open_text_encoder
+from dummyforcing.models.text_encoder import TextEncoder, clean_prompt
 from layouts import wan_umt5
 
 WORDS = ["a", "red", "blue", "ball", "cube", "bounces", "spins", "on", "the", "green", "floor"]
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    return TextEncoder.load(folder / "text_encoder", folder / "tokenizer", TEXT_LEN, dtype=dtype)
+    return load_text_encoder(folder / "text_encoder", folder / "tokenizer", TEXT_LEN, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_wans_own_file(
     path = tmp_path / f"models_t5{suffix}"
     tensors = wan_umt5({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()})
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    loaded = TextEncoder.load(path, folder / "tokenizer", TEXT_LEN)
+    loaded = load_text_encoder(path, folder / "tokenizer", TEXT_LEN)
     assert torch.equal(loaded.encode("a red ball"), encoder.encode("a red ball"))
     del tensors["blocks.1.norm1.weight"]
     torch.save(tensors, tmp_path / "t.pth")

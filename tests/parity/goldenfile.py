@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dummyforcing.method.policy import Role
+from dummyforcing.method.criteria import Role
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.sampling.schedule import Schedule, make_schedule
 

@@ -8,12 +8,14 @@ import torch
 from goldenfile import Golden
 from torch import Tensor
 
-from dummyforcing.method.policy import HeadScorer, Policy
-from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, NoiseSource, Schedule
-from dummyforcing.sampling.session import Session
+from dummyforcing.method.policy import Policy
+from dummyforcing.method.scoring import HeadScorer
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.noise import NoiseSource
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule
 
 
-class NotingSession(Session):
+class NotingSession(BlockSampler):
     """A block loop that notes velocities, x0 and module outputs of every call, commit passes included.
 
     A commit pass has no velocity, as nothing needs it. So a full pass is run before it, with the session's
@@ -109,7 +111,7 @@ class NotingSession(Session):
         model.text_embedding.register_forward_hook(lambda _m, _i, out: setattr(self, "_text_embedding", out))
 
 
-def commit_flow(session: Session, x0: Tensor) -> Tensor:
+def commit_flow(session: BlockSampler, x0: Tensor) -> Tensor:
     """What the network predicts in a commit pass of `x0`, with the session's own attention."""
     time, positions = session._times[COMMIT_TIMESTEP], session._positions(x0.shape[1])
     return session.model(x0, time, session._text, positions, session._attention(None))

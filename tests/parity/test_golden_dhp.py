@@ -3,7 +3,7 @@
 import pytest
 from goldenfile import ROLES, files_of, read
 
-from dummyforcing.method.policy import assign_roles
+from dummyforcing.method.programming import assign_roles
 
 
 def case_numbers():

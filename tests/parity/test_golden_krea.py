@@ -6,7 +6,7 @@ from goldenfile import TOLERANCE, assert_near, cases, files_of, read
 from rollout import commit_flow, in_order, schedule_tensors
 
 from dummyforcing.method.policy import dense
-from dummyforcing.sampling.samplers import RecomputeSession
+from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.schedule import make_schedule
 
 
@@ -16,7 +16,7 @@ def schedule_of(golden, name):
     return make_schedule(steps, golden.meta.get("timestep_shift", 5.0))
 
 
-class NotingRecompute(RecomputeSession):
+class NotingRecompute(RecomputeSampler):
     def __init__(self, golden, name, **options):
         variant = golden.meta["variants"][name]
         self.noted, self.used, self.golden, self.name = {}, set(), golden, name

@@ -7,10 +7,10 @@ from rollout import commit_flow, in_order, schedule_tensors
 
 from dummyforcing.method.policy import window
 from dummyforcing.models.wan import CausalWan
-from dummyforcing.sampling.samplers import RollingSession
+from dummyforcing.sampling.rolling import RollingSampler
 
 
-class NotingRolling(RollingSession):
+class NotingRolling(RollingSampler):
     """Notes all windows; the public code runs a clean pass after each, even if it is overwritten later."""
 
     def __init__(self, golden, **options):
@@ -20,11 +20,11 @@ class NotingRolling(RollingSession):
         super().__init__(
             golden.model,
             golden["prompt_embeds"],
-            window(anchor, reach - anchor),
+            window(anchor, local_attention_size - anchor),
             golden.schedule,
             golden.latent_shape,
             chunk_frames=anchor,
-            reach=reach,
+            local_attention_size=local_attention_size,
             seeds=in_order(draws(golden)),
             **options,
         )

@@ -6,7 +6,9 @@ import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import UserError
-from dummyforcing.pipeline.memory import MemoryEstimate, available_memory, fewest_bands, require_memory
+from dummyforcing.pipeline.memory import MemoryEstimate, estimate, estimates, require_memory
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.vae.memory import available_memory, fewest_tiles
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = MemoryEstimate(text_encoder=8, transformer=4, vae=1, cache=3, denoising=5, decoding=6, frames=20)
@@ -36,52 +38,52 @@ def test_require_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     require_memory([huge], GPU)  # decoded frames are not on the GPU
 
 
-def test_fewest_bands() -> None:
-    assert [fewest_bands([9, 5, 4, 6], free) for free in (9, 8, 5, 4, 3)] == [1, 2, 2, 3, 3]
+def test_fewest_tiles() -> None:
+    assert [fewest_tiles([9, 5, 4, 6], free) for free in (9, 8, 5, 4, 3)] == [1, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize(("free", "bands"), [(50e9, 1), (40e9, 2), (32e9, 7)])
-def test_what_fits_only_in_bands(free: float, bands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("free", "tiles"), [(50e9, 1), (40e9, 2), (32e9, 7)])
+def test_what_fits_only_in_tiles(free: float, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """1080p on a GPU; what waits in the main memory does not count there, and does on a CPU."""
     monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
     files = ModelFiles.open("self-forcing")
-    request = files.request("x", size=(1088, 1920))
-    assert files.require_memory(request, torch.bfloat16, GPU) == bands
-    needs = [estimate.on_gpu().total for estimate in files.estimates(request, torch.bfloat16)]
+    request = make_request(files, "x", size=(1088, 1920))
+    assert require_memory(files, request, torch.bfloat16, GPU) == tiles
+    needs = [estimate.on_gpu().total for estimate in estimates(files, request, torch.bfloat16)]
     assert needs == sorted(needs, reverse=True)
     assert len(needs) == 136
-    assert needs[bands - 1] <= free
-    assert bands == 1 or needs[bands - 2] > free
+    assert needs[tiles - 1] <= free
+    assert tiles == 1 or needs[tiles - 2] > free
 
 
-def test_what_fits_in_no_number_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU all bands count, so many are no help; the message tells the least that would do."""
+def test_what_fits_in_no_number_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU all tiles count, so many are no help; the message tells the least that would do."""
     monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 32e9)
     files = ModelFiles.open("self-forcing")
-    request = files.request("x", size=(1088, 1920))
-    needs = [estimate.total for estimate in files.estimates(request, torch.bfloat16)]
+    request = make_request(files, "x", size=(1088, 1920))
+    needs = [estimate.total for estimate in estimates(files, request, torch.bfloat16)]
     assert needs[0] > min(needs) > 32e9
     assert needs[-1] > needs[0]
     with pytest.raises(UserError, match=rf"needs about {min(needs) / 1e9:.1f} GB .*; take --size 960x544"):
-        files.require_memory(request, torch.bfloat16, CPU)
+        require_memory(files, request, torch.bfloat16, CPU)
 
 
 def test_estimates_of_the_public_models() -> None:
     """The bytes that are known of the public models at 480p, in bfloat16."""
     files = ModelFiles.open("self-forcing")
-    estimate = files.estimate(files.request("x", policy="dense"), torch.bfloat16)
+    estimate = estimate(files, make_request(files, "x", policy="dense"), torch.bfloat16)
     assert estimate.transformer == 2_837_993_600
     assert estimate.text_encoder == 2 * 5_680_910_336
     assert estimate.vae == 2 * 126_892_531
     assert estimate.cache / 2**20 == pytest.approx(21 * 274.2, rel=1e-3)
     longlive = ModelFiles.open("longlive")
-    cache = longlive.estimate(longlive.request("x", frames=957, policy="native"), torch.bfloat16).cache
+    cache = longlive.estimate(longlive.request("x", num_frames=957, policy="native"), torch.bfloat16).cache
     assert cache / 2**20 == pytest.approx(12 * 274.2, rel=1e-3)
     rolling = ModelFiles.open("rolling-forcing")
-    request = rolling.request("x", frames=501, policy="native")
+    request = rolling.request("x", num_frames=501, policy="native")
     assert rolling.estimate(request, torch.bfloat16).cache / 2**20 == pytest.approx(36 * 274.2, rel=1e-3)
     krea = ModelFiles.open("krea-realtime")
-    estimate = krea.estimate(krea.request("x", frames=501, policy="native"), torch.bfloat16)
+    estimate = krea.estimate(krea.request("x", num_frames=501, policy="native"), torch.bfloat16)
     assert estimate.transformer == 28_576_983_168
     assert estimate.cache / 2**20 == pytest.approx(6 * 1218.75, rel=1e-3)
     block = ModelFiles.open("krea-block")
@@ -104,14 +106,14 @@ def test_what_would_fit(
 ) -> None:
     monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
     files = ModelFiles.open("self-forcing")
-    request = files.request("x", policy=policy)
+    request = make_request(files, "x", policy=policy)
     with pytest.raises(UserError, match=f"take {remedy}"):
-        files.require_memory(request, torch.bfloat16, device)
+        require_memory(files, request, torch.bfloat16, device)
 
 
 def test_what_is_loaded_is_not_counted_again(model_folder: Path) -> None:
     files = ModelFiles.open(model_folder)
-    request = files.request("a red ball")
-    whole, rest = (files.estimate(request, torch.float32, loaded=loaded) for loaded in (False, True))
+    request = make_request(files, "a red ball")
+    whole, rest = (estimate(files, request, torch.float32, loaded=loaded) for loaded in (False, True))
     assert rest.weights == 0
     assert rest.total == whole.total - whole.weights

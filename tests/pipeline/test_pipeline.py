@@ -13,20 +13,22 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.media.monitor import Monitor
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.pipeline.pipeline import Pipeline, load
-from dummyforcing.pipeline.request import choose_device, choose_dtype
-from dummyforcing.sampling.classifier import Guard
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.memory import estimate, estimates
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.guard import Guard
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball bounces on a green floor"
 
 
 @pytest.fixture(scope="module")
-def pipeline(model_folder: Path) -> Pipeline:
+def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return load(model_folder, device="cpu")
 
 
-def test_generate(pipeline: Pipeline) -> None:
+def test_generate(pipeline: DummyForcingPipeline) -> None:
     video = pipeline.generate(PROMPT)
     assert video.frames.shape == (81, 32, 48, 3)
     assert video.frames.dtype == np.uint8
@@ -39,17 +41,17 @@ def test_generate(pipeline: Pipeline) -> None:
     assert 0 < video.timings.first_frame < parts
 
 
-def test_stream_is_generate(pipeline: Pipeline) -> None:
-    video = pipeline.generate(PROMPT, frames=33)
-    chunks = list(pipeline.stream(PROMPT, frames=33))
+def test_stream_is_generate(pipeline: DummyForcingPipeline) -> None:
+    video = pipeline.generate(PROMPT, num_frames=33)
+    chunks = list(pipeline.stream(PROMPT, num_frames=33))
     assert [chunk.frames.shape for chunk in chunks] == [(1, n, 32, 48, 3) for n in (1, 8, 12, 12)]
     assert np.array_equal(np.concatenate([chunk.frames[0] for chunk in chunks]), video.frames)
     assert chunks[-1].plans == (video.plan,)
     assert [chunk.timings.pixel_frames for chunk in chunks] == [1, 9, 21, 33]
 
 
-def test_every_chunk_has_the_measures_of_each_video(pipeline: Pipeline) -> None:
-    chunks = list(pipeline.stream([PROMPT, "a blue cube spins"], frames=45))
+def test_every_chunk_has_the_measures_of_each_video(pipeline: DummyForcingPipeline) -> None:
+    chunks = list(pipeline.stream([PROMPT, "a blue cube spins"], num_frames=45))
     for video in range(2):
         monitor = Monitor(pipeline.files.preset.fps, 12)
         for chunk in chunks:
@@ -58,9 +60,9 @@ def test_every_chunk_has_the_measures_of_each_video(pipeline: Pipeline) -> None:
     assert chunks[-1].measures[0].motion > 0
 
 
-def test_a_guard_shows_in_the_plans(pipeline: Pipeline) -> None:
-    guards = None, Guard(every=1, band=0), Guard(every=1, band=1)
-    chunks = [list(pipeline.stream(PROMPT, frames=69, guard=guard)) for guard in guards]
+def test_a_guard_shows_in_the_plans(pipeline: DummyForcingPipeline) -> None:
+    guards = None, Guard(every=1, tile=0), Guard(every=1, tile=1)
+    chunks = [list(pipeline.stream(PROMPT, num_frames=69, guard=guard)) for guard in guards]
     found = [[chunk.plans[0].chunk for chunk in stream] for stream in chunks]
     assert found == [[None, None, 1, 1, 1, last, last] for last in (1, 4, 1)]
     for plain, anew, probed in zip(*chunks, strict=True):
@@ -69,88 +71,92 @@ def test_a_guard_shows_in_the_plans(pipeline: Pipeline) -> None:
     assert not np.array_equal(chunks[0][-1].frames, chunks[1][-1].frames)
 
 
-def test_guards_need_roles_and_the_block_loop(pipeline: Pipeline) -> None:
+def test_guards_need_roles_and_the_block_loop(pipeline: DummyForcingPipeline) -> None:
     with pytest.raises(UserError, match="take policy dummy, or no guard"):
         pipeline.stream(PROMPT, policy="dense", guard=Guard())
     for name in ("rolling-forcing", "krea-realtime"):
         with pytest.raises(UserError, match="or a model of sampler 'block'"):
-            ModelFiles.open(name).request(PROMPT, frames=81, guard=Guard())
+            make_request(ModelFiles.open(name), PROMPT, num_frames=81, guard=Guard())
 
 
-def test_estimate_of_the_cache_of_a_guarded_video(pipeline: Pipeline) -> None:
+def test_estimate_of_the_cache_of_a_guarded_video(pipeline: DummyForcingPipeline) -> None:
     """Heads that are classified anew all see seven past frames."""
-    policy = replace(pipeline.files.request(PROMPT).policy, initial=HeadContext(1, 1))
+    policy = replace(make_request(pipeline.files, PROMPT).policy, initial=HeadContext(1, 1))
     plain, guarded = (
-        pipeline.files.request(PROMPT, frames=57, policy=policy, guard=guard) for guard in (None, Guard())
+        make_request(pipeline.files, PROMPT, num_frames=57, policy=policy, guard=guard)
+        for guard in (None, Guard())
     )
     assert (plain.cache_frames(), guarded.cache_frames()) == (3 + 3, 7 + 3)
     plan = pipeline.find_plan(plain)
     plain, guarded = (
-        pipeline.files.request(PROMPT, frames=57, plan=plan, guard=guard) for guard in (None, Guard())
+        make_request(pipeline.files, PROMPT, num_frames=57, plan=plan, guard=guard)
+        for guard in (None, Guard())
     )
     assert plain.cache_frames() < guarded.cache_frames() == 10
 
 
-def test_seed_and_interleaved_streams(pipeline: Pipeline) -> None:
-    first, second = (pipeline.stream(PROMPT, frames=21, seed=seed) for seed in (0, 1))
+def test_seed_and_interleaved_streams(pipeline: DummyForcingPipeline) -> None:
+    first, second = (pipeline.stream(PROMPT, num_frames=21, seed=seed) for seed in (0, 1))
     frames = [(a.frames[0], b.frames[0]) for a, b in zip(first, second, strict=True)]
     for seed, stream in enumerate(zip(*frames, strict=True)):
-        assert np.array_equal(np.concatenate(stream), pipeline.generate(PROMPT, frames=21, seed=seed).frames)
+        assert np.array_equal(
+            np.concatenate(stream), pipeline.generate(PROMPT, num_frames=21, seed=seed).frames
+        )
     assert not np.array_equal(frames[0][0], frames[0][1])
 
 
 @pytest.mark.parametrize("policy", ["dummy", "window:1,2"])
-def test_batch_is_its_singles(pipeline: Pipeline, policy: str) -> None:
+def test_batch_is_its_singles(pipeline: DummyForcingPipeline, policy: str) -> None:
     prompts = [PROMPT, "a blue cube spins", PROMPT]
-    videos = pipeline.generate(prompts, frames=45, seed=5, policy=policy)
+    videos = pipeline.generate(prompts, num_frames=45, seed=5, policy=policy)
     assert len(videos) == 3
     for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
-        single = pipeline.generate(prompt, frames=45, seed=5 + i, policy=policy)
+        single = pipeline.generate(prompt, num_frames=45, seed=5 + i, policy=policy)
         assert single.plan.roles == video.plan.roles
         # Matrix products of other shapes round differently.
         assert np.abs(single.frames.astype(int) - video.frames).max() <= 1
         assert video.timings.pixel_frames == 3 * 45
 
 
-def test_shipped_plan(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_shipped_plan(pipeline: DummyForcingPipeline, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ships no head plan"):
-        pipeline.files.request(PROMPT, plan="shipped")
+        make_request(pipeline.files, PROMPT, plan="shipped")
     folder = Path(shutil.copytree(str(pipeline.files.folder), tmp_path / "random"))
-    plan = pipeline.find_plan(pipeline.files.request(PROMPT, seed=9))
+    plan = pipeline.find_plan(make_request(pipeline.files, PROMPT, seed=9))
     plan.save(folder / "plan.json")
-    one = load(folder, device="cpu").generate(PROMPT, frames=21, plan="shipped")
+    one = load(folder, device="cpu").generate(PROMPT, num_frames=21, plan="shipped")
     assert one.plan == plan
-    assert np.array_equal(one.frames, pipeline.generate(PROMPT, frames=21, plan=plan).frames)
+    assert np.array_equal(one.frames, pipeline.generate(PROMPT, num_frames=21, plan=plan).frames)
     plan = replace(plan, fingerprint="other")
     plan.save(folder / "plan.json")
     with pytest.raises(UserError, match="made with model other"):
-        load(folder, device="cpu").generate(PROMPT, frames=21, plan="shipped")
+        load(folder, device="cpu").generate(PROMPT, num_frames=21, plan="shipped")
 
 
-def test_given_plan_is_small_from_the_first_chunk(pipeline: Pipeline) -> None:
-    plan = pipeline.find_plan(pipeline.files.request(PROMPT))
-    assert plan == pipeline.generate(PROMPT, frames=33).plan
-    found = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45)]
-    given = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, plan=plan)]
-    dense = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, frames=45, policy="dense")]
+def test_given_plan_is_small_from_the_first_chunk(pipeline: DummyForcingPipeline) -> None:
+    plan = pipeline.find_plan(make_request(pipeline.files, PROMPT))
+    assert plan == pipeline.generate(PROMPT, num_frames=33).plan
+    found = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, num_frames=45)]
+    given = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, num_frames=45, plan=plan)]
+    dense = [chunk.cache_bytes for chunk in pipeline.stream(PROMPT, num_frames=45, policy="dense")]
     assert given == [given[0]] * 5  # the first chunk comes in two parts
     assert found[2:] == given[2:]
     assert found[0] <= 2 * dense[-1] / 4
     assert given[0] < dense[-1]
 
 
-def test_plan_of_another_model(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_plan_of_another_model(pipeline: DummyForcingPipeline, tmp_path: Path) -> None:
     write_model(tmp_path / "other", seed=1)
-    plan = load(tmp_path / "other", device="cpu").generate(PROMPT, frames=21).plan
+    plan = load(tmp_path / "other", device="cpu").generate(PROMPT, num_frames=21).plan
     with pytest.raises(UserError, match="made with model"):
         pipeline.generate(PROMPT, plan=plan)
     with pytest.raises(UserError, match="2 layers with 4 heads"):
         pipeline.stream(PROMPT, plan=Plan.uniform(2, 4, HeadContext(0, 1)))
 
 
-def test_find_plan_needs_roles(pipeline: Pipeline) -> None:
+def test_find_plan_needs_roles(pipeline: DummyForcingPipeline) -> None:
     with pytest.raises(UserError, match="does not classify"):
-        pipeline.find_plan(pipeline.files.request(PROMPT, policy="dense"))
+        pipeline.find_plan(make_request(pipeline.files, PROMPT, policy="dense"))
 
 
 def test_policy_defaults_are_the_presets(model_folder: Path) -> None:
@@ -163,8 +169,8 @@ def test_policy_defaults_are_the_presets(model_folder: Path) -> None:
     assert HeadContext(0, 6) in policy.roles.values()
     assert folder.request(PROMPT, dummy_fraction=0.75).policy.dummy_fraction == 0.75
     assert folder.request(PROMPT, policy="official").policy.classify_at_chunk == 2
-    assert not folder.request(PROMPT, frames=21).has_plan
-    assert folder.request(PROMPT, frames=33).has_plan
+    assert not folder.request(PROMPT, num_frames=21).has_plan
+    assert folder.request(PROMPT, num_frames=33).has_plan
 
 
 def test_frame_wise_model(model_folder: Path, tmp_path: Path) -> None:
@@ -172,24 +178,24 @@ def test_frame_wise_model(model_folder: Path, tmp_path: Path) -> None:
     preset = json.loads((folder / "preset.json").read_text())
     preset |= {"chunk_frames": 1, "dummy": {"classify_at_chunk": 3}}
     (folder / "preset.json").write_text(json.dumps(preset))
-    chunks = list(load(folder, device="cpu").stream(PROMPT, frames=25))
+    chunks = list(load(folder, device="cpu").stream(PROMPT, num_frames=25))
     assert [chunk.frames.shape[1] for chunk in chunks] == [1, 4, 4, 4, 4, 4, 4]
     assert "dummy" not in chunks[2].plans[0].counts
     assert chunks[3].plans[0].counts["dummy"] == 6
 
 
 def test_bfloat16(model_folder: Path) -> None:
-    pipeline = load(model_folder, device="cpu", dtype="bfloat16")
+    pipeline = load(model_folder, device="cpu", torch_dtype="bfloat16")
     assert pipeline.dtype == torch.bfloat16
-    assert pipeline.generate(PROMPT, frames=9).frames.shape == (9, 32, 48, 3)
+    assert pipeline.generate(PROMPT, num_frames=9).frames.shape == (9, 32, 48, 3)
 
 
-def test_save(pipeline: Pipeline, tmp_path: Path) -> None:
-    pipeline.generate(PROMPT, frames=9).save(tmp_path / "ball.mp4")
+def test_save(pipeline: DummyForcingPipeline, tmp_path: Path) -> None:
+    pipeline.generate(PROMPT, num_frames=9).save(tmp_path / "ball.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["ball.mp4"]
 
 
-def test_unknown_words(pipeline: Pipeline) -> None:
+def test_unknown_words(pipeline: DummyForcingPipeline) -> None:
     with pytest.warns(UnknownWordsWarning, match=r"does not know the words purple, cat; it knows a, ball, "):
         pipeline.stream(["a purple ball", "a purple cat"])
     with warnings.catch_warnings():
@@ -197,18 +203,20 @@ def test_unknown_words(pipeline: Pipeline) -> None:
         pipeline.stream(PROMPT)
 
 
-def test_longer_than_trained_for(pipeline: Pipeline) -> None:
+def test_longer_than_trained_for(pipeline: DummyForcingPipeline) -> None:
     preset = replace(pipeline.files.preset, max_frames=6)
-    trained = Pipeline(replace(pipeline.files, preset=preset), pipeline.model, pipeline.text, pipeline.vae)
+    trained = DummyForcingPipeline(
+        replace(pipeline.files, preset=preset), pipeline.model, pipeline.text, pipeline.vae
+    )
     with pytest.warns(TrainedLengthWarning, match=r"trained for videos of 21 pixel frames; a longer one"):
-        trained.stream(PROMPT, frames=33)
+        trained.stream(PROMPT, num_frames=33)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained.stream(PROMPT, frames=21)
+        trained.stream(PROMPT, num_frames=21)
 
 
 def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load(model_folder, device="cpu").generate(PROMPT, frames=9)
+    load(model_folder, device="cpu").generate(PROMPT, num_frames=9)
     assert capfd.readouterr() == ("", "")
 
 
@@ -229,49 +237,51 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \([\d.]+ GB KV cache, [\d.]+ GB act"),
     ],
 )
-def test_bad_requests(pipeline: Pipeline, options: dict[str, object], message: str) -> None:
+def test_bad_requests(pipeline: DummyForcingPipeline, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pipeline.stream(PROMPT, **options)
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", [], ["a red ball", ""]])
-def test_empty_prompt(pipeline: Pipeline, prompt: str | list[str]) -> None:
+def test_empty_prompt(pipeline: DummyForcingPipeline, prompt: str | list[str]) -> None:
     with pytest.raises(UserError, match="prompt is empty"):
         pipeline.stream(prompt)
 
 
 @pytest.mark.parametrize("policy", ["dense", "window:1,2", "plan"])
-def test_estimate_of_the_cache_is_exact(pipeline: Pipeline, policy: str) -> None:
-    plan = pipeline.generate(PROMPT, frames=21).plan if policy == "plan" else None
-    request = pipeline.files.request(PROMPT, frames=57, policy="dummy" if plan else policy, plan=plan)
+def test_estimate_of_the_cache_is_exact(pipeline: DummyForcingPipeline, policy: str) -> None:
+    plan = pipeline.generate(PROMPT, num_frames=21).plan if policy == "plan" else None
+    request = make_request(
+        pipeline.files, PROMPT, num_frames=57, policy="dummy" if plan else policy, plan=plan
+    )
     chunks = list(pipeline.run(request))
-    assert pipeline.files.estimate(request, torch.float32).cache == chunks[-1].cache_bytes
-    assert pipeline.files.estimate(request, torch.bfloat16).cache == chunks[-1].cache_bytes / 2
+    assert estimate(pipeline.files, request, torch.float32).cache == chunks[-1].cache_bytes
+    assert estimate(pipeline.files, request, torch.bfloat16).cache == chunks[-1].cache_bytes / 2
 
 
-def test_estimate_bounds_the_cache_of_a_classified_video(pipeline: Pipeline) -> None:
-    request = pipeline.files.request(PROMPT, frames=57)
+def test_estimate_bounds_the_cache_of_a_classified_video(pipeline: DummyForcingPipeline) -> None:
+    request = make_request(pipeline.files, PROMPT, num_frames=57)
     largest = max(chunk.cache_bytes for chunk in pipeline.run(request))
-    estimate = pipeline.files.estimate(request, torch.float32)
-    dense = pipeline.files.request(PROMPT, frames=57, policy="dense")
-    assert largest <= estimate.cache < pipeline.files.estimate(dense, torch.float32).cache
+    estimate = estimate(pipeline.files, request, torch.float32)
+    dense = make_request(pipeline.files, PROMPT, num_frames=57, policy="dense")
+    assert largest <= estimate.cache < estimate(pipeline.files, dense, torch.float32).cache
 
 
-def test_estimate_of_weights(pipeline: Pipeline, model_folder: Path) -> None:
+def test_estimate_of_weights(pipeline: DummyForcingPipeline, model_folder: Path) -> None:
     on_disk = sum(path.stat().st_size for path in model_folder.rglob("*.safetensors"))
-    request = pipeline.files.request(PROMPT)
-    weights = pipeline.files.estimate(request, torch.float32).weights
+    request = make_request(pipeline.files, PROMPT)
+    weights = estimate(pipeline.files, request, torch.float32).weights
     assert 0.8 * on_disk < weights <= on_disk
 
 
-def test_what_fits_only_in_bands(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = pipeline.files.request(PROMPT, frames=21, size=(320, 320))
+def test_what_fits_only_in_tiles(pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = make_request(pipeline.files, PROMPT, num_frames=21, size=(320, 320))
     expected = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
-    needs = [estimate.total for estimate in pipeline.files.estimates(request, torch.float32, loaded=True)]
+    needs = [estimate.total for estimate in estimates(pipeline.files, request, torch.float32, loaded=True)]
     assert needs[0] > needs[1] > needs[2]
     asked, begin = [], pipeline.vae.stream
     monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: needs[2])
-    monkeypatch.setattr(pipeline.vae, "stream", lambda bands: asked.append(bands) or begin(bands))
+    monkeypatch.setattr(pipeline.vae, "stream", lambda tiles: asked.append(tiles) or begin(tiles))
     frames = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
     assert asked == [3]
     assert np.abs(frames.astype(int) - expected).max() <= 1

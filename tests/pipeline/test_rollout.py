@@ -11,11 +11,14 @@ from PIL import Image
 from dummyforcing.errors import UserError
 from dummyforcing.media.video import read_video, write_mp4
 from dummyforcing.pipeline.choices import choose_policy
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.memory import estimate
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import ScheduleArgs
-from dummyforcing.sampling.samplers import RecomputeSession
-from dummyforcing.sampling.schedule import make_schedule, seeded_noise
-from dummyforcing.sampling.session import Session
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.sampling.teacache import skip_table
 
 PROMPT, OTHER = "a red ball bounces", "a blue cube spins"
@@ -23,17 +26,19 @@ SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
-def pipeline(model_folder: Path) -> Pipeline:
+def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return load(model_folder)
 
 
-def with_preset(pipeline: Pipeline, **changes: object) -> Pipeline:
+def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = dataclasses.replace(pipeline.files, preset=dataclasses.replace(pipeline.files.preset, **changes))
-    return Pipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+    return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
 
 
-def session(pipeline: Pipeline, kind: type[Session] = Session, **options: object) -> Session:
+def session(
+    pipeline: DummyForcingPipeline, kind: type[BlockSampler] = BlockSampler, **options: object
+) -> BlockSampler:
     preset = pipeline.files.preset
     return kind(
         pipeline.model,
@@ -69,9 +74,9 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "image.png"
 
 
-def test_a_clip_is_the_first_chunk(pipeline: Pipeline, clip: Path) -> None:
+def test_a_clip_is_the_first_chunk(pipeline: DummyForcingPipeline, clip: Path) -> None:
     one = with_preset(pipeline, start="clip")
-    video = one.generate(PROMPT, frames=21, seed=5, policy="dense", video=clip)
+    video = one.generate(PROMPT, num_frames=21, seed=5, policy="dense", video=clip)
     latents = one.vae.encode(torch.from_numpy(read_video(clip, 9, SIZE))[None])
     by_hand = session(one)
     by_hand.extend(latents)
@@ -79,11 +84,11 @@ def test_a_clip_is_the_first_chunk(pipeline: Pipeline, clip: Path) -> None:
     assert_same(video.frames, expected)
 
 
-def test_an_image_is_the_first_frame(pipeline: Pipeline, image: Path) -> None:
+def test_an_image_is_the_first_frame(pipeline: DummyForcingPipeline, image: Path) -> None:
     one = with_preset(
         pipeline, start="frame", chunk_frames=1, first_schedule=ScheduleArgs((1000, 700, 300), 5)
     )
-    video = one.generate(PROMPT, frames=9, seed=5, policy="dense", image=image)
+    video = one.generate(PROMPT, num_frames=9, seed=5, policy="dense", image=image)
     latents = one.vae.encode(torch.from_numpy(np.asarray(Image.open(image)))[None, None])
     by_hand = session(one, first_schedule=make_schedule([1000, 700, 300], 5))
     by_hand.extend(latents)
@@ -92,12 +97,14 @@ def test_an_image_is_the_first_frame(pipeline: Pipeline, image: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_context_with_an_encoded_first_frame(pipeline: Pipeline, image: Path, keep: bool) -> None:
+def test_a_context_with_an_encoded_first_frame(
+    pipeline: DummyForcingPipeline, image: Path, keep: bool
+) -> None:
     """Krea's sampler: an image fills the first chunk; later contexts begin with an encoded pixel frame."""
     one = with_preset(
         pipeline, sampler="recompute", context_frames=3, keep_first_frame=keep, start="chunk", native="dense"
     )
-    video = one.generate(PROMPT, frames=45, seed=5, policy="dense", image=image)
+    video = one.generate(PROMPT, num_frames=45, seed=5, policy="dense", image=image)
     latents = one.vae.encode(
         torch.from_numpy(np.asarray(Image.open(image)))[None, None].expand(1, 9, -1, -1, -1)
     )
@@ -107,7 +114,7 @@ def test_a_context_with_an_encoded_first_frame(pipeline: Pipeline, image: Path, 
         used.append(sum(p.shape[1] for p in pixels) - 9)
         return one.vae.encode(torch.cat(pixels, 1)[:, used[-1]][:, None])
 
-    by_hand = session(one, RecomputeSession, context_frames=3, first_latent=None if keep else first_latent)
+    by_hand = session(one, RecomputeSampler, context_frames=3, first_latent=None if keep else first_latent)
     by_hand.extend(latents)
     pixels.append(stream.decode(latents))
     for _ in range(3):
@@ -116,14 +123,14 @@ def test_a_context_with_an_encoded_first_frame(pipeline: Pipeline, image: Path, 
     assert used == ([] if keep else [12, 24])
 
 
-def test_a_video_is_made_anew_from_another(pipeline: Pipeline, clip: Path) -> None:
+def test_a_video_is_made_anew_from_another(pipeline: DummyForcingPipeline, clip: Path) -> None:
     one = with_preset(pipeline, start="chunk")
-    video = one.generate(PROMPT, frames=21, seed=5, policy="dense", video=clip, strength=0.6)
+    video = one.generate(PROMPT, num_frames=21, seed=5, policy="dense", video=clip, strength=0.6)
     source = one.vae.encode(torch.from_numpy(read_video(clip, 21, SIZE))[None])
     schedule = make_schedule([600, 300], 5)
     first_steps: list[torch.Tensor] = []
 
-    class Noting(Session):
+    class Noting(BlockSampler):
         def _denoise(self, x: torch.Tensor, step: int) -> torch.Tensor:
             if step == 0:
                 first_steps.append(x)
@@ -139,10 +146,10 @@ def test_a_video_is_made_anew_from_another(pipeline: Pipeline, clip: Path) -> No
     torch.testing.assert_close(first_steps[0], (1 - sigma) * source[:, :3] + sigma * noise)
 
 
-def test_a_long_video_of_several_rollouts(pipeline: Pipeline) -> None:
+def test_a_long_video_of_several_rollouts(pipeline: DummyForcingPipeline) -> None:
     """CausVid: each further rollout begins with an encoded pixel frame and the last latents."""
     one = with_preset(pipeline, max_frames=9, overlap_frames=3)
-    video = one.generate(PROMPT, frames=81, seed=5, policy="dense")
+    video = one.generate(PROMPT, num_frames=81, seed=5, policy="dense")
     noise = seeded_noise([5])
     pixels, start = [], None
     for _ in range(3):
@@ -159,41 +166,41 @@ def test_a_long_video_of_several_rollouts(pipeline: Pipeline) -> None:
     pixels.append(made[:, -9:])
     assert [p.shape[1] for p in pixels] == [24, 24, 24, 9]
     assert_same(video.frames, torch.cat(pixels, 1))
-    chunks = list(one.stream(PROMPT, frames=93, seed=5, policy="dense"))
+    chunks = list(one.stream(PROMPT, num_frames=93, seed=5, policy="dense"))
     assert [chunk.frames.shape[1] for chunk in chunks] == [1, 8, 12, 3, 21, 3, 21, 3, 21]
     assert len({chunk.cache_bytes for chunk in chunks}) == 1
 
 
 @pytest.mark.parametrize(("recache", "fade"), [(0, 1), (6, 1), (0, 2)])
-def test_the_prompt_changes_on_the_way(pipeline: Pipeline, recache: int, fade: int) -> None:
+def test_the_prompt_changes_on_the_way(pipeline: DummyForcingPipeline, recache: int, fade: int) -> None:
     one = with_preset(pipeline, recache_frames=recache)
     # 1 s is pixel frame 16, which latent frame 4 begins before and 5 after: the next chunk begins at 6.
-    video = one.generate(PROMPT, frames=45, seed=5, policy="dense", switches=[(1.0, OTHER)], fade=fade)
+    video = one.generate(PROMPT, num_frames=45, seed=5, policy="dense", switches=[(1.0, OTHER)], fade=fade)
     by_hand = session(one, recache_frames=recache, global_sink=one.files.preset.global_sink)
     made = [by_hand.next_chunk() for _ in range(2)]
     by_hand.set_prompt(one.text.encode(OTHER), chunks=fade)
     made += [by_hand.next_chunk() for _ in range(2)]
     assert_same(video.frames, one.vae.decode(torch.cat(made, 1)))
-    plain = one.generate(PROMPT, frames=45, seed=5, policy="dense")
+    plain = one.generate(PROMPT, num_frames=45, seed=5, policy="dense")
     same = 21 if fade == 1 else 33  # a fade begins with the old prompt itself
     assert np.array_equal(video.frames[:same], plain.frames[:same])
     assert not np.array_equal(video.frames[same:], plain.frames[same:])
 
 
-def test_every_sampler_with_every_policy(pipeline: Pipeline) -> None:
+def test_every_sampler_with_every_policy(pipeline: DummyForcingPipeline) -> None:
     """Presets decide the loop; all policies run on each, and a stream is the same video."""
     changes = {
         "block": {},
-        "rolling": {"sampler": "rolling", "native": "window:3,6", "reach": 12},
+        "rolling": {"sampler": "rolling", "native": "window:3,6", "local_attention_size": 12},
         "recompute": {"sampler": "recompute", "context_frames": 3},
     }
     for preset in changes.values():
         one = with_preset(pipeline, **preset)
         for policy in ("dense", "native", "dummy"):
-            video = one.generate(PROMPT, frames=57, seed=1, policy=policy)
+            video = one.generate(PROMPT, num_frames=57, seed=1, policy=policy)
             assert len(video.frames) == 57
             assert (video.plan.chunk is not None) == (policy == "dummy")
-        pieces = [chunk.frames[0] for chunk in one.stream(PROMPT, frames=57, seed=1, policy="dummy")]
+        pieces = [chunk.frames[0] for chunk in one.stream(PROMPT, num_frames=57, seed=1, policy="dummy")]
         assert np.array_equal(np.concatenate(pieces), video.frames)
 
 
@@ -220,17 +227,22 @@ def test_every_sampler_with_every_policy(pipeline: Pipeline) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused(
-    pipeline: Pipeline, clip: Path, image: Path, start: str | None, options: dict[str, object], message: str
+    pipeline: DummyForcingPipeline,
+    clip: Path,
+    image: Path,
+    start: str | None,
+    options: dict[str, object],
+    message: str,
 ) -> None:
     files = with_preset(pipeline, start=start).files
     for name in ("image", "video"):
         if name in options:
             options = {**options, name: image.parent / str(options[name])}
     with pytest.raises(UserError, match=message):
-        files.request(PROMPT, **options)
+        make_request(files, PROMPT, **options)
 
 
-def test_teacache_leaves_out_the_steps_of_its_table(pipeline: Pipeline) -> None:
+def test_teacache_leaves_out_the_steps_of_its_table(pipeline: DummyForcingPipeline) -> None:
     schedule = ScheduleArgs((1000, 750, 500, 250), 3)
     one = with_preset(pipeline, schedule=schedule)
     steps = make_schedule(schedule.steps, schedule.shift)
@@ -239,21 +251,21 @@ def test_teacache_leaves_out_the_steps_of_its_table(pipeline: Pipeline) -> None:
     assert any(table)
     skipped = tuple(step for step, is_skipped in enumerate(table) if is_skipped)
     expected = one.vae.decode(torch.cat(list(session(one, schedule=steps, skips=table, frames=9)), 1))
-    plain = one.generate(PROMPT, frames=33, size=SIZE, seed=5, policy="dense").frames
+    plain = one.generate(PROMPT, num_frames=33, size=SIZE, seed=5, policy="dense").frames
     for teacache in (0.2, skipped):
         options = {"frames": 33, "size": SIZE, "seed": 5, "policy": "dense", "teacache": teacache}
-        assert one.skipped_steps(one.files.request(PROMPT, **options)) == skipped
+        assert one.skipped_steps(make_request(one.files, PROMPT, **options)) == skipped
         frames = one.generate(PROMPT, **options).frames
         assert_same(frames, expected)
         assert (frames != plain).any()
-    assert one.skipped_steps(one.files.request(PROMPT)) == ()
+    assert one.skipped_steps(make_request(one.files, PROMPT)) == ()
 
 
 @pytest.mark.parametrize("sampler", ["rolling", "recompute"])
-def test_teacache_needs_steps_of_their_own(pipeline: Pipeline, sampler: str) -> None:
+def test_teacache_needs_steps_of_their_own(pipeline: DummyForcingPipeline, sampler: str) -> None:
     files = with_preset(pipeline, sampler=sampler, context_frames=3).files
     with pytest.raises(UserError, match="take a model of sampler 'block'"):
-        files.request(PROMPT, teacache=0.2)
+        make_request(files, PROMPT, teacache=0.2)
 
 
 @pytest.mark.parametrize("policy", ["dense", "native", "dummy", "window:1,2"])
@@ -261,18 +273,18 @@ def test_teacache_needs_steps_of_their_own(pipeline: Pipeline, sampler: str) -> 
     "changes",
     [
         {},
-        {"native": "window:1,2", "reach": 6},
+        {"native": "window:1,2", "local_attention_size": 6},
         {"max_frames": 9, "overlap_frames": 3},
-        {"sampler": "rolling", "native": "window:3,6", "reach": 12},
+        {"sampler": "rolling", "native": "window:3,6", "local_attention_size": 12},
         {"sampler": "recompute", "context_frames": 3},
     ],
-    ids=["block", "reach", "rollouts", "rolling", "recompute"],
+    ids=["block", "local_attention_size", "rollouts", "rolling", "recompute"],
 )
 def test_the_cache_is_as_large_as_estimated(
-    pipeline: Pipeline, changes: dict[str, object], policy: str
+    pipeline: DummyForcingPipeline, changes: dict[str, object], policy: str
 ) -> None:
     one = with_preset(pipeline, **changes)
-    request = one.files.request(PROMPT, frames=57, policy=policy)
+    request = make_request(one.files, PROMPT, num_frames=57, policy=policy)
     largest = max(chunk.cache_bytes for chunk in one.run(request))
     # Pinned keys that move are kept twice; sink heads differ from dummy heads in nothing else.
-    assert 0.9 * largest <= one.files.estimate(request, torch.float32).cache <= 1.2 * largest
+    assert 0.9 * largest <= estimate(one.files, request, torch.float32).cache <= 1.2 * largest

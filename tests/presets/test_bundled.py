@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dummyforcing.models.wan import fingerprint
-from dummyforcing.pipeline.pipeline import Pipeline, load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from dummyforcing.pipeline.request import make_request, read_plan, teacache_table
 from dummyforcing.presets.preset import bundled_folders
 from research.world.prompts import benchmark_scenes
 from research.world.world import COLORS, FLOORS, MOTIONS, SHAPES, held_out_kinds, random_scene
@@ -19,7 +20,7 @@ FOLDER = bundled_folders()["tiny"]
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
+def pipeline() -> DummyForcingPipeline:
     return load("tiny", device="cpu")
 
 
@@ -43,7 +44,7 @@ def test_provenance(folder: Path) -> None:
         assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest, path
 
 
-def test_vocabulary_is_the_words_of_the_world(pipeline: Pipeline) -> None:
+def test_vocabulary_is_the_words_of_the_world(pipeline: DummyForcingPipeline) -> None:
     rng = np.random.default_rng(0)
     words = {word for _ in range(5000) for word in random_scene(rng).prompt.split()}
     assert set(pipeline.text.known_words()) == words
@@ -51,7 +52,7 @@ def test_vocabulary_is_the_words_of_the_world(pipeline: Pipeline) -> None:
     assert named <= words
 
 
-def test_known_prompts(pipeline: Pipeline) -> None:
+def test_known_prompts(pipeline: DummyForcingPipeline) -> None:
     makefile = Path(__file__).parents[2] / "Makefile"
     demo = re.findall(r'dummyforcing generate "(.*?)"', makefile.read_text(encoding="utf-8"))
     assert demo
@@ -68,10 +69,10 @@ def test_held_out_kinds_are_never_trained_on() -> None:
     assert not set(drawn) & set(held_out_kinds())
 
 
-def test_shipped_plan(pipeline: Pipeline) -> None:
+def test_shipped_plan(pipeline: DummyForcingPipeline) -> None:
     """It fits the weights, gives what the preset says, and was found without the held-out combinations."""
-    plan = pipeline.files.shipped_plan()
-    request = pipeline.files.request("a red ball bounces")
+    plan = read_plan(pipeline.files, "shipped")
+    request = make_request(pipeline.files, "a red ball bounces")
     plan.require(
         pipeline.model.config.num_layers, pipeline.model.config.num_heads, fingerprint(pipeline.model)
     )
@@ -86,9 +87,9 @@ def test_shipped_plan(pipeline: Pipeline) -> None:
         assert pipeline.text.unknown_words(prompt) == []
 
 
-def test_shipped_teacache(pipeline: Pipeline) -> None:
+def test_shipped_teacache(pipeline: DummyForcingPipeline) -> None:
     """It is of these weights and steps, leaves something out, and was found on prompts of training scenes."""
-    table = pipeline.files.teacache_table("shipped")
+    table = teacache_table(pipeline.files, "shipped")
     table.require(pipeline.files.preset)
     table.require_weights(fingerprint(pipeline.model))
     assert table.steps
@@ -96,16 +97,16 @@ def test_shipped_teacache(pipeline: Pipeline) -> None:
     assert set(table.prompts) <= set(known)
 
 
-def test_preset_is_what_the_weights_are(pipeline: Pipeline) -> None:
+def test_preset_is_what_the_weights_are(pipeline: DummyForcingPipeline) -> None:
     preset = json.loads((FOLDER / "preset.json").read_text(encoding="utf-8"))
     assert preset["size"] == [160, 160]
     assert preset["licence"] == "Apache-2.0"
     assert pipeline.model.config.num_layers * pipeline.model.config.num_heads >= 80
 
 
-def test_one_chunk_shows_what_the_prompt_says(pipeline: Pipeline) -> None:
+def test_one_chunk_shows_what_the_prompt_says(pipeline: DummyForcingPipeline) -> None:
     """Twice the same picture, and there is something red in it."""
-    one, two = (pipeline.generate("a red ball bounces", frames=9, seed=3) for _ in range(2))
+    one, two = (pipeline.generate("a red ball bounces", num_frames=9, seed=3) for _ in range(2))
     assert one.frames.shape == (9, 160, 160, 3)
     assert np.array_equal(one.frames, two.frames)
     red, green, blue = one.frames[-1].astype(int).transpose(2, 0, 1)

@@ -164,7 +164,7 @@ def test_public_presets() -> None:
         # A rolling model sees `reach` frames at a time: the pinned, the recent and the current ones.
         if preset.sampler == "rolling":
             context = parse_policy(preset.native).initial
-            assert context.total == preset.reach == 21
+            assert context.total == preset.local_attention_size == 21
     assert len(PUBLIC) == len(PUBLIC_TABLES) == 16
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import find_preset
 from research.detectors.recall import (
     CHUNK,
@@ -101,8 +102,8 @@ def test_times_are_those_of_chunks() -> None:
     files = ModelFiles.open("tiny-long")
     for enters in (False, True):
         story = recall_stories(10, enters, 1)[0]
-        request = files.request(
-            story.scene.prompt, frames=chunk_pixels(story.chunks), switches=story.switches
+        request = make_request(
+            files, story.scene.prompt, num_frames=chunk_pixels(story.chunks), switches=story.switches
         )
         placed = [(switch.frame // CHUNK, switch.prompt) for switch in request.switches]
         assert placed == list(story.prompts[1:])

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from conftest import write_model
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
-from dummyforcing.method.programming import Role, assign_roles
+from dummyforcing.method.programming import assign_roles
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from dummyforcing.sampling.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text
 from research.studies import removal
 from research.studies.dense_path import DensePath
@@ -24,7 +26,7 @@ NOTHING, ALL = HeadContext(0, 0), HeadContext(0, None)
 
 def start(model, policy, schedule=SCHEDULE, seed=3):
     policy = parse_policy(policy) if isinstance(policy, str) else policy
-    return Session(model, small_prompt(model), policy, schedule, (1, *SHAPE), seeds=[seed])
+    return BlockSampler(model, small_prompt(model), policy, schedule, (1, *SHAPE), seeds=[seed])
 
 
 def open_path(model, schedule=SCHEDULE, seed=3):
@@ -177,7 +179,7 @@ def test_damage_alone_makes_a_plan(pipeline):
     results = [removal.measure_alone(PROMPT, seed, pipeline) for seed in (0, 1)]
     assert len(results[0]["alone"]) == 12
     assert min(results[0]["alone"]) > 0
-    policy = pipeline.files.request(PROMPT, policy="dummy").policy
+    policy = make_request(pipeline.files, PROMPT, policy="dummy").policy
     plans = removal.fixed_plans(results, policy)
     plan = plans["measured plan"]
     mean = [sum(pair) / 2 for pair in zip(results[0]["alone"], results[1]["alone"], strict=True)]

@@ -11,8 +11,8 @@ import torch
 
 from conftest import write_model
 from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.method.criteria import choose_dummies
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.programming import choose_dummies
 from dummyforcing.pipeline.pipeline import load
 from research.detectors.measures import SceneMeasures
 from research.studies import removal, study
@@ -90,7 +90,7 @@ def test_random_heads_change_with_the_batch_and_have_the_right_number(pipeline):
     plans = []
     for seed in (0, 4):
         options = study.variants(pipeline.files, PLANS, seed)["random heads"].options
-        video = pipeline.generate(SCENES[0].prompt, frames=33, seed=0, **options)
+        video = pipeline.generate(SCENES[0].prompt, num_frames=33, seed=0, **options)
         plans.append(video.plan)
         dummies = [i for i, role in enumerate(r for row in video.plan.roles for r in row) if role == "dummy"]
         assert dummies == sorted(choose_dummies(torch.tensor(video.plan.scores), 6, "random", seed))

@@ -13,8 +13,8 @@ from torch import Tensor
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
 from dummyforcing.checkpoints.tensor_files import StoredTensor
 from dummyforcing.method.policy import parse_policy
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from dummyforcing.sampling.session import Session
 from dummyforcing.vae.codec import VideoDecoder
 from oracles import SHAPE, small_model
 from research.training.networks import TeacherForcing
@@ -48,7 +48,7 @@ def test_whole_clips_are_what_the_stream_gives() -> None:
     assert frames.std() > 0.001
 
 
-class RecordingSession(Session):
+class RecordingSession(BlockSampler):
     """Keeps what goes into the network and what comes out, for every denoising step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -7,10 +7,10 @@ from dummyforcing.errors import UserError
 from dummyforcing.kernels import ops
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
-from dummyforcing.runtime.cuda_graphs import Engine
+from dummyforcing.runtime.cuda_graphs import GraphRunner
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.samplers import SAMPLERS
-from dummyforcing.sampling.session import Session
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official"]
@@ -40,14 +40,14 @@ def rollout(model, policy="dummy", *, sampler="block", batch=1, frames=18, chang
 def passes(monkeypatch):
     """How many passes went through the fused blocks, and how many were left to the model."""
     counts = {"fused": 0, "plain": 0}
-    run = Engine.run
+    run = GraphRunner.run
 
     def counted(self, *args, **options):
         hidden = run(self, *args, **options)
         counts["plain" if hidden is None else "fused"] += 1
         return hidden
 
-    monkeypatch.setattr(Engine, "run", counted)
+    monkeypatch.setattr(GraphRunner, "run", counted)
     return counts
 
 
@@ -79,9 +79,9 @@ def test_any_plan(seed, passes):
         ("block", "dummy", {"change": 4, "recache_frames": 6}),
         ("block", "window:3,3", {"change": 3, "recache_frames": 6, "global_sink": False}),
         ("block", "window:1,2", {"change": 4, "recache_frames": 3}),
-        ("block", "window:1,6", {"reach": 12}),
+        ("block", "window:1,6", {"local_attention_size": 12}),
         ("block", "dense", {"skips": (False, True, False, True, False)}),
-        ("rolling", "window:3,3", {"reach": 24, "frames": 24}),
+        ("rolling", "window:3,3", {"local_attention_size": 24, "frames": 24}),
         ("rolling", "dense", {}),
         ("recompute", "dummy", {"context_frames": 3}),
     ],
@@ -120,7 +120,9 @@ def test_sessions_share_a_fused_model():
     fused = FusedWan(model)
     alone = [rollout(model, p, fused=fused)[0] for p in ("dummy", "dense")]
     sessions = [
-        Session(model, small_prompt(model), parse_policy(p), SCHEDULE, (1, *SHAPE), seeds=[0], fused=fused)
+        BlockSampler(
+            model, small_prompt(model), parse_policy(p), SCHEDULE, (1, *SHAPE), seeds=[0], fused=fused
+        )
         for p in ("dummy", "dense")
     ]
     chunks = [[session.next_chunk() for session in sessions] for _ in range(6)]

@@ -10,12 +10,12 @@ from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import dummy, long, parse_policy
 from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.sampling.classifier import Guard, dummy_share, recalled_context
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.guard import Guard, dummy_share, recalled_context
 from dummyforcing.sampling.samplers import SAMPLERS
-from dummyforcing.sampling.session import Session
 from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
 
-WIDE, NARROW = Guard(every=2, band=1), Guard(every=1, band=0)
+WIDE, NARROW = Guard(every=2, tolerance=1), Guard(every=1, tolerance=0)
 """Nothing leaves the one. Whatever moves at all leaves the other: the plan of chunk 1 is probed in chunks 2
 and 3, heads are classified anew in 4, probed in 5 and 6, and so on."""
 
@@ -27,7 +27,7 @@ def start(model, policy="dummy", batch=1, **options):
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     prompt = options.pop("prompt", small_prompt(model, batch))
     options = {"seeds": range(batch), "frames": 24} | options
-    return Session(model, prompt, policy, SCHEDULE, (batch, *SHAPE), **options)
+    return BlockSampler(model, prompt, policy, SCHEDULE, (batch, *SHAPE), **options)
 
 
 def video(session):
@@ -50,7 +50,7 @@ def test_chunks_are_scored_where_the_guard_says():
     found = start(model, frames=6)
     list(found)
     for plan, due in ((None, [1, 4, 7]), (found.plan, [3, 6])):
-        session = start(model, plan=plan, guard=Guard(every=3, band=1), frames=27)
+        session = start(model, plan=plan, guard=Guard(every=3, tolerance=1), frames=27)
         scored = []
         for number in range(9):
             scored += [number] if session.scores_next else []
@@ -63,19 +63,19 @@ def test_what_a_probe_measures():
     """From the queries and keys of the chunk, by an explicit softmax over what each dummy head sees."""
     model, seen = small_model(heads=4), []
 
-    def observe(call, layer, q, segments):
+    def observe(call, layer, q, groups):
         if call.chunk == 2 and call.step is not None:
-            for segment in segments:
-                heads = segment.heads.tolist()
+            for group in groups:
+                heads = group.heads.tolist()
                 chosen = q[:, :, heads]
-                weights = torch.einsum("blhd,bshd->hls", chosen, segment.k).div(8**0.5).softmax(-1).mean(1)
-                slots = weights.unflatten(1, (len(segment.frames[0]), -1)).sum(-1)
-                for head, frames, mass in zip(heads, segment.frames, slots, strict=True):
+                weights = torch.einsum("blhd,bshd->hls", chosen, group.k).div(8**0.5).softmax(-1).mean(1)
+                slots = weights.unflatten(1, (len(group.frames[0]), -1)).sum(-1)
+                for head, frames, mass in zip(heads, group.frames, slots, strict=True):
                     share = sum(m.item() for f, m in zip(frames, mass, strict=True) if f >= 6)
                     seen.append((session.plan.roles[layer][head], share))
 
     policy = dataclasses.replace(dummy(), rows=None)
-    session = start(model, policy, guard=Guard(every=1, band=1), frames=9, observer=observe)
+    session = start(model, policy, guard=Guard(every=1, tolerance=1), frames=9, observer=observe)
     list(session)
     shares = [share for role, share in seen if role == "dummy"]
     assert len(shares) == 4 * 4
@@ -92,7 +92,7 @@ def test_without_dummy_heads_nothing_moves():
     [
         {},
         {"batch": 2},
-        {"reach": 9},
+        {"local_attention_size": 9},
         {"recache_frames": 6},
         {"recache_frames": 3, "global_sink": False},
         {"recache_frames": 7, "global_sink": False},
@@ -101,7 +101,7 @@ def test_without_dummy_heads_nothing_moves():
 )
 def test_every_attention_is_that_of_the_oracle(policy, options):
     """Through plans, recalled pasts and a new prompt that comes with one of them and between two."""
-    if policy == "dummy:9" and "reach" in options:
+    if policy == "dummy:9" and "local_attention_size" in options:
         policy = "dummy:6"
     model = small_model(layers=2, heads=4)
     session = checked(start(model, policy, guard=NARROW, frames=33, **options))
@@ -119,21 +119,21 @@ def test_what_heads_see_while_they_are_classified_anew():
     """The first frame, six newest ones and the chunk; scores by an explicit softmax, keys bit by bit."""
     model, recorded, keys = small_model(heads=4), [], {}
 
-    def observe(call, layer, q, segments):
+    def observe(call, layer, q, groups):
         if call.chunk == 4 and call.step is not None:
-            (segment,) = segments
-            assert {tuple(sorted(frames)) for frames in segment.frames} == {(0, *range(6, 15))}
-            weights = torch.einsum("blhd,bshd->hls", q, segment.k).div(8**0.5).softmax(-1).mean(1)
+            (group,) = groups
+            assert {tuple(sorted(frames)) for frames in group.frames} == {(0, *range(6, 15))}
+            weights = torch.einsum("blhd,bshd->hls", q, group.k).div(8**0.5).softmax(-1).mean(1)
             slots = weights.unflatten(1, (10, -1)).sum(-1)
-            regions = [[0] if f == 0 else [1] if f < 12 else [2] for f in segment.frames[0]]
+            regions = [[0] if f == 0 else [1] if f < 12 else [2] for f in group.frames[0]]
             masses = [sum(slots[:, i] for i, r in enumerate(regions) if r == [n]) for n in range(3)]
             recorded.append((layer, torch.stack(masses, -1)))
         if call.chunk == 4 or (call.chunk == 0 and call.step is None):
-            (segment,) = segments
-            at = segment.frames[0].index(0)
-            tokens = segment.k.shape[1] // len(segment.frames[0])
+            (group,) = groups
+            at = group.frames[0].index(0)
+            tokens = group.k.shape[1] // len(group.frames[0])
             span = slice(at * tokens, (at + 1) * tokens)
-            keys.setdefault(layer, []).append((segment.k[:, span].clone(), segment.v[:, span].clone()))
+            keys.setdefault(layer, []).append((group.k[:, span].clone(), group.v[:, span].clone()))
 
     policy = dataclasses.replace(dummy(), rows=None)
     session = start(model, policy, guard=NARROW, frames=15, observer=observe)
@@ -232,9 +232,9 @@ def test_what_cannot_be_guarded():
             start(model, policy, plan=plan, guard=Guard())
     with pytest.raises(UserError, match="take 1 or more"):
         Guard(every=0)
-    for band in (-0.1, 1.5, float("nan")):
+    for tolerance in (-0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="take 0 to 1"):
-            Guard(band=band)
+            Guard(tolerance=tolerance)
     for sampler in ("rolling", "recompute"):
         with pytest.raises(ValueError, match="guard"):
             SAMPLERS[sampler](model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), guard=Guard())

@@ -9,14 +9,15 @@ from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext
 from dummyforcing.method.policy import dense, dummy, official, window
 from dummyforcing.sampling import schedule as sampling
-from dummyforcing.sampling.samplers import SAMPLERS, RecomputeSession
+from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import make_schedule
 from oracles import SHAPE, checked, random_plan, small_model, small_prompt, softmax_attention
 
 TWO, THREE = (make_schedule(steps, shift=5.0) for steps in ([1000, 500], [1000, 600, 300]))
 NATIVE = {
-    "block": (window(3, 3), {"reach": 9}),
-    "rolling": (window(3, 12), {"reach": 15}),
+    "block": (window(3, 3), {"local_attention_size": 9}),
+    "rolling": (window(3, 12), {"local_attention_size": 15}),
     "recompute": (dense(), {"context_frames": 6}),
 }
 
@@ -126,7 +127,7 @@ def rotate(x, angles):
 def test_a_reach_is_positions_relative_to_the_window():
     """400 frames against a list of raw keys at positions 0 to 11, call by call."""
     model = small_model(layers=1)
-    session = start("block", model, window(3, 6), schedule=TWO, reach=12, frames=402)
+    session = start("block", model, window(3, 6), schedule=TWO, local_attention_size=12, frames=402)
     oracle, inner = RelativeWindow(model, 3, 6), session._attention
 
     def make(step, kv_only=False):
@@ -185,7 +186,7 @@ def test_rolling_equals_whole_passes_without_a_cache(chunks):
                 noisy[c] = sampling.renoise(noisy[c], draw((batch, 3, *SHAPE)), THREE.sigmas[t - c + 1])
             else:
                 clean[c] = noisy[c]
-    session = start("rolling", model, dense(), [4, 5], prompt, frames=3 * chunks, reach=None)
+    session = start("rolling", model, dense(), [4, 5], prompt, frames=3 * chunks, local_attention_size=None)
     torch.testing.assert_close(
         torch.cat(list(session), 1), torch.cat([*clean.values()], 1), atol=2e-5, rtol=0
     )
@@ -198,12 +199,12 @@ def test_rolling_classifies_when_there_is_a_middle():
     model = small_model(heads=4)
     scores, frames = torch.zeros(2, 4, 3), set()
 
-    def look(call, layer, q, segments):
+    def look(call, layer, q, groups):
         if call.chunk == 2 and call.step is not None:
-            (segment,) = segments
-            frames.add(segment.frames[0])
-            weights = torch.einsum("blhd,bshd->hls", q, segment.k).div(8**0.5).softmax(-1).mean(1)
-            for slot, frame in enumerate(segment.frames[0]):
+            (group,) = groups
+            frames.add(group.frames[0])
+            weights = torch.einsum("blhd,bshd->hls", q, group.k).div(8**0.5).softmax(-1).mean(1)
+            for slot, frame in enumerate(group.frames[0]):
                 region = 0 if frame < 3 else 1 if frame < 6 else 2
                 scores[layer, :, region] += weights[:, 6 * slot : 6 * slot + 6].sum(1)
 
@@ -244,7 +245,7 @@ def test_recompute_takes_its_context_from_the_frames_it_should():
     model = small_model()
     contexts, asked = [], []
 
-    class Recorder(RecomputeSession):
+    class Recorder(RecomputeSampler):
         def _context(self):
             contexts.append(super()._context())
             return contexts[-1]
@@ -304,7 +305,7 @@ def prompts_heard(sampler, chunks):
     old, new = small_prompt(model), small_prompt(model, seed=9)
     heard = []
 
-    def listen(call, layer, q, segments):
+    def listen(call, layer, q, groups):
         text = session._text[0][0]
         shares = [torch.lerp(old, new, share) for share in (0.0, 0.5, 1.0)]
         heard.append((call.chunk, call.step, [torch.equal(text, model.embed_text(t)[0][0]) for t in shares]))
@@ -386,7 +387,7 @@ def test_a_new_prompt_needs_no_past():
 def test_given_frames_are_past_like_made_ones(sampler):
     """What a session made, given to another one, is followed by the same frames."""
     model = small_model()
-    options = {"schedule": make_schedule([1000], 5.0), "reach": None, "frames": 6}
+    options = {"schedule": make_schedule([1000], 5.0), "local_attention_size": None, "frames": 6}
     chunks = list(start(sampler, model, dense(), **options))
     draws = sampling.seeded_noise([0])
     draws((1, 3, *SHAPE))  # was the first chunk's

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dummyforcing.sampling.schedule import make_schedule, renoise, seeded_noise, sigma_table, x0_from_velocity
+from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.schedule import make_schedule, renoise, sigma_table, x0_from_velocity
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])

@@ -11,8 +11,9 @@ from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import dense, dummy, official, parse_policy, window
 from dummyforcing.sampling import schedule as sampling
-from dummyforcing.sampling.samplers import SAMPLERS, RecomputeSession
-from dummyforcing.sampling.session import Session
+from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.samplers import SAMPLERS
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official", "official:2,1"]
@@ -22,7 +23,7 @@ def start(model, policy="dummy", seeds=(0,), prompt=None, schedule=SCHEDULE, **o
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     batch = options.pop("batch", None) or len(seeds)
     prompt = small_prompt(model, batch) if prompt is None else prompt
-    return Session(model, prompt, policy, schedule, (batch, *SHAPE), seeds=seeds, **options)
+    return BlockSampler(model, prompt, policy, schedule, (batch, *SHAPE), seeds=seeds, **options)
 
 
 def video(model, *args, frames=15, **options):
@@ -149,10 +150,10 @@ def test_scores_are_those_of_the_pass_that_the_policy_names():
     model = small_model(heads=4)
     recorded = []
 
-    def record(call, layer, q, segments):
-        (segment,) = segments
-        at = [segment.frames[0].index(frame) for frame in range(3 * call.chunk, 3 * call.chunk + 3)]
-        tokens = segment.k.unflatten(1, (len(segment.frames[0]), -1))
+    def record(call, layer, q, groups):
+        (group,) = groups
+        at = [group.frames[0].index(frame) for frame in range(3 * call.chunk, 3 * call.chunk + 3)]
+        tokens = group.k.unflatten(1, (len(group.frames[0]), -1))
         recorded.append((call.chunk, call.step is None, layer, q, tokens[:, at].flatten(1, 2)))
 
     for score_pass in ("denoise", "commit"):
@@ -297,7 +298,7 @@ def test_backends_agree():
 def test_memory_is_freed_with_the_session(kind) -> None:
     """Without the garbage collector, which does not know how much memory of a GPU hangs on a cycle."""
     model = small_model()
-    options = {"first_latent": lambda: torch.zeros(1, 1, *SHAPE)} if kind is RecomputeSession else {}
+    options = {"first_latent": lambda: torch.zeros(1, 1, *SHAPE)} if kind is RecomputeSampler else {}
     session = kind(model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), frames=12, **options)
     gc.collect()
     gc.disable()

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from dummyforcing.errors import UserError
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.sampling.classifier import Guard
-from dummyforcing.sampling.samplers import SAMPLERS, RecomputeSession
-from dummyforcing.sampling.schedule import make_schedule, seeded_noise
+from dummyforcing.sampling.guard import Guard
+from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.samplers import SAMPLERS
+from dummyforcing.sampling.schedule import make_schedule
 from oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official"]
@@ -25,15 +27,15 @@ CHUNKS = 6
 
 OPTIONS = {
     "plain": {},
-    "reach": {"reach": 9},
+    "local_attention_size": {"local_attention_size": 9},
     "recache": {"recache_frames": 6},
     "no global sink": {"recache_frames": 6, "global_sink": False},
     "teacache": {"skips": (False, True, False, True, False)},
     "skipped first step": {"skips": (True, False, True, False, False)},
     "first schedule": {"first_schedule": make_schedule([1000, 500], shift=5.0)},
     "no end": {"frames": None},
-    "guard": {"guard": Guard(every=1, band=0)},
-    "wide guard": {"guard": Guard(every=2, band=1), "recache_frames": 3, "global_sink": False},
+    "guard": {"guard": Guard(every=1, tolerance=0)},
+    "wide guard": {"guard": Guard(every=2, tolerance=1), "recache_frames": 3, "global_sink": False},
 }
 
 
@@ -105,7 +107,7 @@ def test_every_option(name, policy, tmp_path):
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_heads_that_are_classified_anew(fused, tmp_path):
-    """The last save is between the probe that leaves the band and the chunk that follows from it."""
+    """The last save is between the probe that leaves the tolerance and the chunk that follows from it."""
     whole = Rollouts(batch=2, fused=fused, **OPTIONS["guard"]).check(tmp_path / "s")
     assert [plan.chunk for plan in whole.plans] == [4, 4]
 
@@ -113,7 +115,7 @@ def test_heads_that_are_classified_anew(fused, tmp_path):
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("policy", ["window:2,6", "dummy"])
 @pytest.mark.parametrize(
-    ("sampler", "options"), [("rolling", {"reach": 14}), ("recompute", {"context_frames": 4})]
+    ("sampler", "options"), [("rolling", {"local_attention_size": 14}), ("recompute", {"context_frames": 4})]
 )
 def test_every_sampler(sampler, options, policy, fused, tmp_path):
     Rollouts(sampler, policy, 2, fused, **options).check(tmp_path / "s")
@@ -216,7 +218,7 @@ def test_the_file_is_as_small_as_the_cache(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     """A file, and who wrote it."""
-    rollouts, path = Rollouts(reach=9), tmp_path / "ball.session"
+    rollouts, path = Rollouts(local_attention_size=9), tmp_path / "ball.session"
     session = rollouts.begin()
     rollouts.advance(session, 0, 3)
     session.save(path)
@@ -227,7 +229,7 @@ def saved(tmp_path):
     ("options", "message"),
     [
         ({"frames": 24}, "another number of frames, 18 in place of 24"),
-        ({"reach": 12}, "another reach, 9 in place of 12"),
+        ({"local_attention_size": 12}, "another local_attention_size, 9 in place of 12"),
         ({"chunk_frames": 1}, "another number of frames per chunk"),
         ({"recache_frames": 3}, "another number of frames to rewrite"),
         ({"skips": (False, True, False, True, False)}, "another list of skipped calls"),
@@ -253,10 +255,12 @@ def test_other_models_and_sizes_are_refused(saved):
     for rules, message in cases:
         with pytest.raises(UserError, match=message):
             rollouts.kind.restore(path, *rules, **rollouts.options)
-    with pytest.raises(UserError, match="another sampler, Session in place of RollingSession"):
+    with pytest.raises(UserError, match="another sampler, BlockSampler in place of RollingSampler"):
         SAMPLERS["rolling"].restore(path, *rollouts.rules)
     with pytest.raises(UserError, match="another dtype"):
-        rollouts.kind.restore(path, small_model(3, 4).to(torch.bfloat16), *rollouts.rules[1:], reach=9)
+        rollouts.kind.restore(
+            path, small_model(3, 4).to(torch.bfloat16), *rollouts.rules[1:], local_attention_size=9
+        )
 
 
 def rewrite(path, change):
@@ -318,7 +322,7 @@ def test_noise_of_unknown_state():
 
 def test_a_fork_has_no_decoded_frames():
     rollouts = Rollouts("recompute", context_frames=4, first_latent=lambda: torch.zeros(1, 1, *SHAPE))
-    assert rollouts.kind is RecomputeSession
+    assert rollouts.kind is RecomputeSampler
     with pytest.raises(UserError, match="cannot be forked"):
         rollouts.begin().fork()
 

@@ -9,8 +9,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from dummyforcing.checkpoints.vae import load_vae, open_vae
 from dummyforcing.errors import UserError
-from dummyforcing.vae.codec import VideoDecoder, open_vae
+from dummyforcing.vae.codec import VideoDecoder
 from layouts import wan_vae
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -127,7 +128,7 @@ def test_low_precision_latents_are_denormalised_in_float32(decoder: VideoDecoder
 
 def test_bfloat16(decoder: VideoDecoder, tmp_path: Path) -> None:
     decoder.vae.save_pretrained(tmp_path)
-    half = VideoDecoder.load(tmp_path, dtype=torch.bfloat16)
+    half = load_vae(tmp_path, dtype=torch.bfloat16)
     difference = half.decode(latents_of(2)).float() - decoder.decode(latents_of(2)).float()
     assert difference.abs().mean() < 2
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_encoded(decoder: VideoDecoder, shape: tuple[int, ...]) -
 def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     decoder.vae.save_pretrained(tmp_path)
     capfd.readouterr()
-    loaded = VideoDecoder.load(tmp_path)
+    loaded = load_vae(tmp_path)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(loaded.decode(latents_of(2)), decoder.decode(latents_of(2)))
     assert not any(parameter.requires_grad for parameter in loaded.vae.parameters())
@@ -164,16 +165,16 @@ def test_saved_and_loaded(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.C
 
 def test_bad_folders(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
-        VideoDecoder.load(tmp_path)
+        load_vae(tmp_path)
     decoder.vae.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     capfd.readouterr()
     with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
-        VideoDecoder.load(tmp_path)
+        load_vae(tmp_path)
     weights.unlink()
     with pytest.raises(UserError, match=r"damaged, incomplete|holds no weights"):
-        VideoDecoder.load(tmp_path)
+        load_vae(tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -188,7 +189,7 @@ def test_wans_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"wrong in shape"):
         open_vae(tmp_path / "Wan2.1_VAE.pth")
     monkeypatch.setattr("dummyforcing.vae.WAN_VAE", sizes)
-    loaded = VideoDecoder.load(tmp_path / "Wan2.1_VAE.pth")
+    loaded = load_vae(tmp_path / "Wan2.1_VAE.pth")
     assert torch.equal(loaded.decode(latents_of(2)), ours.decode(latents_of(2)))
     pixels = torch.randint(0, 256, (1, 5, 32, 48, 3), dtype=torch.uint8)
     assert torch.equal(loaded.encode(pixels), ours.encode(pixels))
@@ -214,7 +215,7 @@ def test_on_a_gpu(
     latents = latents_of(7, batch=2)
     expected = one_shot(decoder, latents)
     for dtype, most, mean in ((torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.1, 2 / 255)):
-        stream = VideoDecoder.load(tmp_path, "cuda", dtype, offload).stream()
+        stream = load_vae(tmp_path, "cuda", dtype, offload).stream()
         pixels = torch.cat([stream.decode_float(part).cpu() for part in latents.split([3, 3, 1], dim=1)], 1)
         gap = (pixels - expected).abs()
         assert gap.max() < most

@@ -9,10 +9,11 @@ from diffusers import AutoencoderKLWan
 from test_codec import LAYOUTS, latents_of
 from torch import Tensor
 
+from dummyforcing.checkpoints.vae import load_small_decoder
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.vae.codec import VideoDecoder
-from dummyforcing.vae.small_decoder import TinyDecoder, TinyLayers
+from dummyforcing.vae.small_decoder import SmallLayers
 
 MEMORY, UPSAMPLE, GROW = (3, 4, 5, 9, 10, 11, 15, 16, 17), (6, 12, 18), {7: 1, 13: 2, 19: 2}
 CONVOLUTIONS, RELU = (1, 8, 14, 20, 22), (2, 21)
@@ -77,7 +78,7 @@ def vae() -> VideoDecoder:
 @pytest.mark.parametrize("split", [[5], [1, 1, 3], [3, 2]])
 def test_streaming_is_the_recursion(vae: VideoDecoder, split: list[int], tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "tiny.pth")
-    decoder = TinyDecoder.load_before(vae, tmp_path / "tiny.pth")
+    decoder = load_small_decoder(vae, tmp_path / "tiny.pth")
     latents = latents_of(5, batch=2)
     stream = decoder.stream()
     pieces = [stream.decode_float(part) for part in latents.split(split, dim=1)]
@@ -92,7 +93,7 @@ def test_streaming_is_the_recursion(vae: VideoDecoder, split: list[int], tmp_pat
 
 def test_it_encodes_with_the_vae(vae: VideoDecoder, tmp_path: Path) -> None:
     write_weights(tmp_path / "tiny.pth")
-    decoder = TinyDecoder.load_before(vae, tmp_path / "tiny.pth")
+    decoder = load_small_decoder(vae, tmp_path / "tiny.pth")
     pixels = torch.randint(0, 256, (1, 5, 32, 32, 3), dtype=torch.uint8)
     assert torch.equal(decoder.encode(pixels), vae.encode(pixels))
     assert decoder.decode(latents_of(2)).dtype == torch.uint8
@@ -104,9 +105,9 @@ def test_files_that_do_not_fit(vae: VideoDecoder, model_folder: Path, tmp_path: 
     del weights["decoder.1.bias"]
     torch.save(weights, tmp_path / "less.pth")
     with pytest.raises(UserError, match=r"1 missing \(decoder\.1\.bias\)"):
-        TinyDecoder.load_before(vae, tmp_path / "less.pth")
+        load_small_decoder(vae, tmp_path / "less.pth")
     with pytest.raises(UserError, match="no file"):
-        TinyDecoder.load_before(vae, tmp_path / "nothing.pth")
+        load_small_decoder(vae, tmp_path / "nothing.pth")
 
 
 def test_only_for_latents_of_wan(model_folder: Path, tmp_path: Path) -> None:
@@ -114,9 +115,9 @@ def test_only_for_latents_of_wan(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"decodes latents of Wan 2\.1, and this model's are others"):
         load("tiny", device="cpu", vae=tmp_path / "tiny.pth")
     fitting = load(model_folder, device="cpu", vae=tmp_path / "tiny.pth")  # has the default statistics
-    video = fitting.generate("a red ball", frames=21)
+    video = fitting.generate("a red ball", num_frames=21)
     assert video.frames.shape == (21, 32, 48, 3)
 
 
 def test_names() -> None:
-    assert len(TinyLayers().state_dict()) == 9 * 6 + 4 + 3 + 3
+    assert len(SmallLayers().state_dict()) == 9 * 6 + 4 + 3 + 3

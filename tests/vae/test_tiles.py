@@ -1,4 +1,4 @@
-"""Decoding in bands is exact; the oracles are diffusers' own decoding, and its gradients for the halo."""
+"""Decoding in tiles is exact; the oracles are diffusers' own decoding, and its gradients for the halo."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from test_codec import LAYOUTS, one_shot
 from torch import Tensor
 
 from dummyforcing.errors import UserError
-from dummyforcing.pipeline.memory import DecoderSizes
 from dummyforcing.presets.preset import FOLDER as ASSETS
-from dummyforcing.vae import tiles as vae_bands
+from dummyforcing.vae import tiles as vae_tiles
 from dummyforcing.vae.codec import VideoDecoder
+from dummyforcing.vae.memory import DecoderSizes
 from dummyforcing.vae.tiles import Rows, rows_needed, split_rows
 
 SIZES = LAYOUTS | {"wan, all layers": {"base_dim": 8, "z_dim": 16}}
@@ -30,8 +30,8 @@ def latents_of(frames: int, height: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, frames, 16, height, 3, generator=torch.Generator().manual_seed(1))
 
 
-def decode(decoder: VideoDecoder, latents: Tensor, bands: int | None, split: Sequence[int]) -> Tensor:
-    stream = decoder.stream(bands)
+def decode(decoder: VideoDecoder, latents: Tensor, tiles: int | None, split: Sequence[int]) -> Tensor:
+    stream = decoder.stream(tiles)
     return torch.cat([stream.decode_float(part) for part in latents.split(list(split), dim=1)], dim=1)
 
 
@@ -57,20 +57,20 @@ def test_rows_needed_are_those_that_the_output_depends_on(layout: str, rows: Row
         assert seen == list(range(first, end))
 
 
-@pytest.mark.parametrize(("height", "bands"), [(40, 2), (31, 4), (17, 17)])
+@pytest.mark.parametrize(("height", "tiles"), [(40, 2), (31, 4), (17, 17)])
 @pytest.mark.parametrize("layout", SIZES)
-def test_bands_are_one_shot(layout: str, height: int, bands: int) -> None:
-    """At inner edges, too; of 17 bands of one row all are wider by their halo than by themselves."""
+def test_tiles_are_one_shot(layout: str, height: int, tiles: int) -> None:
+    """At inner edges, too; of 17 tiles of one row all are wider by their halo than by themselves."""
     decoder, latents = VideoDecoder(make_vae(layout)), latents_of(3, height)
     expected = one_shot(decoder, latents)
-    torch.testing.assert_close(decode(decoder, latents, bands, [2, 1]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decode(decoder, latents, tiles, [2, 1]), expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.01
 
 
 @pytest.mark.parametrize(("batch", "passes"), [(1, 0), (2, 10**6)], ids=["frame by frame", "at once"])
 @pytest.mark.parametrize("split", [[6], [1, 3, 2], [3, 1, 1, 1]])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bands_in_streams(
+def test_tiles_in_streams(
     layout: str, batch: int, split: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
@@ -91,7 +91,7 @@ def test_a_halo_that_is_one_row_smaller_shows(level: int, side: int, monkeypatch
     decoder, latents = VideoDecoder(make_vae("bundled")), latents_of(2, HEIGHT)
     expected = decode(decoder, latents, 1, [2])
     assert (decode(decoder, latents, 2, [2]) - expected).abs().max() < 5e-6
-    monkeypatch.setattr(vae_bands, "rows_needed", less)
+    monkeypatch.setattr(vae_tiles, "rows_needed", less)
     assert (decode(decoder, latents, 2, [2]) - expected).abs().max() > 2e-5
 
 
@@ -100,19 +100,19 @@ def test_split_rows() -> None:
     assert split_rows(4, 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
-@pytest.mark.parametrize("bands", [-1, 0, 6])
-def test_bands_that_cannot_be(bands: int) -> None:
+@pytest.mark.parametrize("tiles", [-1, 0, 6])
+def test_tiles_that_cannot_be(tiles: int) -> None:
     with pytest.raises(UserError, match=r"5 rows of latents cannot make .* take 1 to 5"):
-        VideoDecoder(make_vae("wan")).stream(bands).decode(latents_of(1, 5))
+        VideoDecoder(make_vae("wan")).stream(tiles).decode(latents_of(1, 5))
 
 
-def test_as_few_bands_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_few_tiles_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decided once, with the first latents, by the estimate."""
     decoder, latents = VideoDecoder(make_vae("wan")), latents_of(4, 90)
-    needs = [decoder.sizes.memory((1, 3, 90, 3), 4, bands) for bands in range(1, 91)]
+    needs = [decoder.sizes.memory((1, 3, 90, 3), 4, tiles) for tiles in range(1, 91)]
     totals = [need.working + need.waiting for need in needs]
     assert totals[0] > totals[1] > totals[2]
-    for free, bands in (
+    for free, tiles in (
         (totals[0], 1),
         (totals[0] - 1, 2),
         (totals[1] - 1, 3),
@@ -120,19 +120,19 @@ def test_as_few_bands_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr("dummyforcing.vae.available_memory", lambda device, free=free: free)
         stream = decoder.stream()
-        assert stream.bands is None
+        assert stream.tiles is None
         pixels = [stream.decode(latents[:, :3])]
         monkeypatch.setattr("dummyforcing.vae.available_memory", lambda device: 0)
         pixels.append(stream.decode(latents[:, 3:]))
-        assert stream.bands == bands
+        assert stream.tiles == tiles
         expected = decoder.stream(1).decode(latents)
         assert (torch.cat(pixels, 1).int() - expected.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("bands", [1, 2, 4])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
 @pytest.mark.parametrize("passes", [100, 1000], ids=["frame by frame", "at once"])
 def test_the_estimate_bounds_what_is_allocated(
-    bands: int, passes: int, monkeypatch: pytest.MonkeyPatch
+    tiles: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
     monkeypatch.setattr("dummyforcing.memory.PASS_PIXELS", passes)
@@ -140,20 +140,20 @@ def test_the_estimate_bounds_what_is_allocated(
     decoder = VideoDecoder(AutoencoderKLWan(base_dim=16).eval())
     latents = torch.randn(1, 4, 16, 16, 10)
     with torch.profiler.profile(profile_memory=True) as profile:
-        stream = decoder.stream(bands)
+        stream = decoder.stream(tiles)
         pixels = [stream.decode(part) for part in latents.split([1, 3], dim=1)]
     events: Any = profile.profiler
     changes = sorted(
         (e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]"
     )
     most = torch.tensor([change for _, change in changes]).cumsum(0).max().item()
-    need = decoder.sizes.memory((1, 3, 16, 10), 4, bands)
+    need = decoder.sizes.memory((1, 3, 16, 10), 4, tiles)
     assert 0.5 * (need.working + need.waiting) < most < need.working + need.waiting
     assert pixels[1].shape == (1, 12, 128, 80, 3)
 
 
-def test_more_bands_work_in_less_memory() -> None:
-    needs = [DecoderSizes().memory((1, 3, 136, 240), 2, bands) for bands in range(1, 137)]
+def test_more_tiles_work_in_less_memory() -> None:
+    needs = [DecoderSizes().memory((1, 3, 136, 240), 2, tiles) for tiles in range(1, 137)]
     working = [need.working for need in needs]
     assert working == sorted(working, reverse=True)
     assert needs[0].waiting == 0
@@ -173,31 +173,31 @@ def test_sizes_of_a_config() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("layout", SIZES)
 def test_on_a_gpu(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the bands that wait are in the main memory."""
+    """There the tiles that wait are in the main memory."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     vae, latents = make_vae(layout), latents_of(6, 40, 2)
     expected = one_shot(VideoDecoder(vae), latents)
     decoder = VideoDecoder(vae.cuda())
-    for bands in (1, 3, 40):
-        pixels = decode(decoder, latents, bands, [3, 2, 1]).cpu()
+    for tiles in (1, 3, 40):
+        pixels = decode(decoder, latents, tiles, [3, 2, 1]).cpu()
         torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_bands_spare_the_memory_of_a_gpu() -> None:
+def test_tiles_spare_the_memory_of_a_gpu() -> None:
     torch.manual_seed(0)
     with torch.device("cuda"):
         decoder = VideoDecoder(AutoencoderKLWan().to(torch.bfloat16).eval().requires_grad_(False))
     latents, most = torch.randn(1, 7, 16, 60, 104), {}
-    for bands in (1, 4):
+    for tiles in (1, 4):
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        stream = decoder.stream(bands)
+        stream = decoder.stream(tiles)
         for part in latents.split([1, 3, 3], dim=1):
             stream.decode(part)
-        most[bands] = torch.cuda.max_memory_allocated() - held
-        assert most[bands] < decoder.sizes.memory((1, 3, 60, 104), 2, bands).working
+        most[tiles] = torch.cuda.max_memory_allocated() - held
+        assert most[tiles] < decoder.sizes.memory((1, 3, 60, 104), 2, tiles).working
         del stream
     assert most[4] < 0.5 * most[1]

@@ -1,1 +1,1 @@
-"""What a researcher looks at: atlases of heads, reports and plots, calibrated TeaCache tables."""
+"""Analysis for researchers: atlases of heads, reports and plots, calibrated TeaCache tables."""

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.writing import replacing
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import Plan
-from dummyforcing.method.policy import Policy, Role, assign_roles, make_plan
+from dummyforcing.method.policy import Policy
+from dummyforcing.method.programming import assign_roles, make_plan
 
 FORMAT = "dummyforcing atlas 1"
 ROLES = tuple(Role)
@@ -22,7 +24,7 @@ ROLES = tuple(Role)
 
 @dataclass(frozen=True)
 class Settings:
-    """What was measured, and on what: the axes of `Atlas.mass`, and all that a reader wants to know."""
+    """The axes of `Atlas.mass`, and the conditions under which it was measured."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -71,12 +73,12 @@ class Atlas:
 
     @property
     def denoising(self) -> list[int]:
-        """Where the denoising steps are on the axis of calls."""
+        """Indices of the denoising steps on the axis of calls."""
         return [i for i, call in enumerate(self.settings.calls) if call is not None]
 
     @property
     def commit(self) -> list[int]:
-        """Where the commit pass is on the axis of calls, if it was watched."""
+        """Index of the commit pass on the axis of calls, if it was watched."""
         return [i for i, call in enumerate(self.settings.calls) if call is None]
 
     def scored(self, policy: Policy) -> NDArray[np.float32]:
@@ -88,7 +90,9 @@ class Atlas:
         calls = self.commit if policy.score_pass == "commit" else self.denoising
         if not calls:
             wanted = "the commit pass" if policy.score_pass == "commit" else "denoising steps"
-            raise UserError(f"Policy '{policy.name}' scores {wanted}, but none was watched; watch all steps.")
+            raise BadRequest(
+                f"Policy '{policy.name}' scores {wanted}, but none was watched", "watch all steps"
+            )
         return self.regions[:, :, :, calls]
 
     def plan(self, policy: Policy) -> Plan:
@@ -101,7 +105,7 @@ class Atlas:
             UserError: If the policy has no roles, or scores what was not watched.
         """
         if policy.roles is None:
-            raise UserError(f"Policy '{policy.name}' does not classify heads; take 'dummy'.")
+            raise BadRequest(f"Policy '{policy.name}' does not classify heads", "take 'dummy'")
         scores = torch.from_numpy(self.scored(policy).mean((0, 1, 2, 3), dtype=np.float64))
         chunks = self.settings.chunks
         plan = make_plan(policy, scores, chunks[0], self.settings.fingerprint)
@@ -135,9 +139,12 @@ class Atlas:
             if mass.ndim != 7 or mass.shape[:4] != axes:
                 raise ValueError("its axes are not those of its settings")
         except OSError as error:
-            raise UserError(f"The atlas {path} cannot be read: {error.strerror or error}.") from error
+            raise BadFile(
+                f"The atlas {path} cannot be read ({error.strerror or error})",
+                "give one of 'dummyforcing heads'",
+            ) from error
         except (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
-            raise UserError(f"{path} is not an atlas: {error}.") from error
+            raise BadFile(f"{path} is not an atlas ({error})", "give one of 'dummyforcing heads'") from error
         return cls(mass, settings)
 
 

@@ -16,12 +16,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.choices import check_teacache
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.pipeline.request import Request
-from dummyforcing.sampling.session import Session
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request, make_request
+from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.teacache import Calibration, SkipSet, Steps
 
 MOST_ENUMERATED = 6
@@ -30,13 +30,13 @@ DEFAULT_ERROR = 0.01
 
 
 def calibrate(
-    pipeline: Pipeline,
+    pipeline: DummyForcingPipeline,
     prompts: Sequence[str],
     error: float = DEFAULT_ERROR,
     *,
     policy: str = "native",
     seeds: Sequence[int] = (0,),
-    frames: int = 81,
+    num_frames: int = 81,
     size: tuple[int, int] | None = None,
     on_chunk: Callable[[], object] = lambda: None,
 ) -> Calibration:
@@ -51,7 +51,7 @@ def calibrate(
         error: The highest error that is accepted; see `SkipSet`.
         policy: Which past frames the heads see.
         seeds: Of the videos of each prompt.
-        frames: Pixel frames per video; a model of several rollouts makes the first one only.
+        num_frames: Pixel frames per video; a model of several rollouts makes the first one only.
         size: Height and width in pixels; None: the model's own.
         on_chunk: Called after every chunk.
 
@@ -63,22 +63,22 @@ def calibrate(
     """
     preset = pipeline.files.preset
     check_teacache(preset, [1])
-    ask = partial(pipeline.files.request, frames=frames, size=size, policy=policy)
+    ask = partial(make_request, pipeline.files, num_frames=num_frames, size=size, policy=policy)
     whole = ask(prompts)
     table = Calibration(
         model=preset.name,
         fingerprint=fingerprint(pipeline.model),
         schedule=preset.schedule,
         policy=policy if policy != "native" else preset.native,
-        frames=frames,
+        frames=num_frames,
         size=whole.size,
         prompts=whole.prompts,
         seeds=tuple(seeds),
         error=error,
         sets=(),
     )
-    if whole.chunks < 2:
-        raise UserError(f"{frames} pixel frames have no later chunks to measure; take more of them.")
+    if whole.length < 2 * whole.chunk_frames:
+        raise BadRequest(f"{num_frames} pixel frames have no later chunks to measure", "take more of them")
     pipeline.warn_of(whole)
     requests = [ask(prompt, seed=seed) for prompt in whole.prompts for seed in seeds]
     later = range(1, len(preset.schedule.steps))
@@ -96,26 +96,30 @@ def calibrate(
 
 
 def sweeps(steps: int) -> int:
-    """How many times `calibrate` makes every video of a model with so many denoising steps."""
+    """Count how many times `calibrate` makes every video of a model with so many denoising steps."""
     return 1 if steps <= MOST_ENUMERATED else steps - 1
 
 
 def _measure(
-    pipeline: Pipeline, requests: Sequence[Request], sets: Sequence[Steps], on_chunk: Callable[[], object]
+    pipeline: DummyForcingPipeline,
+    requests: Sequence[Request],
+    sets: Sequence[Steps],
+    on_chunk: Callable[[], object],
 ) -> list[SkipSet]:
     """Measure sets of steps on one video per request."""
     first: list[list[float]] = []
     later: list[list[list[float]]] = []
     for request in requests:
-        session = pipeline.rollout(request).session
-        if session.first_schedule:
-            session.next_chunk()
+        sampler = pipeline.rollout(request).sampler
+        assert isinstance(sampler, BlockSampler)
+        if sampler.first_schedule:
+            sampler.next_chunk()
         else:
-            first.append(chunk_errors(session, sets).tolist())
+            first.append(chunk_errors(sampler, sets).tolist())
         on_chunk()
         chunks = []
-        while session.frames != session.total_frames:
-            chunks.append(chunk_errors(session, sets))
+        while sampler.frames != sampler.total_frames:
+            chunks.append(chunk_errors(sampler, sets))
             on_chunk()
         later.append(torch.stack(chunks, 1).tolist())
     return [
@@ -133,21 +137,21 @@ def _short(error: float) -> float:
     return float(f"{error:.4g}")
 
 
-def chunk_errors(session: Session, sets: Sequence[Steps]) -> Tensor:
+def chunk_errors(sampler: BlockSampler, sets: Sequence[Steps]) -> Tensor:
     """Make the next chunk, and tell how far off it would be with steps left out.
 
     Every set is left out of the same chunk: of the same noise, after the same past. Whole videos would be no
     measure, since they go apart by whatever sets them apart.
 
     Args:
-        session: Leaves out nothing itself; it goes on as if nobody had asked.
+        sampler: Leaves out nothing itself; it goes on as if nobody had asked.
         sets: The steps of each try.
 
     Returns:
         Mean squared change of the finished latents over their variance, `(sets,)` float64, on the device.
     """
-    calls = range(len(session.schedule.timesteps) + 1)
-    tries = [session.fork([call in steps for call in calls]).next_chunk() for steps in sets]
-    x0 = session.next_chunk().double()
+    calls = range(len(sampler.schedule.timesteps) + 1)
+    tries = [sampler.fork([call in steps for call in calls]).next_chunk() for steps in sets]
+    x0 = sampler.next_chunk().double()
     changes = [(found - x0).square().mean() for found in tries]
     return torch.stack(changes) / x0.var(correction=0)

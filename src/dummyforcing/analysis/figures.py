@@ -130,7 +130,7 @@ def distance_maps(atlas: Atlas, policy: Policy, plan: Plan) -> Figure:
 
 
 def agreement_maps(found: list[Finding]) -> Figure:
-    """How far the roles agree that are found in other chunks and passes."""
+    """Draw how far the roles agree that are found in other chunks and passes."""
     pairs = np.array([[agreement(a.codes, b.codes) for b in found] for a in found])
     names = [finding.name for finding in found]
     side = WIDTH / 2

@@ -64,7 +64,7 @@ def print_head_map(plan: Plan) -> None:
 
 
 def _legend(plan: Plan) -> list[str]:
-    """How many heads have each role, and what they see."""
+    """Legend: the number of heads of each role, and their context."""
     return [
         f"{role}: {count} heads, see {_describe(plan.table[role])}" for role, count in plan.counts.items()
     ]

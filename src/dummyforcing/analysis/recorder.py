@@ -8,26 +8,28 @@ import torch
 from torch import Tensor
 
 from dummyforcing.analysis.atlas import Atlas, Settings
-from dummyforcing.cache.head_group import Segment
-from dummyforcing.errors import UserError
-from dummyforcing.method.policy import Policy, RowSampler, frame_regions, region_mass, row_sampler
+from dummyforcing.cache.head_group import HeadGroup
+from dummyforcing.errors import BadRequest
+from dummyforcing.method.policy import Policy
+from dummyforcing.method.scoring import RowSampler, frame_regions, region_mass, row_sampler
 from dummyforcing.models.wan import fingerprint
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.sampling.session import Call
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.sampling.passes import Call
 
 MOST_DISTANCES = 32
 """Frames farther back than this share one bin."""
 
 
 def record(
-    pipeline: Pipeline,
+    pipeline: DummyForcingPipeline,
     prompts: Sequence[str],
     policy: Policy,
     *,
     chunks: Sequence[int] | None = None,
     calls: Sequence[int | None] | None = None,
     seeds: Sequence[int] = (0,),
-    frames: int = 81,
+    num_frames: int = 81,
     size: tuple[int, int] | None = None,
     on_chunk: Callable[[], object] = lambda: None,
 ) -> Atlas:
@@ -43,7 +45,7 @@ def record(
         chunks: Which chunks to watch, from 1; None: all of them.
         calls: Which denoising steps to watch, from 0, and None for the commit pass; None: all of these.
         seeds: Of the noise.
-        frames: Pixel frames per video.
+        num_frames: Pixel frames per video.
         size: Height and width in pixels; None: the model's own.
         on_chunk: Called after every chunk.
 
@@ -54,15 +56,15 @@ def record(
         UserError: If anything of it cannot be done.
     """
     files, config = pipeline.files, pipeline.model.config
-    whole = files.request(prompts, frames=frames, size=size, policy="native")
-    chunks = _checked("chunk", range(1, whole.chunks), chunks)
+    whole = make_request(files, prompts, num_frames=num_frames, size=size, policy="native")
+    chunks = _checked("chunk", range(1, whole.length // whole.chunk_frames), chunks)
     steps = range(len(files.preset.schedule.steps))
     asked = None if calls is None else [call for call in calls if call is not None]
     watched: tuple[int | None, ...] = _checked("denoising step", steps, asked)
     if calls is None or None in calls:
         watched = (*watched, None)
     if not watched or not chunks:
-        raise UserError("There is nothing to watch; ask for one step and one chunk at least.")
+        raise BadRequest("There is nothing to watch", "ask for one step and one chunk at least")
     pipeline.warn_of(whole)
 
     past = chunks[-1] * files.preset.chunk_frames
@@ -72,7 +74,9 @@ def record(
     # One video at a time: batches are no faster, and the memory stays that of one video.
     for number, prompt in enumerate(whole.prompts):
         for column, seed in enumerate(seeds):
-            request = files.request(prompt, frames=frames, size=size, seed=seed, policy="native")
+            request = make_request(
+                files, prompt, num_frames=num_frames, size=size, seed=seed, policy="native"
+            )
             watcher = _Watcher(chunks, watched, policy, shape, pipeline.device)
             rollout = pipeline.rollout(request, watcher)
             for _ in range(chunks[-1] + 1):
@@ -117,14 +121,14 @@ class _Watcher:
         self._label = partial(frame_bins, first=policy.first_frames, bins=self._bins)
         self.mass = torch.full(shape, torch.nan, device=device)
 
-    def __call__(self, call: Call, layer: int, q: Tensor, segments: Sequence[Segment]) -> None:
+    def __call__(self, call: Call, layer: int, q: Tensor, groups: Sequence[HeadGroup]) -> None:
         if (place := self._places.get(call)) is None:
             return
         rows = self._rows(layer, q.shape[1])
-        found = region_mass(q, segments, rows, self._label, self._bins)
-        (segment,) = segments  # all heads see the same in the native window
-        slots = len(segment.frames[0])
-        labels = self._label(torch.tensor(segment.frames[:1]), q.shape[1] * slots // segment.k.shape[1])
+        found = region_mass(q, groups, rows, self._label, self._bins)
+        (group,) = groups  # all heads see the same in the native window
+        slots = len(group.frames[0])
+        labels = self._label(torch.tensor(group.frames[:1]), q.shape[1] * slots // group.k.shape[1])
         for there in set(labels[0].tolist()):
             self.mass[(*place, layer, slice(None), there)] = found[0, :, there]
 
@@ -151,7 +155,7 @@ def _checked(what: str, allowed: range, asked: Sequence[int] | None) -> tuple[in
     """The numbers that were asked for, sorted; None: all that are allowed."""
     if wrong := sorted(set(asked or ()) - set(allowed)):
         choice = f"{allowed[0]} to {allowed[-1]}" if allowed else "none, make the video longer"
-        raise UserError(f"There is no {what} {wrong[0]} to watch; there are {choice}.")
+        raise BadRequest(f"There is no {what} {wrong[0]} to watch", f"there are {choice}")
     if not allowed:
-        raise UserError(f"There is no {what} to watch: the video has one chunk only; make it longer.")
+        raise BadRequest(f"There is no {what} to watch: the video has one chunk only", "make it longer")
     return tuple(sorted(set(asked))) if asked is not None else tuple(allowed)

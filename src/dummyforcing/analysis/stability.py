@@ -1,4 +1,4 @@
-"""How much the roles of heads depend on the video, the step and the chunk; sets are boolean over heads."""
+"""Stability of roles over videos, steps and chunks; sets are boolean over heads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dummyforcing.analysis.atlas import ROLES, Atlas, policy_codes, role_codes
-from dummyforcing.method.policy import Policy, Role
+from dummyforcing.method.criteria import Role
+from dummyforcing.method.policy import Policy
 
 AXES = ("prompt", "seed", "chunk", "step")
 """What conditions differ in, in the order of the axes of `Atlas.mass`."""
@@ -51,7 +52,7 @@ def core_ratio(sets: Sets, axes: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Stability:
-    """How stable the set of dummy heads is over all conditions."""
+    """Stability of the set of dummy heads over all conditions."""
 
     overall: float
     """Core ratio over all conditions at once."""
@@ -87,7 +88,7 @@ def stability(scores: NDArray[np.float32], num_dummy: int) -> Stability:
 
 
 def dummy_sets(codes: Codes) -> Sets:
-    """Which heads are dummy: role codes `(..., layers, heads)` -> `(..., layers * heads)`."""
+    """Sets of dummy heads: role codes `(..., layers, heads)` -> `(..., layers * heads)`."""
     sets: Sets = (codes == ROLES.index(Role.DUMMY)).reshape(*codes.shape[:-2], -1)
     return sets
 

@@ -1,5 +1,5 @@
-"""How fast a model makes videos: `dummyforcing bench`.
+"""Speed, latency and memory of a model: `dummyforcing bench`.
 
-The real code path is timed (`Pipeline`, `Rollout`, `Session`), with real weights or with random ones of the
-same shapes: speed and memory do not depend on the values.
+The real code path is timed (pipeline, rollout, sampler), with real weights or with random ones of the same
+shapes: speed and memory do not depend on the values.
 """

@@ -11,7 +11,8 @@ from dummyforcing.checkpoints.components import quiet
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.pipeline.pipeline import Pipeline
+from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.runtime.fused import Fp8, arrange
 from dummyforcing.vae.codec import VideoDecoder
 
@@ -23,7 +24,7 @@ SEED = 0
 class Candidate:
     """A pipeline, and what its weights take of the GPU."""
 
-    pipeline: Pipeline
+    pipeline: DummyForcingPipeline
     weight_bytes: int
     """Transformer as it is computed with, and VAE; 0 on a CPU."""
 
@@ -56,7 +57,7 @@ def build_candidates(
         random: Whether to make the weights up.
 
     Returns:
-        The pipelines by mode; all of them are warned of nothing and encode no prompt.
+        The pipelines by mode; they know all words and encode no prompt.
 
     Raises:
         UserError: If files are missing or damaged, or there is no FP8 here.
@@ -65,10 +66,14 @@ def build_candidates(
     if random:
         embeddings = _normal((1, files.config.text_len, files.config.text_dim), device, dtype, SEED + 1)
         vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)))
-        base = Pipeline(files, random_model(files.config, device, dtype), EncodedPrompt(embeddings), vae)
+        base = DummyForcingPipeline(
+            files, random_model(files.config, device, dtype), EncodedPrompt(embeddings), vae
+        )
     else:
-        loaded = Pipeline.load(files, device, dtype)
-        base = Pipeline(files, loaded.model, EncodedPrompt(loaded.text.encode(PROMPT)), loaded.vae)
+        loaded = DummyForcingPipeline.from_files(files, LoadOptions(device=device, torch_dtype=dtype))
+        base = DummyForcingPipeline(
+            files, loaded.model, EncodedPrompt(loaded.text.encode(PROMPT)), loaded.vae
+        )
         del loaded  # and with it the text encoder
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -81,9 +86,9 @@ def build_candidates(
     return candidates
 
 
-def _with_fp8(base: Pipeline, mode: Fp8) -> Pipeline:
+def _with_fp8(base: DummyForcingPipeline, mode: Fp8) -> DummyForcingPipeline:
     """The same pipeline in another precision of its linear maps and attention."""
-    return Pipeline(base.files, base.model, base.text, base.vae, arrange(base.model, mode))
+    return DummyForcingPipeline(base.files, base.model, base.text, base.vae, arrange(base.model, mode))
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalWan:

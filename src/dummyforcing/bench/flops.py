@@ -17,7 +17,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them together."""
+        """Sum of all of them."""
         return self.linear + self.self_attention + self.cross_attention
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -33,21 +33,25 @@ class Flops:
 
 @dataclass(frozen=True)
 class Work:
-    """What a chunk is made of, as far as its operations go."""
+    """Counts the operations of a chunk."""
 
     config: ModelConfig
     tokens_per_frame: int
     chunk_frames: int
-    reach: int | None = None
+    local_attention_size: int | None = None
     """See `KVCache`."""
 
     def visible(self, context: HeadContext, past: int) -> int:
         """The frames that a head sees, the current ones included, after `past` frames."""
-        limits = [past, context.total, None if self.reach is None else self.reach - self.chunk_frames]
+        limits = [
+            past,
+            context.total,
+            None if self.local_attention_size is None else self.local_attention_size - self.chunk_frames,
+        ]
         return self.chunk_frames + min(limit for limit in limits if limit is not None)
 
     def forward(self, plan: Plan, past: int) -> Flops:
-        """Of a denoising pass over one chunk after `past` frames."""
+        """Operations of a denoising pass over one chunk after `past` frames."""
         config = self.config
         tokens, blocks, dim = self.chunk_frames * self.tokens_per_frame, config.num_layers, config.dim
         patch = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
@@ -63,7 +67,7 @@ class Work:
         )
 
     def commit(self, plan: Plan, past: int) -> Flops:
-        """Of the commit pass: the last block's keys and values are all that is needed of it."""
+        """Operations of the commit pass, which ends with the last block's keys and values."""
         config = self.config
         tokens, blocks, dim = self.chunk_frames * self.tokens_per_frame, config.num_layers - 1, config.dim
         per_token = blocks * (6 * dim**2 + 2 * dim * config.ffn_dim) + 2 * dim**2 + self._patches

@@ -10,7 +10,7 @@ import torch
 from dummyforcing.bench.candidates import Candidate
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.request import Request
-from dummyforcing.runtime.streams import Mark, seconds_between
+from dummyforcing.runtime.streams import Event, seconds_between
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class EndToEnd:
 
 @dataclass
 class Record:
-    """All that was measured of one configuration."""
+    """Measurements of one configuration."""
 
     warm_up_s: float
     peak_bytes: int | None
@@ -77,7 +77,8 @@ class Memory:
 
 def warm_up(candidate: Candidate, request: Request, chunks: int | None, with_vae: bool) -> Record:
     """Make a video, or its first chunks, that does not count: kernels are built, graphs are captured."""
-    device, count = candidate.pipeline.device, min(chunks or request.chunks, request.chunks)
+    total = request.length // request.chunk_frames
+    device, count = candidate.pipeline.device, min(chunks or total, total)
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -101,18 +102,18 @@ def diffuse(candidate: Candidate, request: Request) -> Diffusion:
     """Make the latents of a video and time its chunks; nothing waits for the device before the end."""
     device = candidate.pipeline.device
     memory = Memory(device)
-    rollout = candidate.pipeline.rollout(request)
-    plans, past, early, marks = [], [], None, [Mark(device)]
-    for chunk in range(request.chunks):
-        plans.append(rollout.session.plan)
+    rollout, total = candidate.pipeline.rollout(request), request.length // request.chunk_frames
+    plans, past, early, events = [], [], None, [Event(device)]
+    for chunk in range(total):
+        plans.append(rollout.sampler.plan)
         latents = rollout.next_latents()
-        marks.append(Mark(device))
-        past.append(rollout.session.frames - latents.shape[1])
-        if chunk == min(2, request.chunks - 1):
+        events.append(Event(device))
+        past.append(rollout.sampler.frames - latents.shape[1])
+        if chunk == min(2, total - 1):
             early = memory.peak()
-    seconds, peak = seconds_between(marks), memory.peak()
+    seconds, peak = seconds_between(events), memory.peak()
     growth = None if peak is None or early is None else peak - early
-    cache_bytes = rollout.session.cache.nbytes
+    cache_bytes = rollout.sampler.cache.nbytes
     return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)
 
 

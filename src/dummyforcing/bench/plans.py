@@ -2,10 +2,10 @@
 
 import torch
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadRequest
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import POLICIES
-from dummyforcing.method.programming import Role
 from dummyforcing.models.wan import ModelConfig
 
 
@@ -38,7 +38,9 @@ def fixture_plan(
     total = layers * heads
     count = total // 4 if neighbors is None else neighbors
     if not 0 <= count <= total:
-        raise UserError(f"{count} neighbor heads were asked for, but the model has {total} heads.")
+        raise BadRequest(
+            f"{count} neighbor heads were asked for, but the model has {total} heads", f"take {total} at most"
+        )
     sinks = (total - count) // 3
     roles = [str(Role.NEIGHBOR)] * total
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -78,10 +80,12 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
     if name != "long":
         if name not in (*POLICIES, "native"):
             names = ", ".join((*POLICIES, "native"))
-            raise UserError(f"There is no policy '{policy}' to measure; the policies are {names}.")
+            raise BadRequest(f"There is no policy '{policy}' to measure", f"the policies are {names}")
         return None
     parts = numbers.split(",")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(f"Policy '{policy}' cannot be read; write long:N,CAP with whole numbers, or long:N.")
+        raise BadRequest(
+            f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N"
+        )
     cap = int(parts[1]) if len(parts) == 2 else None
     return fixture_plan(layers, heads, neighbors=int(parts[0]), recent=cap, name=policy)

@@ -1,4 +1,4 @@
-"""What the device reaches at most: large matrix products of random numbers."""
+"""Peak rates of a device, measured: large matrix products of random numbers."""
 
 from collections.abc import Callable
 from statistics import median
@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from dummyforcing.runtime.streams import Mark, seconds_between
+from dummyforcing.runtime.streams import Event, seconds_between
 
 SIDES = {"cuda": 8192, "cpu": 1024}
 WARM_UP, RUNS = 5, 20
@@ -28,10 +28,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     work = _scaled(a, b) if dtype == torch.float8_e4m3fn else lambda: a @ b.t()
     for _ in range(WARM_UP):
         work()
-    marks = [Mark(device)]
+    marks = [Event(device)]
     for _ in range(RUNS):
         work()
-        marks.append(Mark(device))
+        marks.append(Event(device))
     seconds: float = median(seconds_between(marks))
     return 2 * side**3 / seconds
 

@@ -37,7 +37,7 @@ def print_benchmark(results: dict[str, Any]) -> None:
 
 
 def label(row: Row, steps: int) -> str:
-    """What tells a row from the others of its size.
+    """Name a row among the others of its size.
 
     Args:
         row: Of the results.
@@ -61,7 +61,7 @@ def _figures(row: Row) -> Iterator[str]:
 
 
 def _speed_ups(rows: list[Row], steps: int) -> Iterator[str]:
-    """How much faster rows are than `dense` with the same precision and steps."""
+    """Speed-ups over `dense` with the same precision and steps."""
     keys = ("size", "fp8", "skip_steps")
     for dense in (row for row in rows if row["policy"] == "dense"):
         for row in rows:

@@ -1,4 +1,4 @@
-"""All configurations of a benchmark, in turns, and their results as one table of JSON."""
+"""Runs all configurations of a benchmark in turns; their results are one table of JSON."""
 
 import warnings
 from collections.abc import Callable
@@ -7,16 +7,17 @@ from typing import get_args
 
 import torch
 
-from dummyforcing.attention.attend import default_backend
+from dummyforcing.attention.backends import default_backend
 from dummyforcing.bench.candidates import Candidate, build_candidates
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import TrainedLengthWarning, UserError
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.pipeline.request import Request
+from dummyforcing.errors import BadRequest, NoSuchDevice, TrainedLengthWarning
+from dummyforcing.pipeline.memory import require_memory
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request, make_request
 from dummyforcing.runtime.fused import Fp8, has_float8
 
 Report = Callable[[str], None]
@@ -24,7 +25,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure: every size with every policy, FP8 mode, and with and without left-out steps."""
+    """Settings of a benchmark: every size with every policy and FP8 mode, with and without left-out steps."""
 
     sizes: tuple[tuple[int, int], ...]
     """Height and width in pixels."""
@@ -62,7 +63,7 @@ class Configuration:
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    """All rows, in the order in which they take turns."""
+    """List all rows, in the order in which they take turns."""
     policies = list(dict.fromkeys([*(["dense"] if settings.compare else []), *settings.policies]))
     only_compared = settings.compare and "dense" not in settings.policies
     rows = []
@@ -96,31 +97,33 @@ class Benchmark:
         """
         preset = files.preset
         if preset.sampler != "block":
-            raise UserError(
+            raise BadRequest(
                 f"Model '{preset.name}' has sampler '{preset.sampler}', which cannot be measured chunk by "
-                "chunk; take a model of sampler 'block', such as self-forcing."
+                "chunk",
+                "take a model of sampler 'block', such as self-forcing",
             )
         if unknown := [mode for mode in settings.fp8 if mode not in get_args(Fp8)]:
-            raise UserError(f"There is no FP8 mode '{unknown[0]}'; take {', '.join(get_args(Fp8))}.")
+            raise BadRequest(f"There is no FP8 mode '{unknown[0]}'", f"take {', '.join(get_args(Fp8))}")
         if settings.repeats < 1:
-            raise UserError(f"{settings.repeats} repeats measure nothing; take 1 or more.")
+            raise BadRequest(f"{settings.repeats} repeats measure nothing", "take 1 or more")
         if settings.warm_up_chunks is not None and settings.warm_up_chunks < 1:
-            raise UserError(f"{settings.warm_up_chunks} chunks warm up nothing; take 1 or more.")
+            raise BadRequest(f"{settings.warm_up_chunks} chunks warm up nothing", "take 1 or more")
         if not (settings.sizes and settings.policies and settings.fp8):
-            raise UserError("Nothing is to be measured; give a size, a policy and an FP8 mode.")
+            raise BadRequest("Nothing is to be measured", "give a size, a policy and an FP8 mode")
         if set(settings.fp8) != {"none"} and not has_float8(device):
-            raise UserError("FP8 needs a GPU of compute capability 8.9 or later; take --fp8 none.")
+            raise NoSuchDevice("FP8 needs a GPU of compute capability 8.9 or later", 'take fp8="none"')
         self.files, self.settings = files, settings
         self.device, self.dtype, self._random = device, dtype, random
         self.rows = {row: self._request(row) for row in configurations(settings)}
         for request in self.rows.values():
-            files.require_memory(request, dtype, device, offload=random)  # then without a text encoder
+            require_memory(files, request, dtype, device, offload=random)  # then without a text encoder
 
     def _request(self, row: Configuration) -> Request:
         plan = plan_of(row.policy, self.files.config)
-        return self.files.request(
+        return make_request(
+            self.files,
             "a video",
-            frames=self.settings.frames,
+            num_frames=self.settings.frames,
             size=row.size,
             policy="dummy" if plan else row.policy,
             plan=plan,
@@ -129,7 +132,7 @@ class Benchmark:
 
     @property
     def videos(self) -> int:
-        """How many videos will be made, those that do not count included."""
+        """Number of videos that will be made, those that do not count included."""
         return len(self.rows) * (1 + self.settings.repeats * (1 + self.settings.vae))
 
     def run(self, report: Report = lambda text: None) -> dict[str, object]:
@@ -183,7 +186,7 @@ class Benchmark:
         return records
 
     def _conditions(self, rates: Rates) -> dict[str, object]:
-        """What all rows have in common."""
+        """Conditions that all rows have in common."""
         preset, settings = self.files.preset, self.settings
         return {
             "model": preset.name,
@@ -218,7 +221,7 @@ class Benchmark:
         }
 
 
-def _attention(pipeline: Pipeline) -> str:
+def _attention(pipeline: DummyForcingPipeline) -> str:
     """The kernel of self-attention."""
     if pipeline.fused is not None:
         return pipeline.fused.backend(pipeline.device)

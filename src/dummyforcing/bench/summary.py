@@ -63,7 +63,7 @@ def summarise(record: Record, candidate: Candidate, request: Request, mode: str,
 
 
 def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
-    """Of diffusion alone."""
+    """Figures of diffusion alone."""
     preset = candidate.pipeline.files.preset
     seconds = np.array([video.seconds for video in record.diffusion])
     typical = np.median(seconds, axis=0)
@@ -72,7 +72,7 @@ def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
     return {
         "chunk_ms": [short(1000 * float(s)) for s in typical],
         "fps": short(pixel_frames / float(np.median(typical[steady(request)]))),
-        "fps_video": short(preset.pixel_frames(request.frames) / float(typical.sum())),
+        "fps_video": short(preset.pixel_frames(request.length) / float(typical.sum())),
         "latency_ms": {
             "p50": short(float(np.percentile(latencies, 50))),
             "p99": short(float(np.percentile(latencies, 99))),
@@ -82,10 +82,10 @@ def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
 
 
 def _end_to_end(videos: Sequence[EndToEnd], candidate: Candidate, request: Request) -> Figures:
-    """Of whole videos, if there are any."""
+    """Figures of whole videos, if there are any."""
     if not videos:
         return {}
-    preset, before = candidate.pipeline.files.preset, request.chunks // 2
+    preset, before = candidate.pipeline.files.preset, request.length // request.chunk_frames // 2
     half = preset.pixel_frames(before * preset.chunk_frames) if before else 0
     return {
         "fps_end_to_end": short(median(_steady_fps(video, half) for video in videos)),
@@ -104,7 +104,7 @@ def _efficiency(record: Record, candidate: Candidate, request: Request, mode: st
     preset, config = candidate.pipeline.files.preset, candidate.pipeline.files.config
     sides = zip(request.size, config.patch_size[1:], strict=True)
     rows, columns = (side // candidate.pipeline.vae.stride // patch for side, patch in sides)
-    work = Work(config, rows * columns, preset.chunk_frames, preset.reach)
+    work = Work(config, rows * columns, preset.chunk_frames, preset.local_attention_size)
     steps = len(preset.schedule.steps) - len(candidate.pipeline.skipped_steps(request))
     plans, past = record.diffusion[0].plans, record.diffusion[0].past
     counted = [work.chunk(plan, frames, steps) for plan, frames in zip(plans, past, strict=True)]
@@ -130,7 +130,7 @@ def short(x: float) -> float:
 
 def steady(request: Request) -> slice:
     """The chunks of the second half: by then short contexts are full."""
-    return slice(request.chunks // 2, None)
+    return slice(request.length // request.chunk_frames // 2, None)
 
 
 def _mean_past(work: Work, plan: Plan, past: int) -> float:

@@ -1,8 +1,7 @@
-"""The keys and values of the heads that share one attention call, in static slots."""
+"""Head groups: heads of a layer that see equally many frames, their keys and values in static slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,13 +9,10 @@ from torch import Tensor
 from dummyforcing.cache.ring import Slots, runs
 from dummyforcing.kernels.rope import apply_rope, rope_table
 
-if TYPE_CHECKING:
-    from dummyforcing.cache.kv_cache import KVCache
-
 
 @dataclass(frozen=True)
-class Segment:
-    """What some heads of some samples attend to in one attention call."""
+class HeadGroup:
+    """The keys and values that some heads of some samples attend to in one attention call."""
 
     samples: Tensor | None
     """Which samples, `(B',)` int64; None: all."""
@@ -31,11 +27,11 @@ class Segment:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is the only segment, with the heads in order."""
+        """Whether this is the only group, with the heads in order."""
         return self.samples is None and self.heads is None
 
     def select(self, x: Tensor) -> Tensor:
-        """Take this segment's part of `x (B, L, H, D)`."""
+        """Take this group's part of `x (B, L, H, D)`."""
         if self.samples is not None:
             x = x.index_select(0, self.samples)
         return x if self.heads is None else x.index_select(2, self.heads)
@@ -53,15 +49,34 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class BufferState:
-    """What one buffer holds of the past, and where."""
+class CacheSizes:
+    """Sizes that all head groups of a cache have in common."""
 
-    samples: list[int]
-    heads: list[int]
-    slots: list[Slots]
+    batch: int
+    head_dim: int
+    """Channels of one head, `D`."""
+    tokens_per_frame: int
+    """Tokens of one latent frame."""
+    chunk_frames: int
+    """Most current frames of a denoising pass."""
+    local_attention_size: int | None
+    """All that is visible lies within so many frames, the current ones included; None: no such limit."""
+    dtype: torch.dtype
+    device: torch.device | None
+    reserved_frames: int
+    """How many frames there is room for in heads that see the whole past, before they grow."""
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """The past in the slots of one head group, and its places."""
+
+    samples: tuple[int, ...]
+    heads: tuple[int, ...]
+    slots: tuple[Slots, ...]
     """Of each of `heads`."""
-    shifts: list[int]
-    """How far the pinned keys are turned, of each group of heads with the same slots."""
+    shifts: tuple[int, ...]
+    """How far the pinned keys are turned, of each run of heads with the same slots."""
     k: Tensor
     """Keys up to the last slot in use, `(B', S, H', D)`."""
     v: Tensor
@@ -70,106 +85,126 @@ class BufferState:
     """The pinned keys as they came, if they are to move."""
 
 
-class Buffer:
-    """Keys and values of the heads that form one segment."""
+class GroupCache:
+    """The static slots of one head group: its keys and values."""
 
     def __init__(
-        self, cache: "KVCache", samples: list[int], slots: Sequence[Slots], heads: list[int]
+        self,
+        sizes: CacheSizes,
+        samples: Sequence[int],
+        slots: Sequence[Slots],
+        heads: Sequence[int],
+        past: int,
     ) -> None:
-        self.cache, self.samples = cache, samples
+        """Make room.
+
+        Args:
+            sizes: Of the cache.
+            samples: Which samples the group is of.
+            slots: Of all heads of the layer.
+            heads: Those that form the group.
+            past: How many frames are committed.
+        """
+        self.sizes, self.samples = sizes, tuple(samples)
         # Heads with the same slots are neighbours, so that one copy serves all of them.
         first = {s: i for i, s in reversed(list(enumerate(slots)))}
-        self.heads = sorted(heads, key=lambda head: first[slots[head]])
-        self.slots = [slots[head] for head in self.heads]
-        self._groups = [(s, self.slots.index(s), self.slots.count(s)) for s in dict.fromkeys(self.slots)]
+        self.heads = tuple(sorted(heads, key=lambda head: first[slots[head]]))
+        self.slots = tuple(slots[head] for head in self.heads)
+        self._runs = [(s, self.slots.index(s), self.slots.count(s)) for s in dict.fromkeys(self.slots)]
         total = self.slots[0].context.total
         self.bounded = total is not None
         if total is None:
-            count = max(cache.frames_reserved, len(self.slots[0].held(cache.frames)))
+            count = max(sizes.reserved_frames, len(self.slots[0].held(past)))
         else:
-            count = total + cache.chunk_frames
+            count = total + sizes.chunk_frames
         self.k, self.v = self._empty(count), self._empty(count)
         # Pinned keys as they came, if they are to move: turned from here every time, errors don't add up.
-        pinned = max(s.context.sink for s in self.slots) if cache.reach is not None else 0
-        self.pinned_k = self._empty(pinned)
-        self._shifts = [0] * len(self._groups)
-        everyone, every_head = len(samples) == cache.batch, self.heads == list(range(len(slots)))
-        self._samples = None if everyone else torch.tensor(samples, device=cache.device)
-        self._heads = None if every_head else torch.tensor(self.heads, device=cache.device)
+        moves = sizes.local_attention_size is not None
+        self.pinned_k = self._empty(max(s.context.sink for s in self.slots) if moves else 0)
+        self._shifts = [0] * len(self._runs)
+        everyone = len(self.samples) == sizes.batch
+        every_head = self.heads == tuple(range(len(slots)))
+        self._samples = None if everyone else torch.tensor(self.samples, device=sizes.device)
+        self._heads = None if every_head else torch.tensor(self.heads, device=sizes.device)
         self._pass: tuple[int, int, bool] | None = None
         self.targets: list[tuple[int, ...]] = []
         """The slot of each current frame, -1 where it has none, for each of `heads`."""
+
+    @classmethod
+    def from_state(cls, sizes: CacheSizes, slots: Sequence[Slots], state: GroupState) -> "GroupCache":
+        """Make a group that holds what another one did; `slots` are of all heads of the layer."""
+        group = cls(sizes, state.samples, slots, state.heads, 0)
+        held = state.k.shape[1]
+        if held > group.k.shape[1]:
+            group.k, group.v = (_grown(t, held) for t in (group.k, group.v))
+        group.k[:, :held] = state.k
+        group.v[:, :held] = state.v
+        group.pinned_k.copy_(state.pinned_k)
+        group._shifts = list(state.shifts)
+        return group
+
+    def state(self, past: int) -> GroupState:
+        """Give the state when `past` frames are committed; it shares memory with this group."""
+        used = 1 + max((s.slot(f) for s, _, _ in self._runs for f in s.held(past)), default=-1)
+        k, v = (buffer[:, : used * self.sizes.tokens_per_frame] for buffer in (self.k, self.v))
+        return GroupState(self.samples, self.heads, self.slots, tuple(self._shifts), k, v, self.pinned_k)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self.k.nbytes + self.v.nbytes + self.pinned_k.nbytes
 
-    def state(self) -> BufferState:
-        """What another buffer needs to go on from here; shares memory."""
-        past = self.cache.frames
-        used = 1 + max((s.slot(f) for s, _, _ in self._groups for f in s.held(past)), default=-1)
-        k, v = (buffer[:, : used * self.cache.tokens_per_frame] for buffer in (self.k, self.v))
-        return BufferState(self.samples, self.heads, self.slots, self._shifts, k, v, self.pinned_k)
-
-    def load_state(self, state: BufferState) -> None:
-        """Take over what a buffer with the same samples, heads and slots held."""
-        self.k[:, : state.k.shape[1]] = state.k
-        self.v[:, : state.v.shape[1]] = state.v
-        self.pinned_k.copy_(state.pinned_k)
-        self._shifts = list(state.shifts)
-
-    def restart(self, start: int) -> None:
-        """Forget what the rings held: the next frame to reach them is `start`. Memory stays where it is."""
-        self.slots = [replace(slots, start=start) for slots in self.slots]
-        self._groups = [(replace(slots, start=start), lo, heads) for slots, lo, heads in self._groups]
-        self._pass = None
-
     @property
     def is_plain(self) -> bool:
-        """Whether all samples share this buffer, and what is visible in the current pass is its prefix."""
+        """Whether all samples share this group, and what is visible in the current pass is its prefix."""
         return self._samples is None and not self._gathers
 
     @property
     def is_full(self) -> bool:
         """Whether later passes like the current one see as many frames, in the same memory."""
-        return self.bounded and self.segment.k.shape[1] == self.k.shape[1]
+        return self.bounded and self.visible.k.shape[1] == self.k.shape[1]
 
-    def prepare(self, current: int, pinned: bool) -> Segment:
-        """What `write` returns for a pass over `current` frames, see `LayerCache.prepare`."""
-        now = (self.cache.frames, current, pinned)
+    def restart(self, start: int) -> None:
+        """Forget what the rings held: the next frame to reach them is `start`. Memory stays where it is."""
+        self.slots = tuple(replace(slots, start=start) for slots in self.slots)
+        self._runs = [(replace(slots, start=start), lo, heads) for slots, lo, heads in self._runs]
+        self._pass = None
+
+    def prepare(self, past: int, current: int, pinned: bool) -> HeadGroup:
+        """Get ready for a pass over `current` frames, see `KVCache.prepare`."""
+        now = (past, current, pinned)
         if self._pass != now:
             self._turn(*now)
             self._pass = now
-        return self.segment
+        return self.visible
 
-    def write(self, k: Tensor, v: Tensor, pinned: bool) -> Segment:
-        """Put the current frames in place, see `LayerCache.write`."""
-        self.prepare(k.shape[1] // self.cache.tokens_per_frame, pinned)
-        for buffer, new in ((self.k, self.segment.select(k)), (self.v, self.segment.select(v))):
+    def write(self, past: int, k: Tensor, v: Tensor, pinned: bool) -> HeadGroup:
+        """Put the current frames in place, see `KVCache.write`."""
+        self.prepare(past, k.shape[1] // self.sizes.tokens_per_frame, pinned)
+        for buffer, new in ((self.k, self.visible.select(k)), (self.v, self.visible.select(v))):
             for lo, hi, source, target in self._writes:
                 buffer[:, target, lo:hi] = new[:, source, lo:hi]
         if not self._gathers:
-            return self.segment
+            return self.visible
         k, v = (
             torch.cat([buffer[:, :, lo:hi].index_select(1, tokens) for lo, hi, tokens in self._gathers], 2)
             for buffer in (self.k, self.v)
         )
-        return replace(self.segment, k=k, v=v)
+        return replace(self.visible, k=k, v=v)
 
     def _turn(self, past: int, current: int, pinned: bool) -> None:
         """Get ready for a pass over `current` frames from `past` on."""
-        size, end = self.cache.tokens_per_frame, past + current
-        visible = [slots.visible(past, end, pinned) for slots, _, _ in self._groups]
+        size, end = self.sizes.tokens_per_frame, past + current
+        visible = [slots.visible(past, end, pinned) for slots, _, _ in self._runs]
         count = len(visible[0])
         if not self.bounded and count * size > self.k.shape[1]:
             self.k, self.v = (_grown(t, count * size) for t in (self.k, self.v))
-        self.move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._groups])
+        self._move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._runs])
         self._writes: list[tuple[int, int, slice, slice]] = []
         self.targets = []
         shown: list[tuple[int, ...]] = []
         places: list[tuple[int, int, list[int]]] = []
-        for (slots, lo, heads), frames in zip(self._groups, visible, strict=True):
+        for (slots, lo, heads), frames in zip(self._runs, visible, strict=True):
             new = [(frame, slots.slot(frame)) for frame in frames if frame >= past]
             self.targets += [tuple(dict(new).get(frame, -1) for frame in range(past, end))] * heads
             for frame, slot, length in runs(new):
@@ -180,36 +215,37 @@ class Buffer:
             shown += [tuple(frames)] * heads
             places.append((lo, lo + heads, [slots.slot(frame) for frame in frames]))
         k, v = (buffer[:, : count * size] for buffer in (self.k, self.v))
-        self.segment = Segment(self._samples, self._heads, k, v, tuple(shown))
+        self.visible = HeadGroup(self._samples, self._heads, k, v, tuple(shown))
         is_prefix = all(slots == list(range(count)) for _, _, slots in places)
         self._gathers = [] if is_prefix else [(lo, hi, self._tokens(slots)) for lo, hi, slots in places]
 
-    def move_pinned(self, shifts: Sequence[int]) -> None:
-        """Turn the pinned keys of each group of heads to stand so many frames after their own."""
-        for i, ((slots, lo, heads), shift) in enumerate(zip(self._groups, shifts, strict=True)):
+    def _move_pinned(self, shifts: Sequence[int]) -> None:
+        """Turn the pinned keys of each run of heads to stand so many frames after their own."""
+        for i, ((slots, lo, heads), shift) in enumerate(zip(self._runs, shifts, strict=True)):
             if shift == self._shifts[i] or not slots.context.sink:
                 continue
-            span, columns = slice(slots.context.sink * self.cache.tokens_per_frame), slice(lo, lo + heads)
+            span, columns = slice(slots.context.sink * self.sizes.tokens_per_frame), slice(lo, lo + heads)
             if self._shifts[i] == 0:
                 self.pinned_k[:, span, columns] = self.k[:, span, columns]
-            turn = rope_table(torch.tensor([shift]), 1, 1, self.cache.head_dim, self.cache.device)
+            turn = rope_table(torch.tensor([shift]), 1, 1, self.sizes.head_dim, self.sizes.device)
             self.k[:, span, columns] = apply_rope(self.pinned_k[:, span, columns], *turn)
             self._shifts[i] = shift
 
-    def unmoved(self) -> "Buffer":
-        """This buffer with the pinned keys where they were made."""
-        self.move_pinned([0] * len(self._groups))
+    def unmoved(self) -> "GroupCache":
+        """This group with the pinned keys where they were made."""
+        self._move_pinned([0] * len(self._runs))
         return self
 
     def _empty(self, frames: int) -> Tensor:
-        shape = len(self.samples), frames * self.cache.tokens_per_frame, len(self.heads), self.cache.head_dim
-        return torch.empty(shape, dtype=self.cache.dtype, device=self.cache.device)
+        sizes = self.sizes
+        shape = len(self.samples), frames * sizes.tokens_per_frame, len(self.heads), sizes.head_dim
+        return torch.empty(shape, dtype=sizes.dtype, device=sizes.device)
 
     def _tokens(self, slots: list[int]) -> Tensor:
         """The tokens of some slots."""
-        within = torch.arange(self.cache.tokens_per_frame)
-        tokens = torch.tensor(slots)[:, None] * self.cache.tokens_per_frame + within
-        return tokens.flatten().to(self.cache.device)
+        within = torch.arange(self.sizes.tokens_per_frame)
+        tokens = torch.tensor(slots)[:, None] * self.sizes.tokens_per_frame + within
+        return tokens.flatten().to(self.sizes.device)
 
 
 def _grown(buffer: Tensor, tokens: int) -> Tensor:

@@ -1,133 +1,119 @@
 """The KV cache: static frame slots for every head, written in place.
 
+    groups = cache.write(layer, k, v)      # the current frames; what every head sees
+    cache.commit()                         # they are past from now on
+    cache.apply([plan])                    # heads see what the plan gives them
+
 A head with context (sink, recent) owns `sink` pinned slots and a ring of `recent + chunk` slots; a slot is
 one frame of keys and values. The current frames are written straight into their slots, where every denoising
 step overwrites them and the commit pass leaves them. What a head may see is then always a prefix of its
-buffer: keys carry their positions, so attention does not care about their order. Nothing is concatenated,
+slots: keys carry their positions, so attention does not care about their order. Nothing is concatenated,
 moved or allocated once the rings are full. (Where passes differ in length, the prefix has gaps, and what is
 visible is gathered.)
 
-Heads of a layer with equally many visible frames share one buffer and one attention call, a `Segment`. So
-dummy heads (0, 1) and sink heads (1, 0) are packed without any code for it.
+Heads of a layer with equally many visible frames form a head group: they share their memory and one attention
+call. So dummy heads (0, 1) and sink heads (1, 0) are packed without any code for it.
 
-With a `reach`, no key is further than that many frames from the newest one: pinned frames move along with the
-video, which means to turn their keys on, and recent frames that would share their positions are hidden.
+With a local attention size, no key is further than that many frames from the newest one: pinned frames move
+along with the video, which means to turn their keys on, and recent frames that would share their positions
+are hidden.
 """
 
-import weakref
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dummyforcing.cache.head_group import Buffer, BufferState, Segment
+from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup
 from dummyforcing.cache.ring import Slots
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """The past in a cache."""
+
+    frames: int
+    """Committed latent frames."""
+    layers: tuple[tuple[GroupState, ...], ...]
+
+
 class LayerCache:
-    """The cache of one layer."""
+    """The head groups of one layer."""
 
     def __init__(
-        self, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], buffers: Sequence[Buffer]
+        self, sizes: CacheSizes, rows: Sequence[tuple[Slots, ...]], groups: Sequence[GroupCache]
     ) -> None:
-        self._cache, self.rows, self.buffers = cache, rows, buffers
+        self._sizes, self.rows, self.groups = sizes, rows, groups
 
     @classmethod
-    def empty(cls, cache: "KVCache", rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
+    def empty(cls, sizes: CacheSizes, rows: Sequence[tuple[Slots, ...]], past: int, end: int) -> "LayerCache":
         """Make room for what heads with these slots see, one row per sample.
 
         Args:
-            cache: What the layer belongs to.
+            sizes: Of the cache.
             rows: The slots of every sample's heads.
+            past: How many frames are committed.
             end: One more than the newest frame of the next pass.
         """
-        buffers: list[Buffer] = []
+        groups: list[GroupCache] = []
         for row in dict.fromkeys(rows):
             samples = [sample for sample, other in enumerate(rows) if other == row]
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
-            groups: dict[tuple[int | None, int], list[int]] = {}
+            equal: dict[tuple[int | None, int], list[int]] = {}
             for head, slots in enumerate(row):
-                count = len(slots.visible(cache.frames, end))
-                groups.setdefault((slots.context.total, count), []).append(head)
-            buffers += [Buffer(cache, samples, row, heads) for heads in groups.values()]
-        return cls(cache, rows, buffers)
+                equal.setdefault((slots.context.total, len(slots.visible(past, end))), []).append(head)
+            groups += [GroupCache(sizes, samples, row, heads, past) for heads in equal.values()]
+        return cls(sizes, rows, groups)
 
     @classmethod
-    def from_state(cls, cache: "KVCache", states: Sequence[BufferState]) -> "LayerCache":
-        """Make a layer that holds what the buffers of another one did."""
+    def from_state(cls, sizes: CacheSizes, states: Sequence[GroupState]) -> "LayerCache":
+        """Make a layer that holds what the groups of another one did."""
         found = {
             (sample, head): slots
             for state in states
             for sample in state.samples
             for head, slots in zip(state.heads, state.slots, strict=True)
         }
-        heads = range(len(found) // cache.batch)
-        rows = [tuple(found[sample, head] for head in heads) for sample in range(cache.batch)]
-        buffers = []
-        for state in states:
-            buffer = Buffer(cache, state.samples, rows[state.samples[0]], state.heads)
-            buffer.load_state(state)
-            buffers.append(buffer)
-        return cls(cache, rows, buffers)
-
-    def write(self, k: Tensor, v: Tensor, pinned: bool = True) -> list[Segment]:
-        """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
-
-        Args:
-            k: Keys, RoPE applied, `(B, tokens, H, D)`; any number of whole frames. Of a pass that is longer
-                than a head's ring, the head gets the newest frames.
-            v: Values, likewise.
-            pinned: Whether pinned frames stay visible beyond the cache's reach.
-
-        Returns:
-            What to attend to; every head of every sample is in exactly one segment.
-        """
-        return [buffer.write(k, v, pinned) for buffer in self.buffers]
-
-    def prepare(self, current: int, pinned: bool = True) -> list[Segment]:
-        """What `write` returns for a pass over `current` frames, for somebody who puts them in place himself.
-
-        Where they go is in the `targets` of the buffers. Where what is visible must be gathered (not
-        `is_plain`), only `write` knows it.
-        """
-        return [buffer.prepare(current, pinned) for buffer in self.buffers]
+        heads = range(len(found) // sizes.batch)
+        rows = [tuple(found[sample, head] for head in heads) for sample in range(sizes.batch)]
+        return cls(sizes, rows, [GroupCache.from_state(sizes, rows[s.samples[0]], s) for s in states])
 
     def restart(self, start: int, end: int) -> bool:
         """Forget all but the pinned frames where they are, before a pass over frames `start` to `end`.
 
         Returns:
-            Whether it could be done; not if heads that share a buffer would see unequally many frames.
+            Whether it could be done; not if heads that share a group would see unequally many frames.
         """
         rows = [tuple(replace(slots, start=start) for slots in row) for row in self.rows]
-        for buffer in self.buffers:
-            row = rows[buffer.samples[0]]
-            if len({len(row[head].visible(start, end)) for head in buffer.heads}) > 1:
+        for group in self.groups:
+            row = rows[group.samples[0]]
+            if len({len(row[head].visible(start, end)) for head in group.heads}) > 1:
                 return False
-        for buffer in self.buffers:
-            buffer.restart(start)
+        for group in self.groups:
+            group.restart(start)
         self.rows = rows
         return True
 
-    def rebuilt(self, rows: Sequence[tuple[Slots, ...]], end: int) -> "LayerCache":
+    def rebuilt(self, rows: Sequence[tuple[Slots, ...]], past: int, end: int) -> "LayerCache":
         """This layer's cache with other slots, one row per sample, and what these still hold of the past.
 
         Args:
             rows: The slots of every sample's heads.
+            past: How many frames are committed.
             end: One more than the newest frame of the next pass.
         """
-        past = self._cache.frames
-        layer = LayerCache.empty(self._cache, rows, end)
-        old_buffers = [buffer.unmoved() for buffer in self.buffers]
-        for new in layer.buffers:
+        layer = LayerCache.empty(self._sizes, rows, past, end)
+        old_groups = [group.unmoved() for group in self.groups]
+        for new in layer.groups:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
                 frames = slots.held(past)
                 to = [slots.slot(frame) for frame in frames]
                 for row, sample in enumerate(new.samples):
-                    old = next(b for b in old_buffers if sample in b.samples and head in b.heads)
+                    old = next(g for g in old_groups if sample in g.samples and head in g.heads)
                     at = (old.samples.index(sample), old.heads.index(head))
                     source = [old.slots[at[1]].slot(frame) for frame in frames]
                     for target, origin in ((new.k, old.k), (new.v, old.v)):
@@ -136,7 +122,7 @@ class LayerCache:
 
     def _frames(self, buffer: Tensor, row: int, column: int) -> Tensor:
         """One head's slots, `(slots, tokens, D)`."""
-        return buffer[row, :, column].view(-1, self._cache.tokens_per_frame, buffer.shape[-1])
+        return buffer[row, :, column].view(-1, self._sizes.tokens_per_frame, buffer.shape[-1])
 
 
 class KVCache:
@@ -149,7 +135,7 @@ class KVCache:
         head_dim: int,
         tokens_per_frame: int,
         chunk_frames: int,
-        reach: int | None = None,
+        local_attention_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         frames: int | None = None,
@@ -157,42 +143,62 @@ class KVCache:
         """Make an empty cache.
 
         Args:
-            plans: One per sample; samples with equal plans share their buffers.
+            plans: One per sample; samples with equal plans share their head groups.
             head_dim: Channels of one head, `D`.
             tokens_per_frame: Tokens of one latent frame.
             chunk_frames: Most current frames of a denoising pass, commonly the latent frames of a chunk.
-            reach: How far attention reaches, in frames, the current ones included: pinned frames move along,
-                to stay as near. None: without end.
+            local_attention_size: How many frames attention spans, the current ones included: pinned frames
+                move along, to stay as near. None: without end.
             dtype: Of keys and values.
             device: Where they live.
             frames: How many frames to make room for in heads that see the whole past; beyond that they grow
                 by one chunk at a time.
 
         Raises:
-            UserError: If a head pins more frames than the reach has room for.
+            BadRequest: If a head pins more frames than the local attention has room for.
         """
-        self.head_dim, self.tokens_per_frame, self.chunk_frames = head_dim, tokens_per_frame, chunk_frames
-        self.reach, self.dtype, self.device = reach, dtype, device
-        self.batch = len(plans)
-        self.frames_reserved = frames or 0
+        self.sizes = CacheSizes(
+            len(plans),
+            head_dim,
+            tokens_per_frame,
+            chunk_frames,
+            local_attention_size,
+            dtype,
+            device,
+            frames or 0,
+        )
         self.frames = 0
         """Committed latent frames."""
         self.layout = 0
-        """Another number whenever heads move to other buffers."""
-        # Layers refer back weakly: a cache that nobody needs any more frees its memory at once, not when the
-        # garbage collector finds the cycle.
-        back: KVCache = weakref.proxy(self)
-        self._layers = [LayerCache.empty(back, rows, chunk_frames) for rows in self._slots(plans)]
+        """Another number whenever heads move to other memory."""
+        self.layers = [LayerCache.empty(self.sizes, rows, 0, chunk_frames) for rows in self._slots(plans)]
 
-    def __getitem__(self, layer: int) -> LayerCache:
-        return self._layers[layer]
+    def write(self, layer: int, k: Tensor, v: Tensor, pinned: bool = True) -> list[HeadGroup]:
+        """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
 
-    def __len__(self) -> int:
-        return len(self._layers)
+        Args:
+            layer: Whose keys and values these are.
+            k: Keys, RoPE applied, `(B, tokens, H, D)`; any number of whole frames. Of a pass that is longer
+                than a head's ring, the head gets the newest frames.
+            v: Values, likewise.
+            pinned: Whether pinned frames stay visible beyond the local attention size.
+
+        Returns:
+            What to attend to; every head of every sample is in exactly one group.
+        """
+        return [group.write(self.frames, k, v, pinned) for group in self.layers[layer].groups]
+
+    def prepare(self, layer: int, current: int, pinned: bool = True) -> list[HeadGroup]:
+        """Get ready for a pass over `current` frames whose keys and values the caller writes.
+
+        Where they go is in the `targets` of the groups. Where what is visible must be gathered (not
+        `is_plain`), only `write` knows it.
+        """
+        return [group.prepare(self.frames, current, pinned) for group in self.layers[layer].groups]
 
     def commit(self, frames: int | None = None) -> None:
         """Make the first `frames` current frames part of the past; None: a whole chunk."""
-        self.frames += self.chunk_frames if frames is None else frames
+        self.frames += self.sizes.chunk_frames if frames is None else frames
 
     def apply(self, plans: Sequence[Plan]) -> None:
         """Change what the heads see from now on, keeping of the past what they still need.
@@ -201,16 +207,16 @@ class KVCache:
             plans: One per sample.
 
         Raises:
-            UserError: If a head pins more frames than the reach has room for.
+            BadRequest: If a head pins more frames than the local attention has room for.
             ValueError: If a plan needs first frames that the cache no longer has.
         """
         for number, rows in enumerate(self._slots(plans)):
-            old = self._layers[number].rows
+            old = self.layers[number].rows
             new = [
                 tuple(slots.convert(wanted, self.frames) for slots, wanted in zip(*pair, strict=True))
                 for pair in zip(old, rows, strict=True)
             ]
-            self._rebuild(number, new, self.frames + self.chunk_frames)
+            self._rebuild(number, new, self.frames + self.sizes.chunk_frames)
 
     def rewind(self, frames: int) -> None:
         """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once."""
@@ -222,49 +228,50 @@ class KVCache:
         So frames are left out that nobody needs: once the first ones are written again after `reset`, the
         newest ones follow at their own positions.
         """
-        self._begin_rings(frame, frame + self.chunk_frames)
+        self._begin_rings(frame, frame + self.sizes.chunk_frames)
 
     def reset(self) -> None:
         """Forget all frames: the next one is frame 0."""
         self.frames = 0
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             rows = [tuple(replace(slots, start=0) for slots in row) for row in layer.rows]
             if rows != layer.rows:
-                self._rebuild(number, rows, self.chunk_frames)
+                self._rebuild(number, rows, self.sizes.chunk_frames)
 
-    def state(self) -> list[list[BufferState]]:
-        """What the buffers of every layer hold; shares memory with them."""
-        return [[buffer.state() for buffer in layer.buffers] for layer in self._layers]
+    def state(self) -> CacheState:
+        """Give the state; it shares memory with this cache."""
+        layers = (tuple(group.state(self.frames) for group in layer.groups) for layer in self.layers)
+        return CacheState(self.frames, tuple(layers))
 
-    def load_state(self, frames: int, layers: Sequence[Sequence[BufferState]]) -> None:
-        """Hold what a cache of the same sizes held when `frames` frames were committed; copies it."""
-        self.frames = frames
+    def load_state(self, state: CacheState) -> None:
+        """Hold what a cache of the same sizes held; copies it."""
+        self.frames = state.frames
         self.layout += 1
-        for number, states in enumerate(layers):
-            self._layers[number] = LayerCache.from_state(weakref.proxy(self), states)
+        for number, states in enumerate(state.layers):
+            self.layers[number] = LayerCache.from_state(self.sizes, states)
 
     def copy(self) -> "KVCache":
         """Another cache that holds the same."""
         other = copy(self)
-        other._layers = list(self._layers)
-        other.load_state(self.frames, self.state())
+        other.layers = list(self.layers)
+        other.load_state(self.state())
         return other
 
     def _begin_rings(self, frame: int, end: int) -> None:
-        """Begin all rings anew at `frame`, for a pass up to frame `end`.
+        """Begin all rings again at `frame`, for a pass up to frame `end`.
 
-        Buffers stay where they are if they can: then nothing is copied, and CUDA graphs of passes stay valid.
+        Head groups stay where they are if they can: then nothing is copied, and CUDA graphs stay valid.
         """
         self.frames = frame
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             if not layer.restart(frame, end):
                 rows = [tuple(replace(slots, start=frame) for slots in row) for row in layer.rows]
                 self._rebuild(number, rows, end)
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self.layout += 1
-        # One layer at a time: the old and the new buffers of all layers never exist together.
-        self._layers[number] = self._layers[number].rebuilt(rows, end)
+        # One layer at a time: the old and the new memory of all layers never exist together.
+        self.layers[number] = self.layers[number].rebuilt(rows, self.frames, end)
 
     def _slots(self, plans: Sequence[Plan]) -> list[list[tuple[Slots, ...]]]:
         """The slots that plans ask for: of every layer, sample and head."""
@@ -274,24 +281,26 @@ class KVCache:
         ]
 
     def _slots_of(self, context: HeadContext) -> Slots:
-        if self.reach is not None:
-            room = self.reach - self.chunk_frames
+        size, chunk = self.sizes.local_attention_size, self.sizes.chunk_frames
+        if size is not None:
+            room = size - chunk
             if context.sink > room:
-                raise UserError(
-                    f"A head of this model cannot keep {context.sink} first frames: of the {self.reach} that "
-                    f"attention reaches, {self.chunk_frames} are current, so take {room} at most."
+                raise BadRequest(
+                    f"A head of this model cannot keep {context.sink} first frames: of the {size} that "
+                    f"attention spans, {chunk} are current",
+                    f"take {room} at most",
                 )
             if context.recent is None:
-                context = HeadContext(context.sink, self.reach)
-        return Slots(context, self.chunk_frames, self.reach)
+                context = HeadContext(context.sink, size)
+        return Slots(context, chunk, size)
 
     @property
     def slots(self) -> int:
-        """How many frames the largest buffer has room for."""
-        most = max(buffer.k.shape[1] for layer in self._layers for buffer in layer.buffers)
-        return most // self.tokens_per_frame
+        """Frames that the largest head group has room for."""
+        most = max(group.k.shape[1] for layer in self.layers for group in layer.groups)
+        return most // self.sizes.tokens_per_frame
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.nbytes for layer in self._layers for buffer in layer.buffers)
+        """Bytes of all head groups."""
+        return sum(group.nbytes for layer in self.layers for group in layer.groups)

@@ -1,4 +1,4 @@
-"""Which frames one head keeps, where, and which of them it sees in a pass."""
+"""Slots of one head: which frames it keeps, where, and which of them it sees in a pass."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,12 @@ from dummyforcing.method.plan import HeadContext
 
 @dataclass(frozen=True)
 class Slots:
-    """Where one head keeps its frames, and which ones it sees: pinned first frames, then a ring."""
+    """The slots of one head: pinned first frames, then a ring."""
 
     context: HeadContext
     chunk: int
     """Slots for current frames, beside the past that the context asks for."""
-    reach: int | None = None
+    local_attention_size: int | None = None
     """All that is visible lies within so many frames, the current ones included; None: no such limit."""
     start: int = 0
     """Earlier frames never reached the ring: they were gone, or left out, when it began."""
@@ -27,14 +27,14 @@ class Slots:
         return range(max(self._ring_start, oldest), past)
 
     def held(self, past: int) -> list[int]:
-        """All past frames that are kept when `past` frames are committed."""
+        """List the past frames that are kept when `past` frames are committed."""
         return [*range(min(self.context.sink, past)), *self.recent(past)]
 
     def shift(self, past: int, end: int) -> int:
-        """How many frames the pinned ones move on for a pass over frames `past` to `end`."""
-        if self.reach is None or past < self.context.sink:
+        """Count the frames by which the pinned ones move on for a pass over frames `past` to `end`."""
+        if self.local_attention_size is None or past < self.context.sink:
             return 0
-        return max(0, end - self.reach)
+        return max(0, end - self.local_attention_size)
 
     def visible(self, past: int, end: int, pinned: bool = True) -> list[int]:
         """The frames that are seen in a pass over frames `past` to `end`, the current ones included.
@@ -44,7 +44,8 @@ class Slots:
         Args:
             past: How many frames are committed.
             end: One more than the newest current frame.
-            pinned: Whether pinned frames stay visible beyond the reach; else they leave it like all others.
+            pinned: Whether pinned frames stay visible beyond the local attention size; else they leave it
+                like all others.
         """
         sink, recent = self.context.sink, self.context.recent
         gone = self.shift(past, end)
@@ -65,7 +66,7 @@ class Slots:
         return self.context.sink + place
 
     def convert(self, slots: "Slots", past: int) -> "Slots":
-        """What takes over from these slots when `past` frames are committed and a plan asks for `slots`.
+        """Make the slots that take over when `past` frames are committed and a plan asks for `slots`.
 
         The ring takes over what the ring held. A pinned frame can become a pinned frame only: it is no
         recent frame any more, as in the public code.

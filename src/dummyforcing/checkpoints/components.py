@@ -10,7 +10,7 @@ from typing import Any
 import diffusers.utils.logging
 import transformers.utils.logging
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 
 @contextmanager
@@ -43,11 +43,11 @@ def read_component_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json; give a folder in the layout of a diffusers pipeline.")
+        raise BadFile(f"{folder} has no config.json", "give a folder in the layout of a diffusers pipeline")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged, fetch it again ({error}).") from error
+        raise BadFile(f"{path} is damaged ({error})", "fetch it again") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} does not describe a model: it holds no fields.")
+        raise BadFile(f"{path} does not describe a model, it holds no fields", "fetch it again")
     return data

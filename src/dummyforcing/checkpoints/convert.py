@@ -11,28 +11,31 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dummyforcing.checkpoints.hub import HubFile, fetch, find_part
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.text_encoder import load_tokenizer, open_text_encoder
 from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer, read_config
-from dummyforcing.errors import UserError
+from dummyforcing.checkpoints.vae import open_vae
+from dummyforcing.errors import BadFile, UserError
 from dummyforcing.files.writing import new_folder
-from dummyforcing.models.text_encoder import load_tokenizer, open_text_encoder
+from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.presets.preset import Preset
-from dummyforcing.vae.codec import open_vae
 
 WEIGHTS = ("transformer", "text_encoder", "vae")
 SHARD_BYTES = 5 * 10**9
@@ -42,7 +45,7 @@ STEMS = {"text_encoder": "model"}
 
 @dataclass(frozen=True)
 class PartReport:
-    """What was found of one part of a model."""
+    """Findings on one part of a model."""
 
     part: str
     place: str
@@ -115,9 +118,7 @@ def check_file(path: Path) -> PartReport:
             return _report("Wan VAE", str(path), open_vae(path)[1])
         case "a LoRA":
             return _check_lora(path)
-    raise UserError(
-        f"{path} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE; give another file."
-    )
+    raise BadFile(f"{path} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE", "give another file")
 
 
 def convert(
@@ -141,19 +142,59 @@ def convert(
     with new_folder(folder) as new:
         for part in parts:
             module, tensors = open_part(files, part)
-            (new / part).mkdir()
-            _write_config(module, new / part)
             kind = files.vae_dtype(dtype) if part == "vae" else dtype
-            for file in _write_weights(tensors, new / part, STEMS.get(part, "diffusion_pytorch_model"), kind):
+            for file in _write_part(module, tensors, new / part, kind):
                 yield file.relative_to(new)
         whole = set(parts) == set(WEIGHTS)
         if "text_encoder" in parts:
             shutil.copytree(find_part(fetch(files.base), "tokenizer"), new / "tokenizer")
         base = files.base.absolute() if isinstance(files.base, Path) else files.base
-        preset = replace(files.preset, source=None, base="" if whole else str(base))
-        (new / "preset.json").write_text(
-            json.dumps(_changed_fields(preset), indent=1) + "\n", encoding="utf-8"
-        )
+        _write_preset(replace(files.preset, source=None, base="" if whole else str(base)), new)
+
+
+def save_model(
+    preset: Preset, model: CausalWan, text: TextEncoder, vae: AutoencoderKLWan, folder: Path
+) -> None:
+    """Write a loaded model as a folder of safetensors, whole or not at all.
+
+    Args:
+        preset: Of the model.
+        model: The transformer.
+        text: The text encoder with its tokenizer.
+        vae: The VAE.
+        folder: A new folder.
+
+    Raises:
+        BadFile: If it exists or cannot be written.
+    """
+    parts: dict[str, nn.Module] = {"transformer": model, "text_encoder": text.model, "vae": vae}
+    with new_folder(folder) as new:
+        for part, module in parts.items():
+            weights = dict(module.named_parameters())
+            tensors = {
+                name: StoredTensor(
+                    tuple(weight.shape), str(weight.dtype), partial(Tensor.cpu, weight.detach())
+                )
+                for name, weight in weights.items()
+            }
+            dtype = next(iter(weights.values())).dtype
+            _write_part(module, tensors, new / part, dtype)
+        text.tokenizer.save_pretrained(new / "tokenizer")
+        _write_preset(replace(preset, source=None, base=""), new)
+
+
+def _write_preset(preset: Preset, folder: Path) -> None:
+    text = json.dumps(_changed_fields(preset), indent=1) + "\n"
+    (folder / "preset.json").write_text(text, encoding="utf-8")
+
+
+def _write_part(
+    module: nn.Module, tensors: Mapping[str, StoredTensor], folder: Path, dtype: torch.dtype
+) -> list[Path]:
+    """Write the configuration and the weights of a part into a new folder."""
+    folder.mkdir()
+    _write_config(module, folder)
+    return list(_write_weights(tensors, folder, STEMS.get(folder.name, "diffusion_pytorch_model"), dtype))
 
 
 def _write_weights(
@@ -210,7 +251,7 @@ def _fitting_size(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str,
     )
     found = [(name, config) for name, config in WAN_SIZES.items() if config.dim == width]
     if not found:
-        raise UserError(f"{path} is a Wan transformer of width {width}; put its config.json beside it.")
+        raise BadFile(f"{path} is a Wan transformer of width {width}", "put its config.json beside it")
     return found[0]
 
 

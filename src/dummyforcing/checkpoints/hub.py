@@ -1,4 +1,4 @@
-"""Where the files of a public model are: on disk, or on the Hugging Face Hub and then in its cache.
+"""Finds the files of a public model: on disk, or on the Hugging Face Hub and then in its cache.
 
 path = fetch(HubFile("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt"))
 tokenizer = find_part(fetch(HubFile("Wan-AI/Wan2.1-T2V-1.3B")), "tokenizer")
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 PARTS = {
     "text_encoder": (
@@ -37,7 +37,7 @@ class HubFile:
 
 
 def find_base(text: str) -> Path | HubFile:
-    """What `text` names: a folder, or a repository on the Hub.
+    """Read the name of a folder, or of a repository on the Hub.
 
     Raises:
         UserError: If it can be neither.
@@ -46,11 +46,11 @@ def find_base(text: str) -> Path | HubFile:
         return Path(text)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return HubFile(text)
-    raise UserError(f"There is no folder {text}; give the folder or the Hub repository of a Wan 2.1 model.")
+    raise BadFile(f"There is no folder {text}", "give the folder or the Hub repository of a Wan 2.1 model")
 
 
 def find_weights(text: str) -> Path | HubFile:
-    """What `text` names: a file, a folder, or a file of a repository on the Hub, `OWNER/NAME:FILE`.
+    """Read the name of a file, a folder, or a file of a repository on the Hub, `OWNER/NAME:FILE`.
 
     Raises:
         UserError: If it is none of these.
@@ -59,8 +59,8 @@ def find_weights(text: str) -> Path | HubFile:
         return Path(text)
     if found := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):(.+)", text):
         return HubFile(found[1], found[2])
-    raise UserError(
-        f"There is no file or folder {text}; give the transformer's weights, or OWNER/NAME:FILE on the Hub."
+    raise BadFile(
+        f"There is no file or folder {text}", "give the transformer's weights, or OWNER/NAME:FILE on the Hub"
     )
 
 
@@ -86,13 +86,13 @@ def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
         return Path(snapshot_download(place.repo, allow_patterns=patterns, local_files_only=here))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         if here:
-            raise UserError(f"{place} is not downloaded yet; that happens when a video is made.") from error
+            raise BadFile(f"{place} is not downloaded yet", "that happens when a video is made") from error
         what = f"File {place.file}" if place.file else "The text encoder, tokenizer and VAE"
-        option = "--weights FILE (and --lora FILE if there is one)" if place.file else "--base FOLDER"
+        option = 'weights="FILE" (and lora="FILE" if there is one)' if place.file else 'base="FOLDER"'
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"{what} of {place.repo} cannot be fetched from the Hugging Face Hub ({reason}); go online "
-            f"and try again, or download by hand and give {option}."
+        raise BadFile(
+            f"{what} of {place.repo} cannot be fetched from the Hugging Face Hub ({reason})",
+            f"go online and try again, or download by hand and give {option}",
         ) from error
 
 
@@ -106,6 +106,6 @@ def find_part(base: Path, part: str) -> Path:
         if (base / name).exists():
             return base / name
     names = " or ".join(PARTS[part])
-    raise UserError(
-        f"{base} holds no {part.replace('_', ' ')}: it has no {names}; give another --base FOLDER."
+    raise BadFile(
+        f"{base} holds no {part.replace('_', ' ')}: it has no {names}", 'give another base="FOLDER"'
     )

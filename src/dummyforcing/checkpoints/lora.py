@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dummyforcing.checkpoints.names import WRAPPERS, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 from dummyforcing.files.writing import split_number
 
 ENTRY = "generator_lora"
@@ -48,7 +48,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
     """
     path, scale = split_number(text, "scale", "LoRA")
     if not Path(path).exists():
-        raise UserError(f"There is no LoRA file {path}; give FILE or FILE:SCALE.")
+        raise BadFile(f"There is no LoRA file {path}", "give FILE or FILE:SCALE")
     return Path(path), 1.0 if scale is None else scale
 
 
@@ -75,15 +75,16 @@ def merge_loras(tensors: Mapping[str, StoredTensor], loras: Sequence[LoRA]) -> d
         for layer, change in _changes(lora, tensors).items():
             weight, where = tensors.get(f"{layer}.weight"), f"{lora.path} does not fit the transformer"
             if weight is None or len(weight.shape) != 2:
-                raise UserError(f"{where}: it changes {layer}, which is no linear layer there; take another.")
+                raise BadFile(f"{where}: it changes {layer}, which is no linear layer there", "take another")
             if not {"down", "up"} <= set(change):
-                raise UserError(f"{where}: of {layer} it has only {', '.join(change)}; download it again.")
+                raise BadFile(f"{where}: of {layer} it has only {', '.join(change)}", "download it again")
             down, up = change["down"], change["up"]
             rank = down.shape[0]
             if (up.shape, down.shape) != ((weight.shape[0], rank), (rank, weight.shape[1])):
-                raise UserError(
+                raise BadFile(
                     f"{where}: {layer} is {list(weight.shape)}, its changes are {list(up.shape)} times "
-                    f"{list(down.shape)}; take one that was made for this size."
+                    f"{list(down.shape)}",
+                    "take one that was made for this size",
                 )
             alpha = float(change["alpha"].read()) if "alpha" in change else _alpha_beside(lora.path, rank)
             below = merged[f"{layer}.weight"]
@@ -100,7 +101,7 @@ def _changes(lora: LoRA, tensors: Mapping[str, StoredTensor]) -> dict[str, dict[
         short = AROUND.sub("", WRAPPERS.sub("", name))
         suffix = SUFFIX.search(short)
         if suffix is None:
-            raise UserError(f"{lora.path} is no LoRA that can be merged: it holds {name}; take another file.")
+            raise BadFile(f"{lora.path} is no LoRA that can be merged: it holds {name}", "take another file")
         layer = short[: suffix.start()]
         if layer.startswith(UNDERSCORES):
             layer = flat.get(layer.removeprefix(UNDERSCORES), layer)
@@ -117,7 +118,7 @@ def _alpha_beside(path: Path, rank: int) -> float:
             float(json.loads(config.read_text(encoding="utf-8"))["lora_alpha"]) if config.exists() else rank
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{config} does not describe a LoRA: {error}; download it again.") from error
+        raise BadFile(f"{config} does not describe a LoRA: {error}", "download it again") from error
 
 
 def _merged(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:

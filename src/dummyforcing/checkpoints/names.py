@@ -1,4 +1,4 @@
-"""What the public checkpoints call things, as tables: one for each layout.
+"""Tables of the names in public checkpoints, one for each layout.
 
 The text encoder's names are those of transformers, the VAE's those of diffusers: their classes run here.
 """
@@ -117,6 +117,6 @@ def _renamed(name: str, patterns: Mapping[str, str]) -> str:
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """What the weights with these names are: an entry of `KINDS`."""
+    """Tell the kind of weights by their names: an entry of `KINDS`."""
     known = list(names)
     return next((kind for kind, mark in KINDS.items() if any(map(mark.search, known))), None)

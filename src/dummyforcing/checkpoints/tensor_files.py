@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 ZIP, TEXT = b"PK\x03\x04", (b"<", b"version https://git-lfs", b"{")
 """How files begin that `torch.save` wrote, and such that were downloaded in a wrong way."""
@@ -52,11 +52,11 @@ def open_tensors(path: Path, key: str = "") -> dict[str, StoredTensor]:
         for file in _weight_files(path):
             for name, tensor in _open_safetensors(file).items():
                 if name in tensors:
-                    raise UserError(f"Tensor {name} is in {path} twice; keep one set of weights there.")
+                    raise BadFile(f"Tensor {name} is in {path} twice", "keep one set of weights there")
                 tensors[name] = tensor
         return tensors
     if not path.is_file():
-        raise UserError(f"There is no file {path}; give one that holds weights.")
+        raise BadFile(f"There is no file {path}", "give one that holds weights")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path, key)
 
 
@@ -64,7 +64,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         file: Any = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} {_damage(path)} ({error}).") from error
+        raise _damaged(path, error) from error
 
     def stored(name: str) -> StoredTensor:
         view = file.get_slice(name)
@@ -81,10 +81,10 @@ def _open_pickle(path: Path, key: str) -> dict[str, StoredTensor]:
         data = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except Exception as error:  # anything from EOFError to a RuntimeError of the zip reader
         reason = str(error).strip().partition("\n")[0][:120]
-        raise UserError(f"{path} {_damage(path)} ({reason}).") from error
+        raise _damaged(path, reason) from error
     tensors = {name: value for name, value in _entry(data, key, path).items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no tensors under {_first(list(data))}; take a file of weights.")
+        raise BadFile(f"{path} holds no tensors under {_first(list(data))}", "take a file of weights")
 
     def stored(tensor: Tensor) -> StoredTensor:
         return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
@@ -95,15 +95,13 @@ def _open_pickle(path: Path, key: str) -> dict[str, StoredTensor]:
 def _entry(data: object, key: str, path: Path) -> Mapping[str, object]:
     """The part of a `torch.save` file that holds the weights."""
     if not isinstance(data, Mapping):
-        raise UserError(
-            f"{path} holds no weights by name, but {type(data).__name__}; take a file of weights."
-        )
+        raise BadFile(f"{path} holds no weights by name, but {type(data).__name__}", "take a file of weights")
     entries = [name for name, value in data.items() if isinstance(value, Mapping)]
     generators = [name for name in GENERATORS if name in entries]
     if key in entries:
         chosen = key
     elif len(generators) > 1:
-        raise UserError(f"{path} holds {' and '.join(generators)}; name one of them as the preset's key.")
+        raise BadFile(f"{path} holds {' and '.join(generators)}", "name one of them as the preset's key")
     else:
         chosen = generators[0] if generators else "model"
     found = data.get(chosen, data)
@@ -116,26 +114,29 @@ def _weight_files(folder: Path) -> list[Path]:
     if index is None:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise UserError(f"Folder {folder} holds no weights: there is no *.safetensors file in it.")
+            raise BadFile(f"Folder {folder} holds no weights, no *.safetensors file", "give another one")
         return files
     try:
         shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{index} is not an index of weights: {error}.") from error
+        raise BadFile(f"{index} is not an index of weights ({error})", "fetch it again") from error
     for shard in shards.values():
         if not (folder / shard).is_file():
             names = [name for name, file in shards.items() if file == shard]
-            raise UserError(f"{folder / shard} is missing; it holds {len(names)} tensors ({_first(names)}).")
+            raise BadFile(f"{folder / shard} is missing", f"it holds {len(names)} tensors ({_first(names)})")
     return [folder / shard for shard in sorted(set(shards.values()))]
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with a file that cannot be read."""
+def _damaged(path: Path, reason: object) -> BadFile:
+    """The error for a file that cannot be read."""
     with path.open("rb") as file:
         begin = file.read(64).lstrip()
     if begin.startswith(TEXT):
-        return "is text instead of weights, such as a web page or a Git LFS pointer; download the file itself"
-    return "is damaged, incomplete or no file of weights; copy or download it again"
+        is_text = f"{path} is text instead of weights, such as a web page or a Git LFS pointer ({reason})"
+        return BadFile(is_text, "download the file itself")
+    return BadFile(
+        f"{path} is damaged, incomplete or no file of weights ({reason})", "copy or download it again"
+    )
 
 
 def _first(names: Sequence[str]) -> str:

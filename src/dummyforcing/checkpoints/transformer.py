@@ -6,10 +6,8 @@ never holds more than the model itself.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +15,11 @@ import torch
 from torch import nn
 
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
-from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
+from dummyforcing.checkpoints.names import bare_names, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
-from dummyforcing.errors import UserError
+from dummyforcing.checkpoints.weights import check_names
+from dummyforcing.errors import BadFile
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.pipeline.memory import DecoderSizes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,33 +30,13 @@ WAN_SIZES = {
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """How many parameters a transformer of these sizes has."""
+    """Count the parameters of a transformer of these sizes."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CausalWan(config).parameters())
 
 
 PARAMETERS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
 """Of Wan 2.1, while its files are not here."""
-
-
-def count_stored(path: Path) -> int:
-    """Parameters in a file or folder."""
-    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())
-
-
-def decoder_sizes(folder: Path) -> DecoderSizes:
-    """Sizes of a VAE's decoder; without a folder, those of Wan 2.1.
-
-    Raises:
-        UserError: If its `config.json` describes no Wan VAE.
-    """
-    if not folder.exists():
-        return DecoderSizes()
-    config = folder / "config.json"
-    try:
-        return DecoderSizes.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{config} does not describe a Wan VAE: {error}.") from error
 
 
 def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -74,7 +52,7 @@ def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         parts = {f"{head}.self_attn.{p}.{end}": t for p, t in zip("qkv", _thirds(tensor), strict=True)}
         for own_name, part in (parts if fused else {name: tensor}).items():
             if own_name in named:
-                raise UserError(f"Two of the tensors are {own_name}; keep one set of weights in the file.")
+                raise BadFile(f"Two of the tensors are {own_name}", "keep one set of weights in the file")
             named[own_name] = part
     return named
 
@@ -111,41 +89,9 @@ def read_config(folder: Path) -> ModelConfig:
             sizes["patch_size"] = tuple(sizes["patch_size"])
         return ModelConfig(**sizes)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} does not describe a Wan transformer: {error}.") from error
-
-
-def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Path) -> None:
-    """Require exactly the parameters of `module`, each in its shape.
-
-    Raises:
-        UserError: If there is a difference; counts all, names the first few and the nearest missing.
-    """
-    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-
-    def with_nearest(name: str) -> str:
-        close = get_close_matches(name, missing, 1)
-        return f"{name}, near {close[0]}" if close else name
-
-    differences = {
-        "missing": missing,
-        "unexpected": [*map(with_nearest, unexpected[:3]), *unexpected[3:]],
-        "wrong in shape": [
-            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
-        ],
-    }
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in differences.items()
-        if names
-    ]
-    if found:
-        is_kind, is_expected = kind_of(list(tensors)), kind_of(list(expected))
-        what = f"they are of {is_kind} instead of {is_expected}, " if is_kind != is_expected else ""
-        raise UserError(f"The weights in {path} do not fit the model: {what}{'; '.join(found)}.")
+        raise BadFile(
+            f"{path} does not describe a Wan transformer ({error})", "give the folder of one"
+        ) from error
 
 
 def open_transformer(
@@ -170,23 +116,3 @@ def open_transformer(
     tensors = normalise(open_tensors(path, key))
     check_names(tensors, model, path)
     return model, merge_loras(tensors, loras)
-
-
-def fill(
-    module: Module, tensors: Mapping[str, StoredTensor], device: torch.device | str, dtype: torch.dtype
-) -> Module:
-    """Put the weights into a module that is on the meta device, one after the other.
-
-    Args:
-        module: From `open_transformer` and its like.
-        tensors: Exactly its parameters.
-        device: Where they go.
-        dtype: What they are converted to.
-
-    Returns:
-        The module, frozen and in evaluation mode.
-    """
-    weights = {name: tensor.read().to(device, dtype) for name, tensor in tensors.items()}
-    # Not strict: a parameter with two names needs one tensor. The names were checked at opening.
-    module.load_state_dict(weights, assign=True, strict=False)
-    return module.eval().requires_grad_(False)

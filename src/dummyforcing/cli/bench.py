@@ -1,26 +1,31 @@
-"""`dummyforcing bench`: how fast this machine makes videos."""
+"""`dummyforcing bench`: how fast videos are made, and what that takes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from dummyforcing.cli.common import FP8, Base, Device, DType, LoRAFiles, Weights, check_output
+from dummyforcing.cli.common import FP8, bar, check_output, open_files
+from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.pipeline.options import LoadOptions
 
 if TYPE_CHECKING:
     from dummyforcing.bench.run import Report
 
+LOAD = FlagsOf(LoadOptions, only=("weights", "base", "lora", "device", "torch_dtype"))
 
+
+@command(load=LOAD)
 def bench(
+    *,
     model: Annotated[
         str | None,
         arg(metavar="NAME|FOLDER|FILE", help_behavior_hint="(default: self-forcing on a GPU, else tiny)"),
     ] = None,
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
+    load: Given,
     sizes: Annotated[
         tuple[str, ...],
         arg(metavar="480p|720p|1080p|WxH ...", help_behavior_hint="(default: the model's own)"),
@@ -36,8 +41,6 @@ def bench(
     output: Annotated[
         Path | None, arg(aliases=["-o"], metavar="FILE.json", help_behavior_hint="(default: print only)")
     ] = None,
-    device: Device = "auto",
-    dtype: DType = None,
 ) -> None:
     """Measure how fast videos are made, with and without the VAE, and how much memory that takes.
 
@@ -56,9 +59,7 @@ def bench(
 
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights; without them and on a public model, weights are random.
-        base: Where to find text encoder, tokenizer and VAE, with --weights.
-        lora: LoRA to merge into the transformer, with --weights; may be given several times.
+        load: Flags of the model; weights, base and LoRA as for generate.
         sizes: Sizes of the videos: 832x480, 1280x720, 1920x1088, or any multiples of 16.
         policies: As for generate, but dummy has a fixed plan from the first chunk on: half of the heads are
             dummy, a quarter sink, a quarter neighbor. long:N,CAP: N neighbor heads see CAP past frames
@@ -72,21 +73,18 @@ def bench(
         repeats: Videos of every configuration and kind; medians are taken.
         warm_up_chunks: Chunks of the video before that does not count.
         output: JSON file to write, with versions, command and commit.
-        device: Where to compute; auto takes a GPU if there is one.
-        dtype: Precision of the computation.
     """
     check_output(output, ".json")
 
     from dummyforcing.bench.report import print_benchmark
     from dummyforcing.bench.run import Benchmark, Settings
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.evaluation.results import write_results
-    from dummyforcing.pipeline.request import choose_device, choose_dtype
+    from dummyforcing.pipeline.devices import choose_device, choose_dtype
     from dummyforcing.presets.preset import parse_size
 
-    where = choose_device(device)
+    where = choose_device(load.get("device", "auto"))
     name = model or ("self-forcing" if where.type == "cuda" else "tiny")
-    files = ModelFiles.open(name, weights=weights, base=base, lora=lora)
+    files = open_files(name, load)
     settings = Settings(
         sizes=tuple(parse_size(size) for size in sizes) or (files.preset.size,),
         policies=policies,
@@ -98,9 +96,9 @@ def bench(
         repeats=repeats,
         warm_up_chunks=warm_up_chunks,
     )
-    is_random = files.folder is None and weights is None
-    benchmark = Benchmark(files, settings, where, choose_dtype(dtype, where), is_random)
-    with _bar(benchmark.videos) as report:
+    is_random = files.folder is None and "weights" not in load
+    benchmark = Benchmark(files, settings, where, choose_dtype(load.get("torch_dtype"), where), is_random)
+    with _counting(benchmark.videos) as report:
         results = benchmark.run(report)
     print_benchmark(results)
     if output is not None:
@@ -108,15 +106,14 @@ def bench(
 
 
 @contextmanager
-def _bar(total: int) -> "Iterator[Report]":
+def _counting(total: int) -> "Iterator[Report]":
     """A progress bar that counts videos and tells what the next one is."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="video") as bar:
+    with bar(total=total, unit="video") as shown:
+        begun = count()
 
         def report(text: str) -> None:
-            bar.update(bool(bar.desc))  # the one before is done
-            bar.set_description(text)
+            shown.update(min(next(begun), 1))  # the one before is done, if there is one
+            shown.set_description(text)
 
         yield report
-        bar.update(1)
+        shown.update(1)

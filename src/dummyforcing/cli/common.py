@@ -1,112 +1,81 @@
-"""What several commands share: the types of their arguments, and small helpers."""
+"""Types of arguments and small helpers that several commands share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import arg
 
-from dummyforcing.errors import UserError
+from dummyforcing.cli.flags import IS_QUIET, FlagsOf, Given
+from dummyforcing.errors import BadRequest
 from dummyforcing.files.writing import temporary
+from dummyforcing.pipeline.options import LoadOptions, choose
 
 if TYPE_CHECKING:
     import torch
 
     from dummyforcing.checkpoints.model_files import ModelFiles
-    from dummyforcing.method.plan import Plan
-    from dummyforcing.pipeline.pipeline import Chunk, Pipeline
+    from dummyforcing.pipeline.outputs import Chunk
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
     from dummyforcing.pipeline.request import Request
 
 Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
-Weights = Annotated[
-    str | None, arg(metavar="FILE|FOLDER|OWNER/NAME:FILE", help_behavior_hint="(default: the model's own)")
-]
-Base = Annotated[
-    str | None, arg(metavar="FOLDER|REPOSITORY", help_behavior_hint="(default: the model's own)")
-]
-DecoderFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the VAE's own)")]
-LoRAFiles = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE[:SCALE]")]
-Size = Annotated[
-    str | None, arg(metavar="480p|720p|1080p|WxH", help_behavior_hint="(default: the model's own)")
-]
-Fraction = Annotated[float | None, arg(metavar="0..1", help_behavior_hint="(default: the model's own)")]
-BudgetText = Annotated[
-    str | None, arg(metavar="window:N|SIZE", help_behavior_hint="(default: window:12 with policy long)")
-]
-PolicyName = Annotated[str, arg(metavar="NAME")]
-PlanFile = Annotated[Path | None, arg(metavar="FILE.json|shipped", help_behavior_hint="(default: find one)")]
 NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
 FP8 = Literal["none", "linear", "all"]
 """The modes of `fused.Fp8`, which the help must not import torch for."""
-Device = Literal["auto", "cpu", "cuda"]
-DType = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    arg(metavar="{float32,bfloat16}", help_behavior_hint="(default: bfloat16 on a GPU, float32 elsewhere)"),
-]
+
+LOAD = FlagsOf(LoadOptions)
+FILES = FlagsOf(LoadOptions, only=("weights", "base", "lora"))
+"""Where the files of a model are."""
 
 
-def load_for(
-    files: "ModelFiles",
-    request: "Request",
-    device: str,
-    dtype: str | None,
-    offload: bool = False,
-    vae: Path | None = None,
-    fp8: FP8 = "none",
-) -> "Pipeline":
+def open_files(model: str, load: Given) -> "ModelFiles":
+    """Find a model's files; nothing is read or downloaded."""
+    from dummyforcing.checkpoints.model_files import ModelFiles
+
+    return ModelFiles.open(model, **{name: load[name] for name in FILES.only if name in load})
+
+
+def load_for(files: "ModelFiles", request: "Request", load: Given) -> "DummyForcingPipeline":
     """Load a model for a request that fits into the memory."""
-    from dummyforcing.pipeline.request import choose_device, choose_dtype
+    from dummyforcing.pipeline.devices import choose_device, choose_dtype
+    from dummyforcing.pipeline.memory import require_memory
 
-    where = choose_device(device)
-    precision = choose_dtype(dtype, where)
-    files.require_memory(request, precision, where, offload=offload)
+    options = choose(LoadOptions, load)
+    where = choose_device(options.device)
+    require_memory(files, request, choose_dtype(options.torch_dtype, where), where, offload=options.offload)
 
-    from dummyforcing.pipeline.pipeline import Pipeline
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
-    return Pipeline.load(files, where, precision, offload, vae=vae, fp8=fp8)
+    return DummyForcingPipeline.from_files(files, options)
 
 
-def cache_dtype(device: str, dtype: str | None, fp8: FP8 = "none") -> "torch.dtype":
-    """What a model loaded with these options keeps keys and values in."""
+def cache_dtype(load: Given) -> "torch.dtype":
+    """The dtype of keys and values of a model loaded with these options."""
     import torch
 
-    from dummyforcing.pipeline.request import choose_device, choose_dtype
+    from dummyforcing.pipeline.devices import choose_device, choose_dtype
 
-    return torch.float8_e4m3fn if fp8 == "all" else choose_dtype(dtype, choose_device(device))
+    options = choose(LoadOptions, load)
+    if options.fp8 == "all":
+        return torch.float8_e4m3fn
+    return choose_dtype(options.torch_dtype, choose_device(options.device))
+
+
+def bar(**options: Any) -> Any:
+    """A progress bar of tqdm, which shows itself on a terminal or in a notebook, unless it is to be quiet."""
+    from tqdm.auto import tqdm
+
+    return tqdm(**options, disable=True if IS_QUIET.get() else None)
 
 
 def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":
     """Pass chunks on, with a bar that counts pixel frames and tells how many come per second so far."""
-    from tqdm import tqdm
-
-    with tqdm(desc=label, total=total, unit="frame") as bar:
+    with bar(desc=label, total=total, unit="frame") as shown:
         for chunk in chunks:
-            bar.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
-            bar.update(chunk.frames.shape[1])
+            shown.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
+            shown.update(chunk.frames.shape[1])
             yield chunk
-
-
-def parse_switches(texts: Sequence[str]) -> list[tuple[float, str]]:
-    """Read changes of the prompt, each SECONDS:PROMPT."""
-    switches = []
-    for text in texts:
-        seconds, _, prompt = text.partition(":")
-        try:
-            switches.append((float(seconds), prompt.strip()))
-        except ValueError:
-            raise UserError(
-                f"The change of prompt '{text}' cannot be read; write SECONDS:PROMPT, such as '2.5:a ball'."
-            ) from None
-    return switches
-
-
-def read_plan(path: Path | None, files: "ModelFiles") -> "Plan | None":
-    """The head plan of a file, or `shipped`, the model's own."""
-    from dummyforcing.method.plan import Plan
-
-    if path is None:
-        return None
-    return files.shipped_plan() if str(path) == "shipped" else Plan.load(path)
 
 
 def parse_list(text: str | None, option: str, *words: str) -> list[str] | None:
@@ -116,7 +85,7 @@ def parse_list(text: str | None, option: str, *words: str) -> list[str] | None:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() or part in words for part in parts):
         example = ",".join(["1", "3", *words])
-        raise UserError(f"{option} '{text}' cannot be read; write all, or a list such as {example}.")
+        raise BadRequest(f"{option} '{text}' cannot be read", f"write all, or a list such as {example}")
     return parts
 
 
@@ -125,5 +94,5 @@ def check_output(path: Path | None, *suffixes: str) -> None:
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"Cannot write {path}: give a file name that ends in {' or '.join(suffixes)}.")
+        raise BadRequest(f"Cannot write {path}", f"give a file name that ends in {' or '.join(suffixes)}")
     temporary(path).unlink()

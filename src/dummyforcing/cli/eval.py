@@ -3,50 +3,42 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from dummyforcing.cli.common import (
-    Base,
-    Device,
-    DType,
-    Fraction,
-    LoRAFiles,
-    Model,
-    PlanFile,
-    PolicyName,
-    Size,
-    Weights,
-    load_for,
-)
-from dummyforcing.errors import UnknownWordsWarning, UserError
+from dummyforcing.cli.common import LOAD, Model, bar, load_for, open_files
+from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.errors import BadRequest, UnknownWordsWarning
+from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:
     from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.evaluation.generate import Job, VideoFolder
-    from dummyforcing.pipeline.request import Options
 
 TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
 JsonFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")]
+SETTINGS: dict[str, Any] = {
+    "num_frames": 81,
+    "size": None,
+    "policy": "dummy",
+    "dummy_fraction": None,
+    "plan": None,
+}
+"""Options of the videos that a folder keeps to, and their defaults."""
 
 
+@command(load=LOAD, video=FlagsOf(VideoOptions, only=(*SETTINGS, "seed")))
 def eval(
+    *,
     prompts: Annotated[
         Positional[Path | None], arg(metavar="PROMPTS.txt", help_behavior_hint="(or give --scores)")
     ] = None,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("eval"),
     model: Model = "tiny",
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
-    policy: PolicyName = "dummy",
-    dummy_fraction: Fraction = None,
-    plan: PlanFile = None,
-    frames: Annotated[int, arg(metavar="N")] = 81,
-    size: Size = None,
+    load: Given,
+    video: Given,
     samples: Annotated[int, arg(metavar="N")] = 5,
-    seed: int = 0,
     shard: Annotated[str, arg(metavar="I/N")] = "0/1",
     extended: TextFile = None,
     vbench_info: JsonFile = None,
@@ -57,9 +49,6 @@ def eval(
     scores: Annotated[
         Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
     ] = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    offload: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Make the videos of a prompt set and measure them, with VBench where it is installed.
 
@@ -81,17 +70,9 @@ def eval(
         prompts: One prompt per line; they name the videos.
         output: Folder for videos and measures; it keeps to one setting.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
-        policy: Which past frames the heads see; as for `dummyforcing generate`.
-        dummy_fraction: Share of all heads that become dummy.
-        plan: Head plan to use from the first chunk on.
-        frames: Pixel frames per video; must fill whole chunks.
-        size: Width and height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
-            1920x1088. A model is at its best at its own size.
+        load: Flags of the model.
+        video: Flags of the videos.
         samples: Videos per prompt; sample i has the seed --seed + i.
-        seed: Of the noise of sample 0.
         shard: Make only part I (counted from 0) of N.
         extended: What the model gets in place of each prompt: one long version per line, in the same order.
         vbench_info: VBench's VBench_full_info.json, which says what prompts a dimension has.
@@ -99,13 +80,11 @@ def eval(
             With temporal_flickering, its prompts get 25 videos, for VBench's static filter to choose from.
         download_networks: Let VBench download the networks that it lacks.
         scores: Only sum up existing scores: a JSON file, or the folder that VBench wrote into.
-        device: Where to compute; auto takes a GPU if there is one.
-        dtype: Precision of the computation.
-        offload: Spare the GPU's memory, as for `dummyforcing generate`.
     """
     if (prompts is None) == (scores is None):
-        raise UserError(
-            "Give either a file of prompts, to make videos, or --scores, to sum up existing ones."
+        raise BadRequest(
+            "There is either too little or too much to do",
+            "give a file of prompts, to make videos, or --scores, to sum up existing ones",
         )
     from dummyforcing.cli.scores import print_measures, print_vbench
     from dummyforcing.evaluation.vbench import (
@@ -128,11 +107,10 @@ def eval(
         return
     assert prompts is not None
     if samples < 1:
-        raise UserError(f"{samples} samples are no videos; take 1 or more.")
+        raise BadRequest(f"{samples} samples are no videos", "take 1 or more")
     if dimension and vbench_info is None:
-        raise UserError("--dimension needs --vbench-info, which says what prompts a dimension has.")
+        raise BadRequest("--dimension needs to know what prompts a dimension has", "give --vbench-info")
 
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.evaluation.generate import (
         PromptSet,
         VideoFolder,
@@ -142,8 +120,7 @@ def eval(
         summarize,
     )
     from dummyforcing.evaluation.results import write_results
-    from dummyforcing.method.plan import Plan
-    from dummyforcing.pipeline.request import Options, choose_device, choose_dtype
+    from dummyforcing.pipeline.devices import choose_device, choose_dtype
     from dummyforcing.presets.preset import parse_size
 
     part, parts = parse_shard(shard)
@@ -152,34 +129,32 @@ def eval(
     if dimension:
         chosen = chosen.only({prompt for name in dimension for prompt in members[name]})
         if not chosen.prompts:
-            raise UserError(f"No prompt of {prompts} belongs to {', '.join(dimension)}; take other ones.")
+            raise BadRequest(f"No prompt of {prompts} belongs to {', '.join(dimension)}", "take other ones")
     more = dict.fromkeys(members[FLICKER], STATIC_FILTER_SAMPLES) if FLICKER in dimension else {}
-    jobs = chosen.jobs(samples, seed, more)
+    jobs = chosen.jobs(samples, video.get("seed", 0), more)
 
-    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    options = Options(
-        frames=frames,
-        size=parse_size(size) if size else files.preset.size,
-        policy=policy,
-        dummy_fraction=dummy_fraction,
-        plan=Plan.load(plan) if plan else None,
-    )
+    files = open_files(model, load)
+    options = {name: video.get(name, default) for name, default in SETTINGS.items()}
+    options["size"] = parse_size(video["size"]) if "size" in video else files.preset.size
     request(jobs[-1], files, options)  # refuses now what cannot be made
-    where = choose_device(device)
+    where, plan = choose_device(load.get("device", "auto")), video.get("plan")
+    weights = load.get("weights")
     settings = {
-        **options,
+        # Names of settings are as old as the folders that keep to them.
+        "frames": options["num_frames"],
+        **{name: options[name] for name in ("size", "policy", "dummy_fraction")},
         "model": files.preset.name,
         "weights": Path(weights).name if weights else None,
-        "lora": [Path(text).name for text in lora],
-        "plan": file_hash(plan) if plan else None,
-        "dtype": str(choose_dtype(dtype, where)),
+        "lora": [Path(text).name for text in load.get("lora", ())],
+        "plan": file_hash(Path(plan)) if plan and plan != "shipped" else plan,
+        "dtype": str(choose_dtype(load.get("torch_dtype"), where)),
         "samples": samples,
         "seeds": sorted({job.seed for job in jobs}),
         "dimensions": sorted(dimension),
         **chosen.hashes,
     }
     videos = VideoFolder.open(output, settings, where)
-    _fill(videos, jobs[part::parts], files, options, device, dtype, offload)
+    _fill(videos, jobs[part::parts], files, options, load)
 
     done = sum(map(videos.is_done, jobs))
     if done < len(jobs):
@@ -206,25 +181,22 @@ def _fill(
     videos: "VideoFolder",
     jobs: "Sequence[Job]",
     files: "ModelFiles",
-    options: "Options",
-    device: str,
-    dtype: str | None,
-    offload: bool,
+    options: Given,
+    load: Given,
 ) -> None:
     """Make and measure the videos that are not there yet, with a bar that tells how long it takes."""
-    from tqdm import tqdm
-
     from dummyforcing.evaluation.generate import request
 
     todo = [job for job in jobs if not videos.is_done(job)]
     pipeline = None
     if any(not videos.video(job).exists() for job in todo):
-        pipeline = load_for(files, request(todo[0], files, options), device, dtype, offload)
+        pipeline = load_for(files, request(todo[0], files, options), load)
     preset = files.preset
-    with warnings.catch_warnings(), tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as bar:
+    done, count = len(jobs) - len(todo), len(jobs)
+    with warnings.catch_warnings(), bar(total=count, initial=done, unit="video") as shown:
         warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
         for job in todo:
             if pipeline and not videos.video(job).exists():
                 videos.make(job, pipeline, options)
             videos.measure(job, preset.chunk_frames, preset.fps)
-            bar.update()
+            shown.update()

@@ -6,39 +6,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
 from dummyforcing.cli.common import (
-    Base,
-    BudgetText,
-    Device,
-    DType,
-    Fraction,
-    LoRAFiles,
+    LOAD,
     Model,
     NewPlanFile,
-    PlanFile,
-    PolicyName,
-    Size,
-    Weights,
+    bar,
     cache_dtype,
     check_output,
     load_for,
+    open_files,
     parse_list,
-    read_plan,
 )
-from dummyforcing.errors import UserError
+from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.errors import BadRequest
 from dummyforcing.files.writing import read_prompts
+from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:
     from dummyforcing.analysis.atlas import Atlas
-    from dummyforcing.pipeline.pipeline import Pipeline
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
     from dummyforcing.pipeline.request import Request
 
 Some = Annotated[str | None, arg(metavar="all|LIST", help_behavior_hint="(default: all)")]
+VIDEO = ("num_frames", "size", "seed", "policy", "dummy_fraction", "budget", "plan")
 
 
+@command(load=LOAD, video=FlagsOf(VideoOptions, only=VIDEO))
 def heads(
+    *,
     prompt: Annotated[
         Positional[str | None],
         arg(metavar="PROMPT", help_behavior_hint="(or give --prompts, --plan or --atlas)"),
@@ -52,26 +49,15 @@ def heads(
         ),
     ] = None,
     model: Model = "tiny",
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
+    load: Given,
     prompts: Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: PROMPT)")] = None,
     steps: Some = None,
     chunks: Some = None,
     seeds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None,
-    frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 81)")] = None,
     save: Annotated[Path | None, arg(metavar="FILE.npz", help_behavior_hint="(default: do not)")] = None,
     atlas: Annotated[Path | None, arg(metavar="FILE.npz", help_behavior_hint="(default: measure)")] = None,
-    size: Size = None,
-    seed: int = 0,
-    policy: PolicyName = "dummy",
-    dummy_fraction: Fraction = None,
-    budget: BudgetText = None,
-    plan: PlanFile = None,
+    video: Given,
     save_plan: NewPlanFile = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    offload: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Show what every head is: print a head plan, and draw it; or measure an atlas of heads.
 
@@ -90,71 +76,54 @@ def heads(
       dummyforcing heads --prompts prompts.txt --seeds 2 --save atlas.npz
       dummyforcing heads --atlas atlas.npz --dummy-fraction 0.25 -o quarter.html
 
+    A plan of --plan is shown, not used. For an atlas, --frames are those of every video, and --seed begins
+    the --seeds. For a plan of long videos give policy long:CAP, so many past frames for neighbor heads: long
+    alone suits a video of --frames.
+
     Args:
         prompt: What the video shows in which the heads are watched.
         output: The picture of the plan (.png) or the report of the atlas (.html); an older one is replaced.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead of the model's own and its LoRA.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
+        load: Flags of the model.
         prompts: For an atlas: text file with one prompt per line; a video is made of each.
         steps: For an atlas: the denoising steps to watch, such as 0,3,commit; commit is the clean pass at the
             end of a chunk, which the public code scores.
         chunks: For an atlas: the chunks to watch, such as 1,2,6; chunk 0 has no past.
         seeds: For an atlas: how many videos to make of each prompt, with the seeds from --seed on.
-        frames: For an atlas: pixel frames per video.
         save: For an atlas: where to write the measurements.
         atlas: Measurements to show instead of making some.
-        size: Width and height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
-            1920x1088. A model is at its best at its own size.
-        seed: Of the noise.
-        policy: A policy that classifies heads: dummy, anchored, long or official. For a plan of long videos
-            give long:CAP, so many past frames for neighbor heads: long alone suits a video of --frames.
-        dummy_fraction: Share of all heads that become dummy.
-        budget: What policy long may cost: window:12, as much as if every head saw 12 latent frames, the chunk
-            included; or the size of the KV cache, such as 500MB or 2GB.
-        plan: Head plan to show instead of finding one; shipped: the one that comes with the model.
+        video: Flags of the video.
         save_plan: Where to write the plan that was found.
-        device: Where to compute; auto takes a GPU if there is one.
-        dtype: Precision of the computation.
-        offload: Spare the GPU's memory, as for `dummyforcing generate`.
     """
-    asked = (prompts, steps, chunks, seeds, frames, save, atlas)
+    asked = (prompts, steps, chunks, seeds, save, atlas, video.get("num_frames"))
     is_report = output is not None and output.suffix.lower() == ".html"
     is_atlas = is_report or any(option is not None for option in asked)
     output = output or Path("heads.html" if is_atlas else "heads.png")
     check_output(output, ".png", ".html")
     check_output(save, ".npz")
     check_output(save_plan, ".json")
-    if [prompt, prompts, plan, atlas].count(None) != 3:
-        raise UserError(
-            "Give either a prompt or --prompts, to watch the heads, --plan, to show a head plan, or --atlas, "
-            "to show measurements."
+    if [prompt, prompts, video.get("plan"), atlas].count(None) != 3:
+        raise BadRequest(
+            "There is either too little or too much to show",
+            "give a prompt or --prompts, to watch the heads, --plan, to show a head plan, or --atlas, to "
+            "show measurements",
         )
-    if plan is not None and is_atlas:
-        raise UserError("A head plan can be drawn as .png only; leave out what asks for an atlas.")
+    if "plan" in video and is_atlas:
+        raise BadRequest("A head plan can be drawn as .png only", "leave out what asks for an atlas")
     if seeds is not None and seeds < 1:
-        raise UserError(f"{seeds} seeds make no video; take 1 or more.")
+        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more")
     watched, passes = parse_list(chunks, "--chunks"), parse_list(steps, "--steps", "commit")
     texts = read_prompts(prompts) if prompts else [str(prompt)]
 
     from dummyforcing.analysis.plots import print_head_map, save_head_map
-    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.pipeline.request import make_request, read_plan
 
-    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    length = frames or 81
-    request = files.request(
-        texts[0],
-        frames=length,
-        size=size,
-        seed=seed,
-        policy=policy,
-        dummy_fraction=dummy_fraction,
-        budget=budget,
-        cache_dtype=cache_dtype(device, dtype),
-    )
+    files = open_files(model, load)
+    given = read_plan(files, video.get("plan"))
+    options = {name: value for name, value in video.items() if name != "plan"}
+    request = make_request(files, texts[0], cache_dtype=cache_dtype(load), **options)
     if not is_atlas:
-        shown = read_plan(plan, files) or load_for(files, request, device, dtype, offload).find_plan(request)
+        shown = given or load_for(files, request, load).find_plan(request)
     else:
         from dummyforcing.analysis.atlas import Atlas
         from dummyforcing.analysis.report import write_report
@@ -163,16 +132,17 @@ def heads(
         if atlas is not None:
             measured = Atlas.load(atlas)
             if measured.settings.model != files.preset.name:
-                raise UserError(
-                    f"{atlas} is of model '{measured.settings.model}'; give that model as --model."
+                raise BadRequest(
+                    f"{atlas} is of model '{measured.settings.model}'", "give that model as --model"
                 )
         else:
-            native = files.request(texts[0], frames=length, size=size, policy="native")
+            kept = {name: options[name] for name in ("num_frames", "size") if name in options}
+            native = make_request(files, texts[0], policy="native", **kept)
             measured = _measure(
-                load_for(files, native, device, dtype, offload),
+                load_for(files, native, load),
                 request,
                 texts,
-                range(seed, seed + (seeds or 1)),
+                range(request.seed, request.seed + (seeds or 1)),
                 None if watched is None else [int(chunk) for chunk in watched],
                 None if passes is None else [None if step == "commit" else int(step) for step in passes],
             )
@@ -190,7 +160,7 @@ def heads(
 
 
 def _measure(
-    pipeline: "Pipeline",
+    pipeline: "DummyForcingPipeline",
     request: "Request",
     prompts: list[str],
     seeds: range,
@@ -198,13 +168,12 @@ def _measure(
     calls: list[int | None] | None,
 ) -> "Atlas":
     """Record an atlas of videos like that of `request`, with a bar that counts the chunks."""
-    from tqdm import tqdm
-
     from dummyforcing.analysis.recorder import record
     from dummyforcing.evaluation.results import provenance
 
-    last = max(chunks or [request.chunks - 1])
-    with tqdm(desc="watching", total=len(prompts) * len(seeds) * (last + 1), unit="chunk") as bar:
+    last = max(chunks or [request.length // request.chunk_frames - 1])
+    count = len(prompts) * len(seeds) * (last + 1)
+    with bar(desc="watching", total=count, unit="chunk") as shown:
         atlas = record(
             pipeline,
             prompts,
@@ -212,9 +181,9 @@ def _measure(
             chunks=chunks,
             calls=calls,
             seeds=seeds,
-            frames=pipeline.files.preset.pixel_frames(request.frames),
+            num_frames=pipeline.files.preset.pixel_frames(request.length),
             size=request.size,
-            on_chunk=bar.update,
+            on_chunk=shown.update,
         )
     made = {**provenance(pipeline.device), "command": shlex.join(["dummyforcing", *sys.argv[1:]])}
     return replace(atlas, settings=replace(atlas.settings, made=made))

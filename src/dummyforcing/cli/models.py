@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dummyforcing.cli.common import Base, LoRAFiles, PolicyName, Size, Weights
-from dummyforcing.errors import UserError
+from dummyforcing.cli.common import FILES, open_files
+from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.errors import BadRequest
+from dummyforcing.pipeline.options import VideoOptions
 
 DESCRIPTION = """Show, check and convert models; without a command, list them.
 
@@ -22,6 +24,7 @@ A model of your own is a file with a public one's name and what differs:
 ModelName = Annotated[Positional[str], arg(metavar="NAME|FOLDER|FILE")]
 
 
+@command()
 def list_models() -> None:
     """List the models: those that come along, and the public ones with their licences."""
     from dummyforcing.cli.report import print_models
@@ -29,14 +32,12 @@ def list_models() -> None:
     print_models()
 
 
+@command(load=FILES, video=FlagsOf(VideoOptions, only=("num_frames", "size", "policy")))
 def show(
+    *,
     model: ModelName,
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
-    frames: int = 81,
-    size: Size = None,
-    policy: PolicyName = "dummy",
+    load: Given,
+    video: Given,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> None:
     """Show all about a model: files, licence, settings, and the memory that a video takes.
@@ -46,25 +47,26 @@ def show(
 
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead of the model's own and its LoRA.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
-        frames: Pixel frames of the video.
-        size: Its width and height in pixels, or a name: 480p is 832x480, 720p 1280x720, 1080p 1920x1088.
-        policy: Which past frames the heads see, as for `generate`.
+        load: Where the files are.
+        video: Flags of the video.
         dtype: Precision of the computation.
     """
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_memory, print_model
-    from dummyforcing.pipeline.request import DTYPES
+    from dummyforcing.pipeline.devices import DTYPES
+    from dummyforcing.pipeline.request import make_request
 
-    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
-    request = files.request("a video", frames=frames, size=size, policy=policy)
+    files = open_files(model, load)
+    request = make_request(files, "a video", **video)
     print_model(files)
     print_memory(files, request, DTYPES[dtype])
 
 
-def check(model: ModelName, weights: Weights = None, base: Base = None, lora: LoRAFiles = ()) -> None:
+@command(load=FILES)
+def check(
+    *,
+    model: ModelName,
+    load: Given,
+) -> None:
     """Check that a model's files are whole and hold the right tensors, without loading or fetching them.
 
     A model, as far as its files are here:
@@ -75,12 +77,9 @@ def check(model: ModelName, weights: Weights = None, base: Base = None, lora: Lo
 
     Args:
         model: A model of `dummyforcing models`, a folder or preset file, or a file or folder of weights.
-        weights: Transformer's weights to use instead of the model's own and its LoRA.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
+        load: Where the files are.
     """
     from dummyforcing.checkpoints.convert import check_file, check_model
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_reports
     from dummyforcing.presets.preset import PUBLIC, bundled_folders
 
@@ -89,19 +88,19 @@ def check(model: ModelName, weights: Weights = None, base: Base = None, lora: Lo
     if path.exists() and not is_model and model not in {*PUBLIC, *bundled_folders()}:
         reports = [check_file(path)]
     else:
-        reports = check_model(ModelFiles.open(model, weights=weights, base=base, lora=lora))
+        reports = check_model(open_files(model, load))
     print_reports(reports)
     problems = sum(bool(report.problem) for report in reports)
     if problems:
-        raise UserError(f"{problems} of the {len(reports)} parts of '{model}' cannot be used; see above.")
+        raise BadRequest(f"{problems} of the {len(reports)} parts of '{model}' cannot be used", "see above")
 
 
+@command(load=FILES)
 def convert(
+    *,
     model: ModelName,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")],
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
+    load: Given,
     only: Annotated[
         Literal["transformer"] | None, arg(metavar="transformer", help_behavior_hint="(default: all)")
     ] = None,
@@ -116,18 +115,15 @@ def convert(
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         output: The new folder.
-        weights: Transformer's weights to use instead of the model's own and its LoRA.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
+        load: Where the files are.
         only: Write the transformer alone; text encoder, tokenizer and VAE stay where they are.
         dtype: Precision of the weights.
     """
     from dummyforcing.checkpoints.convert import WEIGHTS
     from dummyforcing.checkpoints.convert import convert as write
-    from dummyforcing.checkpoints.model_files import ModelFiles
-    from dummyforcing.pipeline.request import DTYPES
+    from dummyforcing.pipeline.devices import DTYPES
 
-    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+    files = open_files(model, load)
     for path in write(files, output, DTYPES[dtype], (only,) if only else WEIGHTS):
         print(f"wrote {path}", flush=True)
     print(f"{output} is ready: dummyforcing generate PROMPT --model {output}")

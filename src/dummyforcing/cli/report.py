@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dummyforcing.pipeline.memory import estimates
 from dummyforcing.presets.preset import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.method.plan import Plan
     from dummyforcing.method.policy import Policy
-    from dummyforcing.pipeline.pipeline import Chunk
+    from dummyforcing.pipeline.outputs import Chunk
     from dummyforcing.pipeline.request import Request
     from dummyforcing.sampling.teacache import Calibration
 
@@ -59,7 +60,7 @@ def print_results(last_chunks: "Mapping[str, Chunk]", fps: int) -> None:
 
 
 def print_plans(plans: "Sequence[tuple[float, Plan]]") -> None:
-    """Print when heads were classified anew, and how many of them have another role than before.
+    """Print when heads were classified again, and how many of them have another role than before.
 
     Args:
         plans: Each plan of a video, and the second from which on it holds.
@@ -68,10 +69,10 @@ def print_plans(plans: "Sequence[tuple[float, Plan]]") -> None:
         roles = zip(sum(before.roles, ()), sum(after.roles, ()), strict=True)
         changed = [role != other for role, other in roles]
         print(
-            f"Heads classified anew at {seconds:.1f} s: {sum(changed)} of {len(changed)} have another role."
+            f"Heads classified again at {seconds:.1f} s: {sum(changed)} of {len(changed)} have another role."
         )
     if len(plans) < 2:
-        print("No heads were classified anew: where they look has not left its band.")
+        print("No heads were classified again: where they look has stayed within the tolerance.")
 
 
 def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", policy: str) -> None:
@@ -164,7 +165,7 @@ def print_models() -> None:
 
 
 def _facts(preset: Preset) -> Iterator[str]:
-    """What tells a model from the others, line by line."""
+    """Describe a model among the others, line by line."""
     (height, width), steps, chunk = preset.size, len(preset.schedule.steps), preset.chunk_frames
     yield preset.description
     yield (
@@ -200,7 +201,11 @@ def print_model(files: "ModelFiles") -> None:
         *([("of the first chunk", _schedule(preset.first_schedule))] if preset.first_schedule else []),
         (
             "native policy",
-            preset.native + (f", positions relative to {preset.reach} frames" * bool(preset.reach)),
+            preset.native
+            + (
+                f", positions relative to {preset.local_attention_size} frames"
+                * bool(preset.local_attention_size)
+            ),
         ),
         (
             "Dummy Forcing",
@@ -253,26 +258,26 @@ CARDS_GB = (12, 16, 24, 40, 80)
 
 def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> None:
     """Print what a video needs by part, and which GPUs can make it."""
-    from dummyforcing.pipeline.memory import fewest_bands
+    from dummyforcing.vae.memory import fewest_tiles
 
     choices = {
-        how: [estimate.on_gpu() for estimate in files.estimates(request, dtype, offload=offload)]
+        how: [estimate.on_gpu() for estimate in estimates(files, request, dtype, offload=offload)]
         for how, offload in (("fits", False), ("fits with --offload", True))
     }
     table = Table(f"GB on a GPU, {str(dtype).removeprefix('torch.')}")
     for title in ("all there", "--offload"):
         table.add_column(title, justify="right")
     for name in ("text_encoder", "transformer", "vae", "cache", "activations", "total"):
-        parts = (f"{getattr(estimates[0], name) / 1e9:.1f}" for estimates in choices.values())
+        parts = (f"{getattr(needs[0], name) / 1e9:.1f}" for needs in choices.values())
         table.add_row(name.replace("_", " "), *parts, end_section=name == "activations")
-    (height, width), count = request.size, files.preset.pixel_frames(request.frames)
+    (height, width), count = request.size, files.preset.pixel_frames(request.length)
     print(f"\n{count} pixel frames of {width}x{height}, policy {request.policy.name}:")
     Console().print(table)
     for card in CARDS_GB:
-        for how, estimates in choices.items():
-            bands = fewest_bands((estimate.total for estimate in estimates), card * 1e9)
-            if estimates[bands - 1].total <= card * 1e9:
-                verdict = how if bands == 1 else f"{how}, decoded in {bands} bands"
+        for how, needs in choices.items():
+            tiles = fewest_tiles((need.total for need in needs), card * 1e9)
+            if needs[tiles - 1].total <= card * 1e9:
+                verdict = how if tiles == 1 else f"{how}, decoded in {tiles} tiles"
                 break
         else:
             verdict = "does not fit"

@@ -3,22 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from dummyforcing.cli.common import (
-    Base,
-    Device,
-    DType,
-    LoRAFiles,
-    Model,
-    PolicyName,
-    Size,
-    Weights,
-    check_output,
-    load_for,
-)
-from dummyforcing.errors import UserError
+from dummyforcing.cli.common import LOAD, Model, bar, check_output, load_for, open_files
+from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.errors import BadRequest
 from dummyforcing.files.writing import read_prompts
+from dummyforcing.pipeline.options import VideoOptions
+
+VIDEO = ("policy", "num_frames", "size")
 
 DESCRIPTION = """Find the denoising steps that a model can do without; without a command, show what was found.
 
@@ -31,23 +24,18 @@ The bundled model brings one:
   dummyforcing generate "a yellow star spins" --teacache shipped"""
 
 
+@command(load=LOAD, video=FlagsOf(VideoOptions, only=VIDEO, defaults={"policy": "native"}))
 def calibrate(
+    *,
     prompts: Annotated[
         Positional[tuple[str, ...]], arg(metavar="PROMPTS.txt|PROMPT ...", help_behavior_hint="")
     ],
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.json")] = Path("teacache.json"),
     error: Annotated[float, arg(metavar="E")] = 0.01,
     model: Model = "tiny",
-    weights: Weights = None,
-    base: Base = None,
-    lora: LoRAFiles = (),
-    policy: PolicyName = "native",
+    load: Given,
+    video: Given,
     seeds: Annotated[int, arg(metavar="N")] = 1,
-    frames: Annotated[int, arg(metavar="N")] = 81,
-    size: Size = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    offload: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Measure what it does to leave out denoising steps, and write a table for generate --teacache.
 
@@ -69,55 +57,51 @@ def calibrate(
         error: The highest error that is accepted, mean over all chunks but the first of a video, whose steps
             all run.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
-        weights: Transformer's weights to use instead of the model's own and its LoRA.
-        base: Where to find text encoder, tokenizer and VAE instead.
-        lora: LoRA to merge into the transformer; may be given several times.
-        policy: Which past frames the heads see, as for generate; native: as the model was trained.
+        load: Flags of the model.
+        video: Flags of the videos.
         seeds: How many videos to make of each prompt, with the seeds from 0 on.
-        frames: Pixel frames per video.
-        size: Width and height in pixels, multiples of 16; a model is at its best at its own size.
-        device: Where to compute; auto takes a GPU if there is one.
-        dtype: Precision of the computation.
-        offload: Spare the GPU's memory, as for `dummyforcing generate`.
     """
     check_output(output, ".json")
     if seeds < 1:
-        raise UserError(f"{seeds} seeds make no video; take 1 or more.")
+        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more")
     texts = [line for text in prompts for line in _prompts(text)]
     if not texts:
-        raise UserError("Give some prompts to measure with, or a file of prompts that ends in .txt.")
+        raise BadRequest(
+            "There are no prompts to measure with", "give some, or a file of prompts that ends in .txt"
+        )
 
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.pipeline.choices import check_teacache
+    from dummyforcing.pipeline.request import make_request
 
-    files = ModelFiles.open(model, weights=weights, base=base, lora=lora)
+    files = open_files(model, load)
     check_teacache(files.preset, [1])
-    request = files.request(texts[0], frames=frames, size=size, policy=policy)
-    pipeline = load_for(files, request, device, dtype, offload)
-
-    from tqdm import tqdm
+    request = make_request(files, texts[0], **video)
+    pipeline = load_for(files, request, load)
 
     from dummyforcing.analysis.calibration import calibrate as measure
     from dummyforcing.analysis.calibration import sweeps
     from dummyforcing.cli.report import print_calibration
 
-    total = len(texts) * seeds * request.chunks * sweeps(len(files.preset.schedule.steps))
-    with tqdm(desc="measuring", total=total, unit="chunk") as bar:
+    chunks = request.length // request.chunk_frames
+    total = len(texts) * seeds * chunks * sweeps(len(files.preset.schedule.steps))
+    with bar(desc="measuring", total=total, unit="chunk") as shown:
         table = measure(
             pipeline,
             texts,
             error,
-            policy=policy,
+            policy=video["policy"],
             seeds=range(seeds),
-            frames=frames,
+            num_frames=files.preset.pixel_frames(request.length),
             size=request.size,
-            on_chunk=bar.update,
+            on_chunk=shown.update,
         )
     table.save(output)
     print_calibration(table)
 
 
+@command()
 def show(
+    *,
     table: Annotated[Positional[str], arg(metavar="FILE.json[:ERROR]|shipped[:ERROR]")] = "shipped",
     model: Model = "tiny",
 ) -> None:
@@ -132,10 +116,10 @@ def show(
             accept.
         model: The model that brings the table.
     """
-    from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.cli.report import print_calibration
+    from dummyforcing.pipeline.request import teacache_table
 
-    print_calibration(ModelFiles.open(model).teacache_table(table))
+    print_calibration(teacache_table(open_files(model, {}), table))
 
 
 def _prompts(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How close a video is to a reference of the same length: PSNR and SSIM.
+"""Fidelity of a video to a reference of the same length: PSNR and SSIM.
 
 fidelity = compare(frames, reference)  # both uint8 (T, H, W, 3)
 """
@@ -20,7 +20,7 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close a video is to its reference."""
+    """Fidelity of a video to its reference."""
 
     psnr: float
     """Peak signal-to-noise ratio in dB, of the whole video; `EQUAL_PSNR` if the videos are equal."""

@@ -13,21 +13,21 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 from dummyforcing.evaluation.bootstrap import EstimateJson
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import Measures, aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
 from dummyforcing.files.writing import explaining, read_prompts, replacing
 from dummyforcing.media.video import read_mp4, write_mp4
-from dummyforcing.pipeline.pipeline import Pipeline
-from dummyforcing.pipeline.request import Options, Request
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request, make_request
 
 _MAX_NAME = 220  # bytes; file systems allow 255, of which number, endings and temporary names take some
 
@@ -70,18 +70,20 @@ class PromptSet:
         short = read_prompts(prompts)
         long = read_prompts(extended) if extended else short
         if len(long) != len(short):
-            raise UserError(
-                f"{extended} has {len(long)} lines and {prompts} {len(short)}; give one extension per prompt."
+            raise BadFile(
+                f"{extended} has {len(long)} lines and {prompts} {len(short)}",
+                "give one extension per prompt",
             )
         seen = set()
         for prompt in short:
             if prompt in seen:
-                raise UserError(f"prompt '{prompt}' is twice in {prompts}; keep one.")
+                raise BadFile(f"prompt '{prompt}' is twice in {prompts}", "keep one")
             seen.add(prompt)
             if "/" in prompt or "\0" in prompt or len(prompt.encode()) > _MAX_NAME:
-                raise UserError(
-                    f"prompt '{prompt[:80]}' cannot name a file (no '/', at most {_MAX_NAME} bytes); write "
-                    "a short one in the prompt file and give the full text with --extended."
+                raise BadFile(
+                    f"prompt '{prompt[:80]}' cannot name a file (no '/', at most {_MAX_NAME} bytes)",
+                    "write "
+                    "a short one in the prompt file and give the full text in the file of extended ones",
                 )
         hashes = {
             "prompts_sha256": file_hash(prompts),
@@ -95,7 +97,7 @@ class PromptSet:
         return replace(self, prompts=tuple(a for a, _ in pairs), texts=tuple(b for _, b in pairs))
 
     def jobs(self, samples: int, seed: int, more: Mapping[str, int] | None = None) -> list[Job]:
-        """All videos: sample i of each prompt has seed `seed + i`.
+        """List all videos: sample i of each prompt has seed `seed + i`.
 
         Args:
             samples: Videos per prompt.
@@ -111,7 +113,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """Where videos and measures are."""
+    """A folder of videos and their measures."""
 
     path: Path
 
@@ -138,16 +140,16 @@ class VideoFolder:
         try:
             old = dict(json.loads(manifest.read_text(encoding="utf-8"))["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{manifest} cannot be read ({error}); take another folder.") from error
+            raise BadFile(f"{manifest} cannot be read ({error})", "take another folder") from error
         differ = [
             f"{name} was {json.dumps(old.get(name))}, now {json.dumps(settings.get(name))}"
             for name in {**old, **settings}
             if old.get(name) != settings.get(name)
         ]
         if differ:
-            raise UserError(
-                f"Folder {path} holds videos of other settings ({'; '.join(differ)}); take another folder, "
-                "or the same settings."
+            raise BadFile(
+                f"Folder {path} holds videos of other settings ({'; '.join(differ)})",
+                "take another folder, or the same settings",
             )
         return cls(path)
 
@@ -157,18 +159,18 @@ class VideoFolder:
         return self.path / "videos"
 
     def video(self, job: Job) -> Path:
-        """Where the video is."""
+        """Path of the video."""
         return self.videos / job.name
 
     def measures(self, job: Job) -> Path:
-        """Where its measures are."""
+        """Path of its measures."""
         return self.path / "measures" / f"{job.name}.json"
 
     def is_done(self, job: Job) -> bool:
         """Whether the video is there and measured."""
         return self.video(job).exists() and self.measures(job).exists()
 
-    def make(self, job: Job, pipeline: Pipeline, options: Options) -> None:
+    def make(self, job: Job, pipeline: DummyForcingPipeline, options: Mapping[str, Any]) -> None:
         """Make a video; an interrupted one leaves nothing under its name.
 
         Args:
@@ -202,7 +204,7 @@ class VideoFolder:
             part.write_text(json.dumps(asdict(found)))
 
     def read_measures(self, jobs: Sequence[Job]) -> list[Measures]:
-        """What was measured of each video.
+        """Read the measures of each video.
 
         Raises:
             UserError: If one cannot be read.
@@ -213,12 +215,12 @@ class VideoFolder:
             try:
                 rows.append(Measures(**json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{path} cannot be read ({error}); delete it and run again.") from error
+                raise BadFile(f"{path} cannot be read ({error})", "delete it and run again") from error
         return rows
 
 
 class Summary(TypedDict):
-    """What was measured of a folder, ready for JSON."""
+    """Measures of a folder, ready for JSON."""
 
     measures: dict[str, EstimateJson]
     """Means, with intervals over prompts."""
@@ -258,13 +260,13 @@ def summarize(videos: VideoFolder, jobs: Sequence[Job], flicker: Sequence[Job], 
     }
 
 
-def request(job: Job, folder: ModelFiles, options: Options) -> Request:
-    """What a model is asked for; `options` are all but the seed.
+def request(job: Job, folder: ModelFiles, options: Mapping[str, Any]) -> Request:
+    """Make the request of a job; `options` are all but the seed.
 
     Raises:
         UserError: If it cannot be done.
     """
-    return folder.request(job.text, **(options | {"seed": job.seed}))
+    return make_request(folder, job.text, **{**options, "seed": job.seed})
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -275,7 +277,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise UserError(f"shard '{text}' cannot be read; of four processes the first is 0/4, the last 3/4.")
+        raise BadFile(f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4")
     return int(part), int(parts)
 
 

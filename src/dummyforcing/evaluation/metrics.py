@@ -52,7 +52,7 @@ def _over_channels(choose: np.ufunc, frame: Frames) -> Frames:
 
 
 def changes(frames: Frames) -> Curve:
-    """How much each frame differs from the one before it.
+    """Measure how much each frame differs from the one before it.
 
     Returns:
         Mean absolute difference over pixels and channels, `(T - 1,)`, as a share of the full range: 0 to 1.
@@ -84,7 +84,7 @@ def seams(pixel_frames: int, chunk_frames: int) -> list[int]:
 
 @dataclass(frozen=True)
 class SeamChange:
-    """How much more a video changes from one chunk to the next than inside of chunks."""
+    """Change across the seams of chunks beyond that inside of chunks."""
 
     excess: float
     """Mean change across seams less that at like places in the chunks beside them; gray levels of 255."""
@@ -147,7 +147,7 @@ def dynamic_degree(frames: Frames, floor: int = NOISE_FLOOR) -> float | None:
 
 
 def frame_statistics(frames: Frames) -> dict[str, Curve]:
-    """What single frames look like, each curve `(T,)`.
+    """Measure the look of single frames, each curve `(T,)`.
 
     Returns:
         `brightness`: mean luma, 0 to 1. `contrast`: standard deviation of luma, 0 to 0.5. `saturation`: mean
@@ -192,7 +192,7 @@ def slope(curve: Curve, fps: float) -> float | None:
 
 
 def drifts(statistics: Mapping[str, Curve], fps: float) -> dict[str, float | None]:
-    """How fast a video changes its look, per second, with sign.
+    """Measure how fast a video changes its look, per second, with sign.
 
     Args:
         statistics: From `frame_statistics`.
@@ -213,7 +213,7 @@ def drifts(statistics: Mapping[str, Curve], fps: float) -> dict[str, float | Non
 
 
 def repetition(frames: Frames, fps: float) -> float | None:
-    """How much a video repeats itself: 1 is a perfect loop, 0 a picture that only moves on.
+    """Measure how much a video repeats itself: 1 is a perfect loop, 0 a picture that only moves on.
 
     With D(lag) the mean absolute difference of all frames that are `lag` apart, measured on thumbnails of
     brightness: the deepest fall of D after it has risen, as a share of its largest value. Lags go up to one

@@ -36,7 +36,7 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 
 def _commit() -> str:
-    """Of the folder that this code runs in, if it is under git."""
+    """The commit of the folder that this code runs in, if it is under git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(
@@ -48,7 +48,7 @@ def _commit() -> str:
 
 
 def _gpu_versions() -> dict[str, str]:
-    """What torch computes with on a GPU."""
+    """Versions of the libraries that torch uses on a GPU."""
     cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     versions = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
     with suppress(PackageNotFoundError):
@@ -63,7 +63,7 @@ def write_results(path: Path, results: dict[str, object], device: torch.device) 
 
 
 def _program() -> list[str]:
-    """How this program was called: as a module, or as a script named relative to the folder."""
+    """The call of this program: as a module, or as a script named relative to the folder."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.relpath(sys.argv[0])]
 

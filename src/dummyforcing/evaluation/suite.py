@@ -28,7 +28,7 @@ __all__ = ["Fidelity", "Measures", "aggregate", "compare", "differences", "measu
 
 @dataclass(frozen=True)
 class Measures:
-    """What was measured of one video; None where a measure does not apply."""
+    """Measures of one video; None where a measure does not apply."""
 
     flicker: float | None
     """VBench's raw temporal flickering, 1 - mean change; 1 is a standing picture. See `temporal_flicker`."""
@@ -113,7 +113,7 @@ def aggregate(
 def differences(
     rows: Sequence[Row], reference: Sequence[Row], seed: int = 0, groups: Sequence[Hashable] | None = None
 ) -> dict[str, EstimateJson]:
-    """What every measure gained over a reference with the same prompts and seeds, in the same order.
+    """Compare with a reference of the same prompts and seeds, in the same order, measure by measure.
 
     Args:
         rows: One per video.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 FLICKER = "temporal_flickering"
 SAMPLES = 5
@@ -91,8 +91,8 @@ def scores(raw: Mapping[str, float]) -> Scores:
     for name, value in raw.items():
         require_dimensions([name])
         if not 0 <= value <= 1:
-            raise UserError(
-                f"raw score {value:g} of {name} is not between 0 and 1; divide scores in percent by 100."
+            raise BadFile(
+                f"raw score {value:g} of {name} is not between 0 and 1", "divide scores in percent by 100"
             )
     quality, semantic = _group(raw, "quality"), _group(raw, "semantic")
     return Scores(quality, semantic, total(quality, semantic))
@@ -119,7 +119,7 @@ def require_dimensions(names: Collection[str]) -> None:
     """
     for name in names:
         if name not in DIMENSIONS:
-            raise UserError(f"VBench has no dimension '{name}'; it has {', '.join(DIMENSIONS)}.")
+            raise BadFile(f"VBench has no dimension '{name}'", f"it has {', '.join(DIMENSIONS)}")
 
 
 def read_results(path: Path) -> dict[str, float]:
@@ -137,7 +137,7 @@ def read_results(path: Path) -> dict[str, float]:
     """
     files = sorted(path.rglob("*_eval_results.json")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"there is no *_eval_results.json in {path}; give the folder that VBench wrote into.")
+        raise BadFile(f"there is no *_eval_results.json in {path}", "give the folder that VBench wrote into")
     raw: dict[str, float] = {}
     for file in files:
         try:
@@ -146,12 +146,10 @@ def read_results(path: Path) -> dict[str, float]:
                 for name, value in json.loads(file.read_text(encoding="utf-8")).items()
             }
         except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"{file} does not hold VBench's scores: {error}.") from error
+            raise BadFile(f"{file} does not hold VBench's scores ({error})", "leave it out") from error
         for name, value in found.items():
             if raw.setdefault(name, value) != value:
-                raise UserError(
-                    f"{path} holds two different scores of {name}; keep one result in the folder."
-                )
+                raise BadFile(f"{path} holds two different scores of {name}", "keep one result in the folder")
     return raw
 
 
@@ -167,13 +165,15 @@ def read_info(path: Path) -> dict[str, list[str]]:
             for name in entry["dimension"]:
                 prompts[name].append(str(entry["prompt_en"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not VBench's VBench_full_info.json: {error!r}.") from error
+        raise BadFile(
+            f"{path} is not VBench's VBench_full_info.json ({error!r})", "give that file"
+        ) from error
     return prompts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What VBench said, and what it did not."""
+    """Scores that VBench gave, and reasons for those that it did not."""
 
     raw: dict[str, float]
     """Dimension -> raw score."""
@@ -208,7 +208,7 @@ def evaluate(
         if name not in names:
             missing[name] = "it was not asked for"
         elif info is None:
-            missing[name] = "VBench_full_info.json was not given (--vbench-info)"
+            missing[name] = "VBench_full_info.json was not given"
         elif absent or not members[name]:
             missing[name] = f"{len(absent)} of its {len(members[name])} prompts have no videos"
         elif (output / f"{name}_eval_results.json").exists():
@@ -237,7 +237,7 @@ def obstacle(dimension: str, download: bool) -> str | None:
     cache = Path(os.environ.get("VBENCH_CACHE_DIR", default))
     missing = [name for name in DIMENSIONS[dimension].networks if not (cache / name).exists()]
     if missing and not download:
-        return f"its network {cache / missing[0]} is missing (--download-networks lets VBench fetch it)"
+        return f"its network {cache / missing[0]} is missing, which VBench may be allowed to fetch"
     return None
 
 

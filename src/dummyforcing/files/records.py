@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 Record = TypeVar("Record")
 
@@ -35,15 +35,15 @@ def build(kind: type[Record], data: object, where: str) -> Record:
     known: Any = fields(kind)  # type: ignore[arg-type]
     names = [field.name for field in known]
     if not isinstance(data, dict):
-        raise UserError(
-            f"{where}: a table with the fields {', '.join(names)} is needed, not {reprlib.repr(data)}."
-        )
+        raise BadFile(f"{where} is {reprlib.repr(data)}, not a table", f"give its fields: {', '.join(names)}")
     for name in data:
         if name not in names:
-            raise UserError(f"{where}: there is no field '{name}'; {nearest(str(name), names)}.")
-    missing = [f.name for f in known if f.default is MISSING and f.name not in data]
+            raise BadFile(f"{where}: there is no field '{name}'", f"{nearest(str(name), names)}")
+    missing = [
+        f.name for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in data
+    ]
     if missing:
-        raise UserError(f"{where}: field '{missing[0]}' is missing; give it.")
+        raise BadFile(f"{where}: field '{missing[0]}' is missing", "give it")
     hints = get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()})
 
@@ -62,20 +62,26 @@ def _lines(value: object) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """What may be meant by an unknown name: the nearest known one, else all."""
+    """Suggest the known name nearest to an unknown one, else all of them."""
     close = get_close_matches(name, known, 1)
     return f"the nearest is '{close[0]}'" if close else f"take {', '.join(known)}"
 
 
 def _convert(hint: Any, value: object, where: str) -> object:
     origin, options = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise BadFile(f"{where} cannot be {value!r}", "give a table")
+        return {str(key): _convert(options[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin in (UnionType, Union):
         (other,) = (option for option in options if option is not NoneType)
         return None if value is None else _convert(other, value, where)
     if origin is Literal:
         if value in options:
             return value
-        raise UserError(f"{where} must be {' or '.join(map(str, options))}, not {value!r}.")
+        raise BadFile(f"{where} cannot be {value!r}", f"take {' or '.join(map(str, options))}")
     if origin is tuple and isinstance(value, list | tuple):
         repeated = options[-1] is Ellipsis
         if repeated or len(options) == len(value):
@@ -90,5 +96,5 @@ def _convert(hint: Any, value: object, where: str) -> object:
     if origin is tuple:
         count = "" if options[-1] is Ellipsis else f"{len(options)} "
         kind = "tables" if is_dataclass(options[0]) else "numbers"
-        raise UserError(f"{where} must be a list of {count}{kind}, not {value!r}.")
-    raise UserError(f"{where} must be {WORDS[hint]}, not {value!r}.")
+        raise BadFile(f"{where} cannot be {value!r}", f"give a list of {count}{kind}")
+    raise BadFile(f"{where} cannot be {value!r}", f"give {WORDS[hint]}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place.") from error
+        raise BadFile(f"cannot write {path}: {error.strerror or error}", "choose another place") from error
 
 
 def temporary(path: Path) -> Path:
@@ -27,9 +27,9 @@ def temporary(path: Path) -> Path:
         UserError: If `path` is a folder, or its folder is missing or not writable.
     """
     if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give a file name.")
+        raise BadFile(f"cannot write {path}: it is a folder", "give a file name")
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first.")
+        raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with explaining(path):
         part.touch()
@@ -63,9 +63,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: If `path` exists, or cannot be written.
     """
     if path.exists():
-        raise UserError(f"cannot write {path}: it exists already; give the name of a new folder.")
+        raise BadFile(f"cannot write {path}: it exists already", "give the name of a new folder")
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first.")
+        raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with explaining(path):
@@ -96,8 +96,8 @@ def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
     try:
         return path, float(digits)
     except ValueError:
-        raise UserError(
-            f"The {number} of {file} '{text}' is no number; write FILE:{number.upper()}."
+        raise BadFile(
+            f"The {number} of {file} '{text}' is no number", f"write FILE:{number.upper()}"
         ) from None
 
 
@@ -111,9 +111,9 @@ def read_prompts(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except OSError as error:
         reason = f"{path} cannot be read ({error.strerror})"
-        raise UserError(f"cannot read the prompts: {reason}; give a text file.") from error
+        raise BadFile(f"cannot read the prompts: {reason}", "give a text file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"The prompts {path} are no text; write one prompt per line, in UTF-8.") from error
+        raise BadFile(f"The prompts {path} are no text", "write one prompt per line, in UTF-8") from error
     if not (prompts := [line for line in lines if line]):
-        raise UserError(f"{path} holds no prompts; write one per line.")
+        raise BadFile(f"{path} holds no prompts", "write one per line")
     return prompts

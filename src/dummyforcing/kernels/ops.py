@@ -12,12 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
 from dummyforcing.kernels.rope import apply_rope
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-TINIEST = 1e-12
-"""Stands in for the largest magnitude of a row of zeros."""
 
 
 class Rows(NamedTuple):
@@ -31,10 +27,10 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Targets:
-    """Where a layer's heads go in a pass: queries side by side by segment, keys and values to the cache."""
+    """Destinations of a layer's heads: queries side by side by group, keys and values in the cache."""
 
     buffers: Sequence[tuple[Tensor, Tensor]]
-    """Keys and values of each segment, `(B, S, H', D)`."""
+    """Keys and values of each group, `(B, S, H', D)`."""
     heads: Tensor
     """The head at each place when they stand side by side, `(H,)` int64."""
     table: Tensor
@@ -130,7 +126,7 @@ def place_heads(
         gains: Of the normalisation of queries and of keys, each `(H * D,)`.
         rope: Cosines and sines, each `(L, D / 2)` float32.
         targets: Where they go.
-        q: Receives the queries, `(B, L, H, D)`, heads grouped by segment.
+        q: Receives the queries, `(B, L, H, D)`, heads grouped by group.
         eps: Of the normalisation.
     """
     if qkv.is_cuda:

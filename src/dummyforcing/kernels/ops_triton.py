@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dummyforcing.kernels.ops import FP8, FP8_MAX, TINIEST
+from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
 
 
 @triton.jit

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST_NORM = 1e-12
-"""Of the channels of a pixel; a smaller one counts as this."""
+from dummyforcing.kernels.constants import SMALLEST_NORM
 
 
 def add_norm(

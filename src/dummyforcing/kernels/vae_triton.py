@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dummyforcing.kernels.vae import SMALLEST_NORM
+from dummyforcing.kernels.constants import SMALLEST_NORM
 
 ELEMENTS = 4096
 """Of a feature map, per program: 32 for each thread of four warps, so that enough loads are on their way."""

@@ -1,4 +1,4 @@
-"""What a video does while it grows: whether it drifts, repeats itself or stands still.
+"""Monitors a video while it grows: whether it drifts, repeats itself or stands still.
 
     monitor = Monitor(fps=16, chunk=12)
     for frames in stream:                # uint8 (n, H, W, 3), any number at a time
@@ -12,7 +12,9 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 
@@ -28,7 +30,7 @@ STILL = 0.5
 
 @dataclass(frozen=True)
 class Measures:
-    """How a video has fared up to its newest chunk."""
+    """Measures of a video up to its newest chunk."""
 
     drift: float
     """How far the newest chunk is from the first second in its look, gray levels of 255: of the mean of red,
@@ -42,6 +44,20 @@ class Measures:
     motion: float
     """Mean absolute change from one pixel frame to the next in the newest chunk, gray levels of 255; of
     thumbnails, so that grain counts little. 0 is a frozen video."""
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """Everything that a monitor keeps of what it has seen."""
+
+    seen: int
+    rows: int
+    first: Tensor
+    looks: tuple[Tensor, ...]
+    motions: tuple[float, ...]
+    frame: tuple[Tensor, ...]
+    last: Tensor | None
+    past: Tensor
 
 
 class Monitor:
@@ -94,6 +110,31 @@ class Monitor:
             repetition=self._repetition(),
             motion=float(np.mean(self._motions)) if self._motions else 0.0,
         )
+
+    def state(self) -> MonitorState:
+        """Give the state; it shares memory with this monitor."""
+        past = self._past[: self._rows]
+        last = None if self._last is None else torch.from_numpy(self._last)
+        first, looks, frame = torch.from_numpy(self._first), self._looks, self._frame
+        return MonitorState(
+            self._seen,
+            self._rows,
+            first,
+            tuple(map(torch.from_numpy, looks)),
+            tuple(self._motions),
+            tuple(map(torch.from_numpy, frame)),
+            last,
+            torch.from_numpy(past),
+        )
+
+    def load_state(self, state: MonitorState) -> None:
+        """Go on from what `state` gave; copies it."""
+        self._seen, self._rows, self._first = state.seen, state.rows, state.first.numpy().copy()
+        self._looks = deque((look.numpy() for look in state.looks), maxlen=self._chunk)
+        self._motions = deque(state.motions, maxlen=self._chunk)
+        self._frame = [thumbnail.numpy() for thumbnail in state.frame]
+        self._last = None if state.last is None else state.last.numpy()
+        self._past = np.concatenate([state.past.numpy(), np.empty((64, CELLS * CELLS * 3), np.uint8)])
 
     def _keep(self, thumbnail: NDArray[np.float32]) -> None:
         if self._rows == len(self._past):

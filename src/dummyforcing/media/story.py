@@ -17,7 +17,7 @@ from typing import TypedDict
 
 import yaml
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 from dummyforcing.files.records import build
 from dummyforcing.presets.preset import Preset
 
@@ -56,17 +56,17 @@ class Story:
             UserError: If there are no scenes, the first does not begin at 0, or one not after the one before.
         """
         if not self.scenes:
-            raise UserError("A story without scenes shows nothing; give one, with its prompt.")
+            raise BadFile("A story without scenes shows nothing", "give one, with its prompt")
         if self.scenes[0].at != 0:
-            raise UserError(
-                f"The first scene of a story begins at {self.scenes[0].at:g} s; let it begin at 0, or leave "
-                "'at' out."
+            raise BadFile(
+                f"The first scene of a story begins at {self.scenes[0].at:g} s",
+                "let it begin at 0, or leave 'at' out",
             )
         for number, (before, scene) in enumerate(pairwise(self.scenes), start=2):
             if not scene.at > before.at:
-                raise UserError(
-                    f"Scene {number} of a story begins at {scene.at:g} s, the one before at {before.at:g} s; "
-                    "give every scene but the first an 'at' later than the one before."
+                raise BadFile(
+                    f"Scene {number} of a story begins at {scene.at:g} s, the one before at {before.at:g} s",
+                    "give every scene but the first an 'at' later than the one before",
                 )
 
     @classmethod
@@ -79,15 +79,15 @@ class Story:
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); give a story as YAML.") from error
+            raise BadFile(f"{path} cannot be read ({error.strerror})", "give a story as YAML") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} is not a story: it is no YAML ({reason}).") from error
+            raise BadFile(f"{path} is not a story, it is no YAML ({reason})", "mend it there") from error
         return build(cls, data, str(path))
 
     @property
     def prompt(self) -> str:
-        """What the video begins with."""
+        """The prompt that the video begins with."""
         return self.scenes[0].prompt
 
     def options(self, preset: Preset) -> Course:

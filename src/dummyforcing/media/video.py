@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile
 from dummyforcing.files.writing import explaining, replacing, temporary
 
 Frames = NDArray[np.uint8]
@@ -48,7 +48,7 @@ class VideoWriter:
         """
         self.path, self.fps = Path(path), fps
         if self.path.suffix.lower() != ".mp4":
-            raise UserError(f"cannot write {path}: videos are mp4 files; give a name that ends in .mp4.")
+            raise BadFile(f"cannot write {path}: videos are mp4 files", "give a name that ends in .mp4")
         self.frames = 0
         """Pixel frames written so far."""
         self._between_frames = True
@@ -115,7 +115,7 @@ class VideoWriter:
                     self._container.close()
                     self._part.replace(self.path)
             elif error is None:
-                raise UserError(f"cannot write {self.path}: there are no pixel frames.")
+                raise BadFile(f"cannot write {self.path}, there are no pixel frames", "write some first")
         finally:
             with suppress(av.FFmpegError):  # closing writes, too: on a full disk it fails like the rest
                 self._container.close()
@@ -156,7 +156,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Frames:
         with Image.open(path) as image:
             return _fitted(ImageOps.exif_transpose(image), size)[None]
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image; give a PNG, JPEG or WebP file.") from error
+        raise BadFile(f"{path} cannot be read as an image", "give a PNG, JPEG or WebP file") from error
 
 
 def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Frames:
@@ -187,8 +187,8 @@ def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 1
                 if len(picked) == count:
                     return np.stack(picked)
     except (av.FFmpegError, OSError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as a video; give an mp4, WebM or MOV file.") from error
-    raise UserError(f"{path} is too short: {count / fps:.2f} s of it are needed, but it lasts {end:.2f} s.")
+        raise BadFile(f"{path} cannot be read as a video", "give an mp4, WebM or MOV file") from error
+    raise BadFile(f"{path} is too short, it lasts {end:.2f} s", f"give {count / fps:.2f} s or more")
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Frames:
@@ -210,7 +210,7 @@ def read_mp4(path: str | Path) -> Frames:
         with av.open(str(path)) as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as a video ({error}); delete it or give another.") from error
+        raise BadFile(f"{path} cannot be read as a video ({error})", "delete it or give another") from error
 
 
 def side_by_side(videos: Sequence[Frames], labels: Sequence[str] | None = None, gap: int = 4) -> Frames:

@@ -1,4 +1,4 @@
-"""What attention may cost, and the best use of it: few heads with a long past, the others with one frame.
+"""Budgets of attention, and their best use: few heads with a long past, the others with one frame.
 
 At one size and precision, both the work of attention and the bytes of the KV cache are proportional to the
 head-frames: the frames that a head sees, the current ones included, summed over all heads. So one solver
@@ -11,8 +11,8 @@ from math import ceil
 
 from torch import Tensor
 
-from dummyforcing.errors import UserError
-from dummyforcing.method.programming import Role, assign_roles, choose_dummies
+from dummyforcing.errors import BadRequest
+from dummyforcing.method.criteria import Role, by_look, choose_dummies
 
 DEFAULT_BUDGET = "window:12"
 """The cost of LongLive's own window, the chunk included."""
@@ -45,14 +45,16 @@ def past_within(text: str, current: int, frame_bytes: int, fixed_bytes: int) -> 
         past = (nbytes - fixed_bytes) / frame_bytes
         least = f"{ceil(Fraction(frame_bytes + fixed_bytes, 10**5)) / 10:.1f}MB"
     else:
-        raise UserError(
-            f"The budget '{text}' cannot be read; write window:N, the cost of N frames for every head, or a "
-            "size of the KV cache such as 500MB or 2GB."
+        raise BadRequest(
+            f"The budget '{text}' cannot be read",
+            "write window:N, the cost of N frames for every head, or a "
+            "size of the KV cache such as 500MB or 2GB",
         )
     if past < 1:
-        raise UserError(
+        raise BadRequest(
             f"A budget of {text} is too small: every head sees {current} current frames and one past frame "
-            f"at least; take {least} or more."
+            f"at least",
+            f"take {least} or more",
         )
     return past
 
@@ -87,10 +89,10 @@ def fit_heads(scores: Tensor, cap: int, past: int) -> tuple[tuple[tuple[Role, ..
     layers, heads, _ = scores.shape
     spare = past - layers * heads
     if spare < 0:
-        raise UserError(
-            f"{past} past frames are too few for {layers * heads} heads: each one sees one at least."
+        raise BadRequest(
+            f"{past} past frames are too few for {layers * heads} heads", "each one sees one at least"
         )
-    roles = [role for row in assign_roles(scores, 0) for role in row]
+    roles = by_look(scores)
     by_cost = [head for head in choose_dummies(scores, len(roles)) if roles[head] is Role.NEIGHBOR]
     recent = min(cap, 1 + spare)
     kept = len(by_cost) if recent == 1 else min(len(by_cost), spare // (recent - 1))

@@ -1,15 +1,15 @@
 """The result of the method: which past frames every head sees. Frozen data to print, save and reuse."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.records import as_text
+from dummyforcing.files.writing import replacing
 
 FORMAT = "dummyforcing plan 1"
 
@@ -29,7 +29,9 @@ class HeadContext:
 
     def __post_init__(self) -> None:
         if self.sink < 0 or (self.recent is not None and self.recent < 0):
-            raise UserError(f"A head cannot see {self.sink} first and {self.recent} recent frames.")
+            raise BadRequest(
+                f"A head cannot see {self.sink} first and {self.recent} recent frames", "take 0 or more"
+            )
 
     @property
     def total(self) -> int | None:
@@ -78,7 +80,7 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many heads have each role of the table."""
+        """Number of heads of each role of the table."""
         found = Counter(role for row in self.roles for role in row)
         return {str(role): found[role] for role in self.table}
 
@@ -95,14 +97,15 @@ class Plan:
         """
         mine = (len(self.roles), len(self.roles[0]))
         if mine != (layers, heads):
-            raise UserError(
+            raise BadRequest(
                 f"This head plan is for {mine[0]} layers with {mine[1]} heads, "
-                f"but the model has {layers} layers with {heads} heads: make a plan with this model."
+                f"but the model has {layers} layers with {heads} heads",
+                "make a plan with this model",
             )
         if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
-            raise UserError(
-                f"This head plan was made with model {self.fingerprint}, but this model is {fingerprint}: "
-                "make a plan with this model."
+            raise BadRequest(
+                f"This head plan was made with model {self.fingerprint}, but this model is {fingerprint}",
+                "make a plan with this model",
             )
 
     def to_fields(self) -> dict[str, object]:
@@ -151,15 +154,8 @@ class Plan:
         Raises:
             UserError: If it cannot be written.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(as_text(self.to_fields()), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"The head plan cannot be written to {path}: {error.strerror}.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(Path(path)) as part:
+            part.write_text(as_text(self.to_fields()), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> "Plan":
@@ -178,8 +174,12 @@ class Plan:
         try:
             plan = cls.from_fields(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
-            raise UserError(f"The head plan {path} cannot be read: {error.strerror}.") from error
+            raise BadFile(
+                f"The head plan {path} cannot be read ({error.strerror})", "give another file"
+            ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a head plan: {error}.") from error
+            raise BadFile(
+                f"{path} is not a head plan ({error})", "make one with 'dummyforcing heads --save-plan'"
+            ) from error
         plan.require(len(plan.roles), len(plan.roles[0]), fingerprint)
         return plan

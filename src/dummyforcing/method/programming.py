@@ -1,78 +1,52 @@
-"""Which heads become dummy: dynamic head programming, what the literature has in its place, and controls.
+"""Dynamic head programming: from scores to a plan.
 
-A criterion sees where all heads of a model look and names those that are to lose their past. The heads that
-stay are sorted alike by all criteria: a head that looks more at middle than at first frames is a neighbor.
+    plan = make_plan(policy, scorer.scores()[0], chunk=1)
+
+Source: Dummy Forcing (arXiv:2601.20499).
 """
 
-from collections.abc import Callable
-from enum import StrEnum
+from math import floor
 
-import torch
 from torch import Tensor
 
-Criterion = Callable[[Tensor, int, int], list[int]]
-"""`criterion(mass, count, seed) -> heads`: of `mass (heads, 3)`, on first, middle and current frames."""
-
-CURRENT_THRESHOLD = 0.8
-"""The current mass from which the paper calls a head dummy when it looks at heads one by one."""
-
-
-class Role(StrEnum):
-    """What a head is."""
-
-    DUMMY = "dummy"
-    SINK = "sink"
-    NEIGHBOR = "neighbor"
+from dummyforcing.method.budget import fit_heads
+from dummyforcing.method.criteria import Role, by_look, choose_dummies
+from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.method.policy import Policy
 
 
-def dhp(mass: Tensor, count: int, seed: int) -> list[int]:
-    """Dynamic head programming: the heads whose past costs least to lose.
-
-    With p0 and p1 the masses on first and middle frames, each normalised over all heads, a dummy head costs
-    max(p0, p1). Taking the cheapest heads is the exact optimum of the summed cost.
-    """
-    return _cheapest(_shares(mass).amax(1), count)
-
-
-def current(mass: Tensor, count: int, seed: int) -> list[int]:
-    """The heads with the most current mass; first and middle frames weigh alike."""
-    return _cheapest(-mass[:, 2], count)
-
-
-def threshold(mass: Tensor, count: int, seed: int) -> list[int]:
-    """All heads whose current mass exceeds `CURRENT_THRESHOLD`, however many these are."""
-    return torch.nonzero(mass[:, 2] > CURRENT_THRESHOLD)[:, 0].tolist()
-
-
-def dearest(mass: Tensor, count: int, seed: int) -> list[int]:
-    """The opposite of `dhp`, as a control."""
-    return _cheapest(-_shares(mass).amax(1), count)
-
-
-def random(mass: Tensor, count: int, seed: int) -> list[int]:
-    """Any heads, as a control."""
-    return torch.randperm(len(mass), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-
-
-CRITERIA: dict[str, Criterion] = {
-    "dhp": dhp,
-    "current": current,
-    "threshold": threshold,
-    "dearest": dearest,
-    "random": random,
-}
-
-
-def choose_dummies(scores: Tensor, num_dummy: int, criterion: str = "dhp", seed: int = 0) -> list[int]:
-    """The heads that become dummy, the first to go first, counted through all layers.
+def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | None = None) -> Plan:
+    """Turn scores into a plan.
 
     Args:
-        scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
-        num_dummy: How many heads become dummy; `threshold` finds the number itself.
-        criterion: A name of `CRITERIA`.
-        seed: Of `random`.
+        policy: With roles.
+        scores: Of one sample, `(layers, heads, 3)`.
+        chunk: The chunk that was scored.
+        fingerprint: Of the model.
+
+    Returns:
+        The context of every head, and how it was found.
     """
-    return CRITERIA[criterion](scores.double().cpu().flatten(0, 1), num_dummy, seed)
+    assert policy.roles is not None
+    total, contexts = scores.shape[0] * scores.shape[1], dict(policy.roles)
+    if policy.budget is None:
+        roles = assign_roles(scores, policy.dummy_heads(total), policy.criterion, policy.seed)
+    else:
+        cap = policy.roles[Role.NEIGHBOR].recent
+        assert cap is not None
+        roles, recent = fit_heads(scores, cap, floor(policy.budget * total))
+        contexts[Role.NEIGHBOR] = HeadContext(0, recent)
+    return Plan(
+        roles=roles,
+        table={str(role): context for role, context in contexts.items()},
+        policy=policy.name,
+        chunk=chunk,
+        score_pass=policy.score_pass,
+        seed=policy.seed,
+        num_dummy=sum(row.count(Role.DUMMY) for row in roles),
+        scores=tuple(tuple(tuple(round(x, 7) for x in head) for head in row) for row in scores.tolist()),
+        fingerprint=fingerprint,
+    )
 
 
 def assign_roles(
@@ -90,18 +64,7 @@ def assign_roles(
         The role of each head, layer by layer; ties go by layer, then head.
     """
     layers, heads, _ = scores.shape
-    first, middle = _shares(scores.double().cpu().flatten(0, 1)).T.tolist()
-    roles = [Role.NEIGHBOR if p0 < p1 else Role.SINK for p0, p1 in zip(first, middle, strict=True)]
+    roles = by_look(scores)
     for head in choose_dummies(scores, num_dummy, criterion, seed):
         roles[head] = Role.DUMMY
     return tuple(tuple(roles[layer * heads : (layer + 1) * heads]) for layer in range(layers))
-
-
-def _shares(mass: Tensor) -> Tensor:
-    """Masses on first and on middle frames, each normalised over all heads, `(heads, 2)`."""
-    return (mass / mass.sum(0).clamp_min(torch.finfo(mass.dtype).tiny))[:, :2]
-
-
-def _cheapest(cost: Tensor, count: int) -> list[int]:
-    """The `count` heads of least cost, ties by number."""
-    return cost.argsort(stable=True)[:count].tolist()

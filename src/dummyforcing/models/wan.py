@@ -50,7 +50,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    """What the network knows about the noise level of each frame; it depends on the timesteps alone.
+    """Embedding of the noise level of each frame; it depends on the timesteps alone.
 
     Both tensors broadcast: with `B` or `F` equal to 1 the same timestep serves every sample or frame.
     """

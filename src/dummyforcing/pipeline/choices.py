@@ -1,13 +1,14 @@
-"""What may be chosen of the method, checked against a model: policy, dummy heads, left-out steps, guards."""
+"""Checks the choices of a request against its model: policy, dummy heads, left-out steps, guards."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadRequest
+from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import Plan
-from dummyforcing.method.policy import LONG_CONTEXT, Policy, Role, parse_policy
+from dummyforcing.method.policy import LONG_CONTEXT, Policy, parse_policy
 from dummyforcing.presets.preset import Preset
-from dummyforcing.sampling.classifier import Guard
+from dummyforcing.sampling.guard import Guard
 from dummyforcing.sampling.teacache import Calibration
 
 
@@ -31,27 +32,28 @@ def check_teacache(
     if teacache is None:
         return None
     if preset.sampler != "block":
-        raise UserError(
+        raise BadRequest(
             f"TeaCache leaves out steps of a chunk by itself, but model '{preset.name}' has sampler "
-            f"'{preset.sampler}'; leave TeaCache out, or take a model of sampler 'block'."
+            f"'{preset.sampler}'",
+            "leave TeaCache out, or take a model of sampler 'block'",
         )
     if isinstance(teacache, Calibration):
         teacache.require(preset, strength)
         return teacache
     if isinstance(teacache, int | float):
         if not teacache > 0:
-            raise UserError(f"A TeaCache threshold of {teacache:g} is out of range; take more than 0.")
+            raise BadRequest(f"A TeaCache threshold of {teacache:g} is out of range", "take more than 0")
         return float(teacache)
     count = len(preset.schedule.steps)
     for step in teacache:
         if not 0 < step < count:
             choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
-            raise UserError(f"Step {step} cannot be left out: the first one always runs; {choice}.")
+            raise BadRequest(f"Step {step} cannot be left out: the first one always runs", f"{choice}")
     return tuple(sorted(set(teacache)))
 
 
 def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan | None) -> Guard | None:
-    """Check that there is something to guard, and that heads can be classified anew.
+    """Check that there is something to guard, and that heads can be classified again.
 
     Args:
         preset: Of the model.
@@ -66,9 +68,10 @@ def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan 
         UserError: If it cannot be done.
     """
     if guard is not None and preset.sampler != "block":
-        raise UserError(
-            f"Heads can be classified anew where a past of single chunks is written again, but model "
-            f"'{preset.name}' has sampler '{preset.sampler}'; take no guard, or a model of sampler 'block'."
+        raise BadRequest(
+            f"Heads can be classified again where a past of single chunks is written again, but model "
+            f"'{preset.name}' has sampler '{preset.sampler}'",
+            "take no guard, or a model of sampler 'block'",
         )
     if guard is not None:
         guard.require(policy, plan)
@@ -104,8 +107,8 @@ def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = Non
     assert chosen.roles is not None
     recent = chosen.roles[Role.NEIGHBOR].recent or 0
     if chosen.name == "long" and farthest is not None and recent > farthest:
-        raise UserError(
-            f"Model '{preset.name}' sees {farthest} past frames at most; take long:{farthest} or less."
+        raise BadRequest(
+            f"Model '{preset.name}' sees {farthest} past frames at most", f"take long:{farthest} or less"
         )
     return replace(
         chosen,
@@ -132,7 +135,7 @@ def choose_heads(
     given = "a plan is given" if plan is not None else None
     if budget is not None and (given or policy.budget is None):
         cause = given or f"the policy is '{policy.name}'"
-        raise UserError(f"A budget has no effect when {cause}; leave it out, or take policy long.")
+        raise BadRequest(f"A budget has no effect when {cause}", "leave it out, or take policy long")
     if dummy_fraction is None:
         return policy
     if given is None and policy.roles is None:
@@ -140,5 +143,5 @@ def choose_heads(
     if given is None and policy.budget is not None:
         given = f"policy '{policy.name}' finds it from its budget"
     if given:
-        raise UserError(f"The dummy fraction has no effect when {given}; leave it out.")
+        raise BadRequest(f"The dummy fraction has no effect when {given}", "leave it out")
     return replace(policy, dummy_fraction=dummy_fraction, num_dummy=None)

@@ -1,72 +1,22 @@
-"""How much memory there is, and saying no before it runs out."""
+"""Memory that a video needs, and saying no before it runs out.
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+tiles = require_memory(files, request, torch.bfloat16, torch.device("cuda"))
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from dummyforcing.errors import UserError
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.errors import NotEnoughMemory
+from dummyforcing.pipeline.choices import choose_policy
+from dummyforcing.pipeline.request import Request
+from dummyforcing.presets.preset import SIZE_MULTIPLE
+from dummyforcing.vae.memory import available_memory, fewest_tiles
 
-PASS_PIXELS = 20_000
-"""Latent pixels, of all samples, that go through the VAE's decoder at once: enough to fill a GPU.
-
-The memory grows with them. Three latent frames of 832x480; of larger videos, one.
-"""
-PAST_MAPS, PASS_MAPS = 7.5, 6.5
-"""What the VAE's decoder holds of past frames, and at most of each latent frame of a pass, in feature maps of
-its last stage for four pixel frames. On an H200 it was 7.5 and 6.3 at 480p, 720p and 1080p."""
-HALO_ROWS = 5
-"""Rows of latents by which the memory of a band exceeds its share. Its halo has more of them at the lowest
-resolution, 26 for Wan, but two at the highest, which takes most of the memory."""
-
-
-@dataclass(frozen=True)
-class DecoderMemory:
-    """Bytes of a VAE's decoder while it decodes, besides its weights."""
-
-    working: float
-    """On its device: all intermediate values, with several bands those of the largest."""
-    waiting: float
-    """In the main memory: past features of the bands that are not being worked on."""
-
-
-@dataclass(frozen=True)
-class DecoderSizes:
-    """What the memory of a VAE's decoder depends on."""
-
-    width: float = 96.0
-    """Channels per pixel at the widest resolution, the last; as all that follows, of Wan 2.1 by default."""
-    stride: int = 8
-    """Pixels per latent, in height and in width."""
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "DecoderSizes":
-        """Read them from the config of diffusers' `AutoencoderKLWan`."""
-        channels = config.get("decoder_base_dim") or config.get("base_dim", 96)
-        patch, stages = config.get("patch_size") or 1, len(config.get("dim_mult", range(4)))
-        return cls(channels / patch**2, 2 ** (stages - 1) * patch)
-
-    def memory(self, shape: Sequence[int], itemsize: int, bands: int = 1) -> DecoderMemory:
-        """Estimate what decoding takes.
-
-        Args:
-            shape: Of the latents of a call, `(B, F, h, w)`.
-            itemsize: Bytes of a value.
-            bands: How many rows of latents are decoded at a time: about `h / bands`.
-        """
-        batch, frames, height, width = shape
-        pixels = 4 * batch * height * width * self.stride**2  # of a latent frame
-        one = pixels * self.width * itemsize
-        passed = min(frames, max(PASS_PIXELS // (batch * height * width), 1)) * PASS_MAPS * one
-        past, given = PAST_MAPS * one, frames * pixels * 9 * torch.float32.itemsize
-        if bands == 1:
-            return DecoderMemory(past + passed + given, 0)
-        share = min(-(-height // bands) + HALO_ROWS, height) / height
-        middle = one / 4 + frames * one / 32  # whole frames at the lowest resolution
-        return DecoderMemory(share * (past + passed) + middle + given, (bands - 1) * share * past)
+SCRATCH = 2**28
+"""Bytes that scoring and the libraries take besides, whatever the size of the video."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +36,13 @@ class MemoryEstimate:
     frames: float
     """The decoded video, which is always kept in the main memory."""
     waiting: float = 0
-    """Past features of the bands that the VAE's decoder is not working on, likewise."""
+    """Past features of the tiles that the VAE's decoder is not working on, likewise."""
     is_on_gpu: bool = False
     is_offloaded: bool = False
 
     @property
     def weights(self) -> float:
-        """All weights."""
+        """Bytes of all weights."""
         return self.text_encoder + self.transformer + self.vae
 
     @property
@@ -104,81 +54,99 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """All of it together."""
+        """Sum of all of it."""
         return self.weights + self.cache + self.activations + self.waiting + self.frames
 
     def on_gpu(self) -> "MemoryEstimate":
-        """What of it is in the memory of a GPU."""
+        """The part of it in the memory of a GPU."""
         return replace(self, frames=0, waiting=0, is_on_gpu=True)
 
     def offloaded(self) -> "MemoryEstimate":
-        """What remains if the text encoder stays in the main memory, and the VAE comes only to decode."""
+        """The rest if the text encoder stays in the main memory, and the VAE comes only to decode."""
         decoding = self.decoding + self.vae
         return replace(self, text_encoder=0, vae=0, decoding=decoding, is_offloaded=True)
 
 
-def available_memory(device: torch.device) -> float:
-    """Bytes that are free on a device; infinite where the system does not tell."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + unused)  # torch gives back what it only holds
-    free = []
-    meminfo, cgroup = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
-    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    if (cgroup / "memory.max").exists() and (limit := (cgroup / "memory.max").read_text().strip()).isdigit():
-        free.append(float(limit) - float((cgroup / "memory.current").read_text()))
-    return min(free, default=float("inf"))
+def estimate(
+    files: ModelFiles, request: Request, dtype: torch.dtype, *, loaded: bool = False, tiles: int = 1
+) -> MemoryEstimate:
+    """Estimate the memory that a request needs.
 
-
-def fewest_bands(totals: Iterable[float], free: float) -> int:
-    """In how many bands to decode: as few as fit; if none do, those that need least.
+    Measured: the transformer holds some 10 vectors per token besides its FFN.
 
     Args:
-        totals: Bytes needed with one band, with two, and so on.
-        free: Bytes that are there.
+        files: The model.
+        request: What is asked for.
+        dtype: Of the computation.
+        loaded: Whether the weights are in memory already.
+        tiles: Of the VAE's decoder.
     """
-    needed: list[float] = []
-    for total in totals:
-        if total <= free:
-            return len(needed) + 1
-        needed.append(total)
-    return needed.index(min(needed)) + 1
+    (height, width), batch, config = request.size, len(request.prompts), files.config
+    tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+    cache = request.cache_frames() * tokens * config.num_layers * config.dim * 2
+    transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
+    bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in files.parameters.items()}
+    stride = files.decoder.stride
+    latents = batch, files.preset.chunk_frames, height // stride, width // stride
+    decoder = files.decoder.memory(latents, dtype.itemsize, tiles)
+    pixel_frames = 0 if request.frames is None else files.preset.pixel_frames(request.frames)
+    return MemoryEstimate(
+        text_encoder=bytes_of["text_encoder"],
+        transformer=bytes_of["transformer"],
+        vae=bytes_of["vae"],
+        cache=cache * dtype.itemsize,
+        denoising=transformer + SCRATCH,
+        decoding=decoder.working + SCRATCH,
+        frames=batch * pixel_frames * height * width * 3,
+        waiting=decoder.waiting,
+    )
+
+
+def estimates(
+    files: ModelFiles, request: Request, dtype: torch.dtype, *, loaded: bool = False, offload: bool = False
+) -> list[MemoryEstimate]:
+    """Estimate the memory for decoding in one tile, in two, and so on up to one for each row."""
+    rows = range(1, request.size[0] // files.decoder.stride + 1)
+    found = (estimate(files, request, dtype, loaded=loaded, tiles=tiles) for tiles in rows)
+    return [need.offloaded() if offload else need for need in found]
 
 
 def require_memory(
-    estimates: Sequence[MemoryEstimate],
+    files: ModelFiles,
+    request: Request,
+    dtype: torch.dtype,
     device: torch.device,
-    remedies: Iterable[tuple[str, Sequence[MemoryEstimate]]] = (),
+    *,
+    loaded: bool = False,
+    offload: bool = False,
 ) -> int:
-    """Refuse what cannot fit.
+    """Refuse a request that does not fit into the memory of a device.
 
     Args:
-        estimates: What is needed besides what is in memory already, with one band of the VAE's decoder, with
-            two, and so on.
+        files: The model.
+        request: What is asked for.
+        dtype: Of the computation.
         device: Where it is needed.
-        remedies: What could be asked for instead, and what it would need.
+        loaded: Whether the weights are in memory already.
+        offload: Whether those of text encoder and VAE are elsewhere.
 
     Returns:
-        The number of bands to decode in.
+        In how many tiles to decode it: as few as fit.
 
     Raises:
-        UserError: If all estimates exceed the free memory; breaks the least one down, and names the first
-            remedy that fits.
+        NotEnoughMemory: If it does not fit in any number of tiles; breaks the least need down, and names the
+            first remedy that fits.
     """
     free = available_memory(device)
 
-    def choose(estimates: Sequence[MemoryEstimate]) -> tuple[int, MemoryEstimate]:
-        needs = [need if device.type == "cpu" else need.on_gpu() for need in estimates]
-        bands = fewest_bands((need.total for need in needs), free)
-        return bands, needs[bands - 1]
+    def least(needs: Sequence[MemoryEstimate]) -> tuple[int, MemoryEstimate]:
+        needs = [need if device.type == "cpu" else need.on_gpu() for need in needs]
+        tiles = fewest_tiles((need.total for need in needs), free)
+        return tiles, needs[tiles - 1]
 
-    bands, needed = choose(estimates)
+    tiles, needed = least(estimates(files, request, dtype, loaded=loaded, offload=offload))
     if needed.total <= free:
-        return bands
+        return tiles
     parts = ", ".join(
         f"{size / 1e9:.1f} GB {what}"
         for what, size in (
@@ -189,9 +157,37 @@ def require_memory(
         )
         if size
     )
-    others = ((name, choose(other)[1].total) for name, other in remedies)
-    fitting = (f"{name} ({total / 1e9:.1f} GB)" for name, total in others if total <= free)
-    raise UserError(
-        f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
-        f"{free / 1e9:.1f} GB are free; take {next(fitting, 'a smaller size or fewer frames')}."
+    others = (
+        (name, least(needs)[1].total) for name, needs in _remedies(files, request, dtype, device, loaded)
     )
+    fitting = (f"{name} ({total / 1e9:.1f} GB)" for name, total in others if total <= free)
+    raise NotEnoughMemory(
+        f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
+        f"{free / 1e9:.1f} GB are free",
+        f"take {next(fitting, 'a smaller size or fewer frames')}",
+    )
+
+
+def _remedies(
+    files: ModelFiles, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool
+) -> Iterator[tuple[str, list[MemoryEstimate]]]:
+    """Smaller requests, the dearest first: another policy, offloading, a shorter or a smaller video."""
+    preset = files.preset
+    sparse = replace(request, policy=choose_policy(preset, "dummy"), plan=None)
+    choices = [] if request.has_roles else [('policy="dummy"', sparse)]
+    for name, smaller in choices:
+        yield name, estimates(files, smaller, dtype, loaded=loaded)
+    if device.type == "cuda":
+        for name, smaller in [("", request), *((f"{name} ", smaller) for name, smaller in choices)]:
+            yield f"{name}offload=True", estimates(files, smaller, dtype, loaded=loaded, offload=True)
+    for divisor in (2, 4, 8):
+        chunks = (request.chunks or 0) // divisor
+        if chunks:
+            shorter = replace(request, frames=chunks * preset.chunk_frames)
+            count = preset.pixel_frames(chunks * preset.chunk_frames)
+            yield f"num_frames={count}", estimates(files, shorter, dtype, loaded=loaded)
+    for divisor in (2, 4, 8):
+        height, width = (side // divisor // SIZE_MULTIPLE * SIZE_MULTIPLE for side in request.size)
+        if height and width:
+            smaller = replace(request, size=(height, width))
+            yield f'size="{width}x{height}"', estimates(files, smaller, dtype, loaded=loaded)

@@ -1,62 +1,36 @@
-"""What can be asked of a model, complete; and the device and precision that it is computed in."""
+"""Requests: what is asked of a model, complete and checked against it.
+
+request = make_request(ModelFiles.open("tiny"), "a red ball bounces", num_frames=81)
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dummyforcing.errors import UserError
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.errors import BadRequest
+from dummyforcing.files.writing import split_number
+from dummyforcing.method.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
-from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
-from dummyforcing.sampling.classifier import Guard, recalled_context
+from dummyforcing.pipeline.choices import check_guard, check_teacache, choose_heads, choose_policy
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, parse_size
+from dummyforcing.sampling.guard import Guard, recalled_context
 from dummyforcing.sampling.teacache import Calibration
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Options(TypedDict, total=False):
-    """What can be chosen for a video besides its prompt; the defaults are those of `ModelFiles.request`."""
-
-    frames: int
-    """Pixel frames; 81 by default."""
-    size: tuple[int, int] | str | None
-    """Height and width in pixels, multiples of 16, or `480p`, `720p`, `1080p` or `WIDTHxHEIGHT`; the preset's
-    size by default."""
-    seed: int
-    """Seeds the noise; sample i of a batch uses `seed + i`. 0 by default."""
-    policy: str | Policy
-    """`dummy` by default; `anchored`, `dense`, `native` (what the model was trained for),
-    `window:SINK,RECENT`, `long`, `official`, or a policy of your own."""
-    dummy_fraction: float | None
-    """Share of the heads that become dummy; the preset's by default."""
-    budget: str | None
-    """What policy `long` may cost: `window:N`, as much as if every head saw N frames, the chunk included, or
-    the size of a video's KV cache, such as `2GB`. `window:12` by default."""
-    plan: Plan | Literal["shipped"] | None
-    """Used from the first chunk on, nothing is classified then; `shipped`: the one that the model brings."""
-    guard: Guard | None
-    """Watches over a very long video whether the plan still fits, and has the heads classified anew where it
-    does not. None by default: they are classified once."""
-    image: str | Path | None
-    """Image file that the video begins with, on models that can."""
-    video: str | Path | None
-    """Video file whose first frames the video begins with, or that it is made from, as the model has it."""
-    strength: float | None
-    """How much of `video` is made anew where it is not the beginning, above 0 and up to 1; 0.7 by default."""
-    switches: Sequence[tuple[float, str]]
-    """Changes of the prompt: seconds from the start of the video, and the prompt from then on."""
-    fade: int
-    """Chunks over which a prompt fades into the next; 1 by default."""
-    teacache: float | str | Sequence[int] | Calibration | None
-    """TeaCache: the expected error below which a denoising step is left out, 0.2 in the public code; or a
-    table of `calibration.calibrate`, as such or as `FILE` or `FILE:ERROR` (`shipped`: the file that the model
-    brings); or the numbers of the steps to leave out, from 0. None by default: all steps run."""
+ENDLESS_FRAMES = 60
+"""Latent frames for which the memory of a video without end is estimated, if it keeps all of them: 15 s."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +47,18 @@ class Request:
     """One video, or a batch of them, complete and checked."""
 
     prompts: tuple[str, ...]
-    frames: int
-    """Latent frames."""
-    chunks: int
+    frames: int | None
+    """Latent frames; None: the video has no end."""
     size: tuple[int, int]
     """Height and width in pixels."""
     seed: int
+    """Of the first sample's noise, unless it has `generators`."""
     policy: Policy
     plan: Plan | None
     current: int
     """Latent frames that are denoised at a time."""
+    chunk_frames: int
+    """Latent frames that become final together."""
     past: int | None = None
     """Past frames that there is room for in heads that see all of them; None: the whole video."""
     start: NDArray[np.uint8] | None = None
@@ -90,7 +66,7 @@ class Request:
     source: NDArray[np.uint8] | None = None
     """Pixel frames of a video to make this one from, `(n, H, W, 3)`; of the same length."""
     strength: float = 1.0
-    """How much of `source` is made anew: the first noise level over the highest."""
+    """How much of `source` is changed: the first noise level over the highest."""
     switches: tuple[Switch, ...] = ()
     fade: int = 1
     """Chunks over which a prompt fades into the next."""
@@ -98,7 +74,27 @@ class Request:
     """Expected error below which a denoising step is left out, the steps to leave out, or a table that says
     which; None: all run."""
     guard: Guard | None = None
-    """Has heads classified anew where they look elsewhere; None: they are classified once."""
+    """Has heads classified again where they look elsewhere; None: they are classified once."""
+    generators: tuple[torch.Generator, ...] | None = None
+    """Draw the noise, one per sample; None: they are made of the seed."""
+    prompt_embeds: Tensor | None = None
+    """Text encoder's output, `(B, text_len, text_dim)`; None: the prompts are encoded."""
+
+    @property
+    def chunks(self) -> int | None:
+        """Chunks of the video; None: it has no end."""
+        return None if self.frames is None else self.frames // self.chunk_frames
+
+    @property
+    def length(self) -> int:
+        """Latent frames of a video that has an end.
+
+        Raises:
+            BadRequest: If it has none.
+        """
+        if self.frames is None:
+            raise BadRequest("This needs a video that has an end", "give num_frames", "num_frames")
+        return self.frames
 
     @property
     def has_roles(self) -> bool:
@@ -109,7 +105,8 @@ class Request:
     def has_plan(self) -> bool:
         """Whether the video ends with a plan: given, or found on the way."""
         return self.plan is not None or (
-            self.policy.roles is not None and self.chunks > self.policy.classify_at_chunk
+            self.policy.roles is not None
+            and (self.chunks is None or self.chunks > self.policy.classify_at_chunk)
         )
 
     @property
@@ -119,9 +116,13 @@ class Request:
         return ((0, self.prompts[0]), *later)
 
     def cache_frames(self) -> float:
-        """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified."""
-        chunk = self.frames // self.chunks
-        most = self.frames if self.past is None else self.past + self.current
+        """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified.
+
+        Of a video without end that keeps all of it, as long as `ENDLESS_FRAMES` last.
+        """
+        chunk = self.chunk_frames
+        longest = ENDLESS_FRAMES if self.frames is None else self.frames
+        most = longest if self.past is None else self.past + self.current
 
         def held(context: HeadContext, most: int = most) -> int:
             return most if context.total is None else context.total + self.current
@@ -157,7 +158,7 @@ def read_begin(
     image: str | Path | None,
     video: str | Path | None,
     strength: float | None,
-    frames: int,
+    frames: int | None,
     size: tuple[int, int],
 ) -> Begin:
     """Read what a video is to begin with, or to be made from.
@@ -166,7 +167,7 @@ def read_begin(
         preset: Of the model; says which of it the model can do.
         image: Image file.
         video: Video file.
-        strength: How much of `video` is made anew.
+        strength: How much of `video` is changed.
         frames: Latent frames of the video to make.
         size: Its height and width in pixels.
 
@@ -177,20 +178,23 @@ def read_begin(
         UserError: If the model cannot do that, or a file cannot be read.
     """
     if strength is not None and (video is None or preset.start != "chunk"):
-        raise UserError("--strength goes with --video on a model that is made from a video; leave it out.")
+        raise BadRequest(
+            "A strength goes with a video on models that make one from it", "leave it out", "strength"
+        )
     if image is None and video is None:
         return {}
     if preset.start is None:
-        raise UserError(
-            f"Model '{preset.name}' starts from a prompt alone; leave out --image and --video, or take "
-            f"another model, such as causal-forcing-frame."
+        raise BadRequest(
+            f"Model '{preset.name}' starts from a prompt alone",
+            "leave out image and video, or take another model, such as causal-forcing-frame",
         )
     if image is not None and video is not None:
-        raise UserError("--image and --video both say how the video begins; give one of them.")
+        raise BadRequest("An image and a video both say how the video begins", "give one of them")
     if image is not None and preset.start == "clip":
-        raise UserError(
+        raise BadRequest(
             f"Model '{preset.name}' goes on from a clip of {preset.pixel_frames(preset.chunk_frames)} "
-            "pixel frames, not from an image; give --video, or take model causal-forcing-frame."
+            "pixel frames, not from an image",
+            "give a video, or take model causal-forcing-frame",
         )
     from dummyforcing.media.video import read_image, read_video
 
@@ -200,14 +204,20 @@ def read_begin(
     assert video is not None
     if preset.start != "chunk":
         return {"start": read_video(video, chunk, size, preset.fps)}
-    if strength is not None and not 0 < strength <= 1:
-        raise UserError(f"A strength of {strength:g} is out of range; take more than 0, and 1 at most.")
+    if frames is None:
+        raise BadRequest("A video without end cannot be made from another", "give num_frames", "num_frames")
+    if preset.sampler == "rolling":
+        raise BadRequest(
+            f"Model '{preset.name}' has sampler 'rolling', which makes no video from another",
+            "leave the video out",
+            "video",
+        )
     source = read_video(video, preset.pixel_frames(frames), size, preset.fps)
     return {"source": source, "strength": 0.7 if strength is None else strength}
 
 
 def place_switches(
-    preset: Preset, switches: Sequence[tuple[float, str]], fade: int, frames: int
+    preset: Preset, switches: Sequence[tuple[float, str]], fade: int, frames: int | None
 ) -> tuple[Switch, ...]:
     """Place changes of the prompt, the earliest first, at latent frames.
 
@@ -222,55 +232,213 @@ def place_switches(
     """
     found: dict[int, Switch] = {}
     chunk = preset.chunk_frames
-    if fade < 1:
-        raise UserError(f"A prompt cannot fade over {fade} chunks; take 1 or more.")
     for seconds, prompt in sorted(switches, key=lambda switch: switch[0]):
-        last = max(preset.pixel_frames(frames - chunk), 0) / preset.fps
+        last = math.inf if frames is None else max(preset.pixel_frames(frames - chunk), 0) / preset.fps
         if not prompt.strip():
-            raise UserError("The prompt to change to is empty; say what the video shall show then.")
+            raise BadRequest("The prompt to change to is empty", "say what the video shall show then")
         if not 0 < seconds <= last:
-            raise UserError(
-                f"The prompt cannot change at {seconds:g} s; the last chunk of this video begins at "
-                f"{last:.1f} s."
+            raise BadRequest(
+                f"The prompt cannot change at {seconds:g} s",
+                f"the last chunk of this video begins at {last:.1f} s",
             )
         earliest = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
         frame = math.ceil(earliest / chunk) * chunk
         if frame in found:
-            raise UserError(
-                f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk; leave "
-                f"{chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them."
+            raise BadRequest(
+                f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk",
+                f"leave {chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them",
             )
         found[frame] = Switch(frame, prompt)
     return tuple(found.values())
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device of a name; `auto` is a GPU if there is one.
+def make_request(
+    files: ModelFiles,
+    prompt: str | Sequence[str] | None,
+    *,
+    cache_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Request:
+    """Check what is asked of a model and fill in its defaults.
+
+    Args:
+        files: The model.
+        prompt: One prompt, or several for a batch.
+        cache_dtype: Of keys and values, for a budget in bytes; None: as models are loaded by default.
+        **options: See `VideoOptions`.
 
     Raises:
-        UserError: If there is no such device here.
+        UserError: If anything of it cannot be done.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"There is no device '{device}'; take auto, cpu or cuda.") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no GPU '{device}' that torch can use; take device 'cpu' or 'auto'.")
-    return chosen
+    return check_request(files, prompt, choose(VideoOptions, options, files.preset.options), cache_dtype)
 
 
-def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype of a name; None: bfloat16 on a GPU, else float32.
+def check_request(
+    files: ModelFiles,
+    prompt: str | Sequence[str] | None,
+    options: VideoOptions,
+    cache_dtype: torch.dtype | None = None,
+) -> Request:
+    """`make_request` of options that are complete."""
+    preset = files.preset
+    prompts = _prompts(prompt, options.prompt_embeds)
+    if options.seconds is not None:
+        frames: int | None = preset.latent_frames(preset.pixel_frames_for(options.seconds))
+    else:
+        frames = None if options.num_frames is None else preset.latent_frames(options.num_frames)
+    size = _size(preset, options)
+    policy = choose_policy(preset, options.policy, frames)
+    plan = read_plan(files, options.plan)
+    policy = choose_heads(policy, plan, options.dummy_fraction, options.budget)
+    if policy.budget is not None and plan is None and (options.budget or isinstance(options.policy, str)):
+        past = _past_within(files, options.budget or DEFAULT_BUDGET, size, cache_dtype)
+        policy = replace(policy, budget=past)
+    if plan is not None:
+        plan.require(files.config.num_layers, files.config.num_heads)
+    guard = options.guard if not isinstance(options.guard, int | float) else Guard(tolerance=options.guard)
+    begin = read_begin(preset, options.image, options.video, options.strength, frames, size)
+    teacache = _teacache(files, options.teacache)
+    return Request(
+        prompts,
+        frames,
+        size,
+        options.seed,
+        policy,
+        plan,
+        current=preset.current_frames,
+        chunk_frames=preset.chunk_frames,
+        past=preset.past_frames(frames),
+        switches=place_switches(preset, read_switches(options.switches), options.fade, frames),
+        fade=options.fade,
+        teacache=check_teacache(preset, teacache, begin.get("strength", 1.0)),
+        guard=check_guard(preset, guard, policy, plan),
+        generators=_generators(options.generator, len(prompts)),
+        prompt_embeds=options.prompt_embeds,
+        **begin,
+    )
+
+
+def read_plan(files: ModelFiles, plan: Plan | str | Path | None) -> Plan | None:
+    """The head plan that is meant: one that is there, the model's own (`shipped`), or a file.
 
     Raises:
-        UserError: If the name is none of `DTYPES`.
+        UserError: If there is none.
     """
-    if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UserError(f"There is no dtype '{dtype}'; take {' or '.join(DTYPES)}.")
-    return DTYPES[dtype]
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    if str(plan) == "shipped":
+        maker = "dummyforcing heads --save-plan"
+        return Plan.load(_shipped(files, "plan.json", "head plan", maker, "plan"))
+    return Plan.load(plan)
+
+
+def teacache_table(files: ModelFiles, text: str) -> Calibration:
+    """Read the calibrated TeaCache table of `FILE` or `FILE:ERROR`; `shipped` is the model's own file.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path, error = split_number(text, "error", "TeaCache table")
+    if path == "shipped":
+        maker = "dummyforcing teacache calibrate"
+        path = str(_shipped(files, "teacache.json", "TeaCache table", maker, "teacache"))
+    table = Calibration.load(path)
+    return table if error is None else table.at(error)
+
+
+def read_switches(switches: Sequence[tuple[float, str] | str]) -> list[tuple[float, str]]:
+    """Changes of the prompt, each a pair or the text SECONDS:PROMPT.
+
+    Raises:
+        BadRequest: If a text is something else.
+    """
+    found = []
+    for switch in switches:
+        if not isinstance(switch, str):
+            found.append(switch)
+            continue
+        seconds, _, prompt = switch.partition(":")
+        try:
+            found.append((float(seconds), prompt.strip()))
+        except ValueError:
+            raise BadRequest(
+                f"The change of prompt '{switch}' cannot be read",
+                "write SECONDS:PROMPT, such as '2.5:a ball'",
+                "switches",
+            ) from None
+    return found
+
+
+def _prompts(prompt: str | Sequence[str] | None, embeds: Tensor | None) -> tuple[str, ...]:
+    if embeds is not None:
+        if prompt is not None:
+            raise BadRequest("A prompt and prompt_embeds say the same", "give one of them", "prompt_embeds")
+        return ("",) * len(embeds)
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+    if not prompts or not all(text.strip() for text in prompts):
+        raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
+    return prompts
+
+
+def _size(preset: Preset, options: VideoOptions) -> tuple[int, int]:
+    """Height and width in pixels."""
+    size = parse_size(options.size) if isinstance(options.size, str) else options.size or preset.size
+    height, width = options.height or size[0], options.width or size[1]
+    if min(height, width) < SIZE_MULTIPLE or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        nearest = [max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (width, height)]
+        raise BadRequest(
+            f"Size {width}x{height} (width x height) is no multiple of {SIZE_MULTIPLE} pixels",
+            f"the nearest is {nearest[0]}x{nearest[1]}",
+            "size",
+        )
+    return height, width
+
+
+def _generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, batch: int
+) -> tuple[torch.Generator, ...] | None:
+    if generator is None:
+        return None
+    generators = (generator,) if isinstance(generator, torch.Generator) else tuple(generator)
+    if len(generators) != batch:
+        raise BadRequest(
+            f"{len(generators)} generators cannot draw the noise of {batch} videos",
+            "give a list of one for each",
+            "generator",
+        )
+    return generators
+
+
+def _teacache(
+    files: ModelFiles, teacache: float | str | Sequence[int] | Calibration | None
+) -> float | Sequence[int] | Calibration | None:
+    if not isinstance(teacache, str):
+        return teacache
+    with suppress(ValueError):  # else it names a table
+        return float(teacache)
+    return teacache_table(files, teacache)
+
+
+def _shipped(files: ModelFiles, name: str, what: str, maker: str, option: str) -> Path:
+    path = files.shipped(name)
+    if path is None:
+        raise BadRequest(
+            f"Model '{files.preset.name}' ships no {what}",
+            f"leave it out, or make one with '{maker}'",
+            option,
+        )
+    return path
+
+
+def _past_within(
+    files: ModelFiles, budget: str, size: tuple[int, int], dtype: torch.dtype | None
+) -> Fraction:
+    """Past frames per head, mean over heads, that a budget pays for in a video of that size."""
+    preset = files.preset
+    tokens = size[0] // SIZE_MULTIPLE * (size[1] // SIZE_MULTIPLE)
+    itemsize = (dtype or choose_dtype(None, choose_device("auto"))).itemsize
+    frame_bytes = 2 * tokens * files.config.num_layers * files.config.dim * itemsize
+    current = preset.current_frames
+    # Where pinned frames move along, sink heads keep the keys of one frame as they came, too.
+    fixed_bytes = current * frame_bytes + (frame_bytes // 2 if preset.local_attention_size else 0)
+    return past_within(budget, current, frame_bytes, fixed_bytes)

@@ -1,248 +1,370 @@
-"""One video of a pipeline: its session, prompts and first frames as they were asked for, and its decoder."""
+"""One video in the making, from its prompt to pixel frames: what `pipeline.start` returns.
 
+run = pipeline.start("a red ball bounces", num_frames=None)   # iterates over its chunks
+chunk = run.next_chunk()
+run.set_prompt("a blue star spins")
+other = run.fork()
+run.save("ball.rollout")                                      # pipeline.resume("ball.rollout")
+"""
+
+import time
 from collections import deque
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dummyforcing.models.text_encoder import TextEncoder
-from dummyforcing.models.wan import CausalWan, fingerprint
+from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.state import read_state, write_state
+from dummyforcing.models.wan import fingerprint
+from dummyforcing.pipeline.assembly import encode_pixels, sampler_maker
+from dummyforcing.pipeline.decoding import FrameDecoder, FrameDecoderState
+from dummyforcing.pipeline.delivery import Asked, Delivery, DeliveryState
+from dummyforcing.pipeline.outputs import Chunk, Timings, join
+from dummyforcing.pipeline.parts import Parts, warn_of_words
 from dummyforcing.pipeline.request import Request
-from dummyforcing.presets.preset import Preset, ScheduleArgs
-from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.runtime.streams import Decoding, Lane, Mark
-from dummyforcing.sampling.samplers import SAMPLERS
-from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule, make_schedule, seeded_noise
-from dummyforcing.sampling.session import Observer, Received, Session
-from dummyforcing.sampling.teacache import Calibration, skip_table
-from dummyforcing.vae.codec import VideoDecoder
+from dummyforcing.runtime.streams import Decoding, Event
+from dummyforcing.sampling.block import BlockState
+from dummyforcing.sampling.noise import NoiseSource, SeededNoise, seeded_noise
+from dummyforcing.sampling.passes import Observer
+from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.rolling import RollingState
+from dummyforcing.sampling.sampler import Received, Sampler, SamplerState
+
+KIND, VERSION = "Dummy Forcing rollout", "3"
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """The state of a rollout: it can go on from here in another process, too."""
+
+    fingerprint: str
+    """Of the transformer."""
+    rules: tuple[tuple[str, str], ...]
+    """Properties of the model and its preset that must be the same, in words."""
+    request: Request
+    """What was asked for, without the pixels that it began with or was made from."""
+    prompts: tuple[str, ...]
+    """At present."""
+    prompt_embeds: Tensor
+    switches: int
+    """How many changes of the prompt are to come."""
+    given: tuple[Tensor, ...]
+    """Latents of chunks that the video begins with, not taken yet."""
+    source: Tensor | None
+    """Latents of the video that this one is made from."""
+    frames: int
+    """Finished latent frames, of all parts of the video."""
+    latents: Tensor | None
+    """Of the newest chunk."""
+    sampler: BlockState | RollingState | SamplerState
+    decoder: FrameDecoderState
+    delivery: DeliveryState
 
 
 class Rollout:
-    """The state of one video, or of a batch of them, from noise to pixel frames.
+    """A video in the making, or a batch of them; iterates over its chunks.
 
-    A model that makes videos of one length only makes a longer one of several rollouts: each further one
-    begins with the last frames of the one before, the first of them encoded anew as an image, since a video
-    begins with one.
+    Pixel frames come as soon as they are there: the first frame of a video by itself, before the rest of its
+    chunk. On a GPU the next chunk is asked for before the frames of this one are waited for, so what a caller
+    changes between two chunks shows one chunk later.
+
+    A model that makes videos of one length only makes a longer one of several parts: each further one begins
+    with the last frames of the one before, the first of them encoded again as an image, since a video begins
+    with one.
     """
 
     def __init__(
         self,
-        preset: Preset,
-        model: CausalWan,
-        text: TextEncoder,
-        vae: VideoDecoder,
+        parts: Parts,
         request: Request,
+        tiles: int | None = None,
         observer: Observer | None = None,
-        fused: FusedWan | None = None,
-        bands: int | None = None,
     ) -> None:
-        """Encode the prompts and what the video begins with, and start its session; see `VideoDecoder`."""
-        self._preset, self._text, self._batch = preset, text, len(request.prompts)
-        self._switches, self._fade = deque(request.switches), request.fade
+        """Encode the prompts and what the video begins with, and start.
+
+        Args:
+            parts: The model.
+            request: What is asked for.
+            tiles: In how many tiles of rows to decode; None: as few as fit.
+            observer: Is shown every self-attention.
+
+        Raises:
+            UserError: If the request does not suit the model.
+        """
+        start = time.perf_counter()
+        preset, batch = parts.preset, len(request.prompts)
+        self._parts, self.request = parts, request
+        self.prompts = request.prompts
+        """What the video shows at present, one for each of the batch."""
+        self._height = request.size[0] // parts.vae.stride
+        self._switches = deque(request.switches)
         self._given: deque[Tensor] = deque()
         if request.start is not None:
-            latents = _encode(vae, request.start, self._batch)
+            latents = encode_pixels(parts.vae, request.start, batch)
             self._given.extend(torch.split(latents, preset.chunk_frames, dim=1))
+        self._source = None
+        if request.source is not None:
+            self._source = encode_pixels(parts.vae, request.source, batch)
         context = preset.overlap_frames or preset.context_frames
-        self._pixels = _Pixels(vae, bands, preset.pixel_frames(context) if context else 0)
-        self._frames, self._total = 0, request.frames
-        self._prompt_embeds = text.encode(request.prompts)
+        context_pixels = preset.pixel_frames(context) if context else 0
+        self._decoder = FrameDecoder(parts.vae, tiles, context_pixels)
+        self._latents: Tensor | None = None
+        self.frames = 0
+        """Latent frames that were made, of all parts of the video."""
+        given = request.prompt_embeds
+        self._prompt_embeds = parts.text.encode(self.prompts) if given is None else given
+        self._observer = observer
+        noise = seeded_noise(range(request.seed, request.seed + batch))
+        if request.generators is not None:
+            noise = SeededNoise(request.generators)
+        self.sampler: Sampler = self._new_sampler(noise)
+        """Makes the latents."""
+        self._delivery = Delivery(preset, batch, parts.device, start)
 
-        options: dict[str, Any] = {}
-        if preset.sampler == "recompute":
-            first = None if preset.keep_first_frame else self._pixels.first_latent
-            options |= {"context_frames": preset.context_frames, "first_latent": first}
-        height, width = (side // vae.stride for side in request.size)
-        self._new_session = partial(
-            SAMPLERS[preset.sampler],
-            model,
-            policy=request.policy,
-            schedule=_schedule(preset.schedule, request.strength),
-            latent_shape=(self._batch, model.config.in_dim, height, width),
-            chunk_frames=preset.chunk_frames,
-            seeds=seeded_noise(range(request.seed, request.seed + self._batch)),
-            plan=request.plan,
-            guard=request.guard,
-            skips=find_skips(preset, model, request),
-            first_schedule=_first_schedule(preset, request),
-            frames=min(request.frames, self._longest),
-            reach=preset.reach,
-            recache_frames=preset.recache_frames,
-            global_sink=preset.global_sink,
-            source=None if request.source is None else _encode(vae, request.source, self._batch),
-            fused=fused,
-            observer=observer,
-            **options,
-        )
-        self.session: Session = self._new_session(self._prompt_embeds)
+    def __iter__(self) -> Iterator[Chunk]:
+        """Hand out pixel frames as they are finished, until the video has its length."""
+        while (piece := self._next_piece()) is not None:
+            yield piece
+
+    def next_chunk(self) -> Chunk:
+        """Make the next chunk, and wait for all of its pixel frames.
+
+        Raises:
+            BadRequest: If the video has its length.
+        """
+        pieces: list[Chunk] = []
+        while not pieces or not self._delivery.is_whole:
+            piece = self._next_piece()
+            if piece is None:
+                raise BadRequest("The video has its length", "start one with num_frames=None", "num_frames")
+            pieces.append(piece)
+        return join(pieces)
 
     def next_latents(self) -> Tensor:
-        """The next chunk, `(B, chunk_frames, C, h, w)`, given or made; its pixel frames can wait."""
+        """Make the next chunk without decoding it: its latents, `(B, chunk_frames, C, h, w)` float32."""
         return self._advance(self._put)
 
-    def next_frames(self) -> list[Decoding]:
-        """The pixel frames of the next chunk in pieces: the first frame of a video comes by itself, at once.
+    def set_prompt(self, prompt: str | Sequence[str], *, fade: int = 1) -> None:
+        """Change what the video shows, from the next chunk on.
 
-        On a GPU they are decoded beside whatever it is asked for afterwards. The next rollout decodes the
-        frames that it begins with again, so they are left out at the end of one.
+        Args:
+            prompt: One for all videos of the batch, or one for each.
+            fade: Chunks over which the old prompt fades into the new one.
+
+        Raises:
+            UserError: If a prompt is empty.
         """
-        decodings = []
+        batch = len(self.prompts)
+        self.prompts = (prompt,) * batch if isinstance(prompt, str) else tuple(prompt)
+        warn_of_words(self._parts, self.prompts)
+        self._prompt_embeds = self._parts.text.encode(self.prompts)
+        self.sampler.set_prompt(self._prompt_embeds, chunks=fade)
+
+    @property
+    def timings(self) -> Timings:
+        """Times up to the newest chunk that was handed out."""
+        return self._delivery.timings
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all chunks of the video were made."""
+        return self.request.frames is not None and self.frames >= self.request.frames
+
+    def fork(self) -> "Rollout":
+        """Make another rollout that goes on from here; neither affects the other.
+
+        It has a cache of its own and shares the rest of the memory.
+        """
+        other = copy(self)
+        other._switches, other._given = copy(self._switches), copy(self._given)
+        other._decoder = self._decoder.copy(self._height)
+        other.sampler = self._fork_sampler(other._decoder)
+        other._delivery = self._delivery.copy()
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Write all that is needed to go on to a file, which appears whole or not at all.
+
+        It is about as large as the KV cache. The model is not in it.
+
+        Args:
+            path: The file; its folder must exist. See `Pipeline.resume`.
+
+        Raises:
+            UserError: If it cannot be written, or the noise comes from a source whose state is not known.
+        """
+        state = RolloutState(
+            fingerprint=self.sampler.fingerprint,
+            rules=self._rules(),
+            request=replace(self.request, start=None, source=None, generators=None, prompt_embeds=None),
+            prompts=self.prompts,
+            prompt_embeds=self._prompt_embeds,
+            switches=len(self._switches),
+            given=tuple(self._given),
+            source=self._source,
+            frames=self.frames,
+            latents=self._latents,
+            sampler=self.sampler.state(),
+            decoder=self._decoder.state(),
+            delivery=self._delivery.state(),
+        )
+        write_state(Path(path), KIND, VERSION, state)
+
+    @classmethod
+    def resume(cls, path: str | Path, parts: Parts, tiles: int | None = None) -> "Rollout":
+        """Take up a rollout that `save` wrote.
+
+        Args:
+            path: The file.
+            parts: The model that it began with; another device will do, but for rounding.
+            tiles: In how many tiles of rows to decode, if that is not decided yet.
+
+        Raises:
+            BadFile: If the file is damaged or of another version, or was made with another model.
+        """
+        state = read_state(Path(path), KIND, VERSION, RolloutState)
+        mine = fingerprint(parts.model)
+        if state.fingerprint != mine:
+            raise BadFile(
+                f"{path} was saved with model {state.fingerprint}, but this model is {mine}",
+                "resume it with the model that it began with",
+            )
+        device = parts.device
+        request = replace(state.request, prompt_embeds=state.prompt_embeds)
+        rollout = cls(parts, request, state.decoder.stream.tiles or tiles)
+        for (name, theirs), (_, ours) in zip(state.rules, rollout._rules(), strict=True):
+            if theirs != ours:
+                raise BadFile(
+                    f"{path} was saved with another {name}, {theirs} in place of {ours}",
+                    "resume it with what it began with",
+                )
+        rollout.prompts = state.prompts
+        rollout._switches = deque(list(request.switches)[len(request.switches) - state.switches :])
+        rollout._given = deque(latents.to(device) for latents in state.given)
+        rollout._source = None if state.source is None else state.source.to(device)
+        if rollout._source is not None:
+            rollout.sampler = rollout._new_sampler(rollout.sampler.noise)
+        rollout.frames = state.frames
+        rollout._latents = None if state.latents is None else state.latents.to(device)
+        rollout.sampler.load_state(state.sampler)
+        rollout._decoder.load_state(state.decoder, rollout._height)
+        rollout._delivery.load_state(state.delivery)
+        return rollout
+
+    def _rules(self) -> tuple[tuple[str, str], ...]:
+        """List what must be the same to go on, in words."""
+        preset = self._parts.preset
+        return (
+            ("sampler", preset.sampler),
+            ("dtype of the cache", str(self.sampler.cache.sizes.dtype)),
+            ("schedule", repr(preset.schedule)),
+            ("first schedule", repr(preset.first_schedule)),
+            ("number of frames per chunk", repr(preset.chunk_frames)),
+            ("local attention size", repr(preset.local_attention_size)),
+            ("number of frames to rewrite", repr(preset.recache_frames)),
+            ("global sink", repr(preset.global_sink)),
+            ("number of context frames", repr((preset.context_frames, preset.keep_first_frame))),
+            ("length of a part", repr((preset.max_frames, preset.overlap_frames))),
+        )
+
+    # --- making chunks ---------------------------------------------------------------------------------
+
+    def _new_sampler(self, noise: NoiseSource) -> Sampler:
+        """Start a part of the video."""
+        parts = self._parts
+        maker = sampler_maker(
+            parts.preset,
+            parts.model,
+            self.request,
+            parts.vae.stride,
+            source=self._source,
+            first_latent=self._decoder.first_latent,
+            fused=parts.fused,
+            observer=self._observer,
+        )
+        return maker(prompt_embeds=self._prompt_embeds, seeds=noise)
+
+    def _fork_sampler(self, decoder: FrameDecoder) -> Sampler:
+        if isinstance(self.sampler, RecomputeSampler) and self.sampler.first_latent is not None:
+            return self.sampler.fork(decoder.first_latent)
+        return self.sampler.fork()
+
+    def _advance(self, received: Received) -> Tensor:
+        """Take a given chunk, or make one."""
+        if self._longest is not None and self.sampler.frames >= self._longest:
+            self._begin_again()
+        if self._given:
+            latents = self._given.popleft()
+            received(latents)
+            self.sampler.extend(latents)
+        else:
+            if self._switches and self._switches[0].frame <= self.frames:
+                self.prompts = (self._switches.popleft().prompt,) * len(self.prompts)
+                self._prompt_embeds = self._parts.text.encode(self.prompts)
+                self.sampler.set_prompt(self._prompt_embeds, chunks=self.request.fade)
+            latents = self.sampler.next_chunk(received)
+        self._latents = latents
+        self.frames += self._parts.preset.chunk_frames
+        return latents
+
+    def _put(self, latents: Tensor) -> None:
+        self._ready = Event(latents.device)
+        self._decoder.put(latents, self._ready)
+
+    @property
+    def _longest(self) -> int | None:
+        """Latent frames of a part of the video; None: it has one part, as long as the video."""
+        preset = self._parts.preset
+        return preset.max_frames if preset.overlap_frames else None
+
+    def _begin_again(self) -> None:
+        """Start the next part from the end of this one."""
+        assert self._latents is not None
+        last = self._latents[:, 1 - self._parts.preset.overlap_frames :].to(self._parts.device)
+        start = torch.cat([self._decoder.first_latent().to(last.device), last], 1)
+        noise = self.sampler.noise
+        del self.sampler  # its cache is gone before there is another one
+        self.sampler = self._new_sampler(noise)
+        self.sampler.extend(start)
+        self._decoder.begin_again(start)
+
+    # --- handing out pixel frames ------------------------------------------------------------------------
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the next chunk can be asked for while this one is decoded, and nothing is waited for."""
+        return self._decoder.overlaps and not self.sampler.scores_next
+
+    def _next_piece(self) -> Chunk | None:
+        """The next pixel frames; None: the video has its length."""
+        while len(self._delivery) <= (1 if self._overlaps and not self.is_done else 0):
+            if self.is_done:
+                return None
+            self._ask()
+        return self._delivery.take()
+
+    def _ask(self) -> None:
+        """Ask the device for the next chunk and its pixel frames.
+
+        The next part of a video decodes the frames that it begins with again, so they are left out at the end
+        of the one before.
+        """
+        decodings: list[Decoding] = []
 
         def received(latents: Tensor) -> None:
             self._put(latents)
-            made = latents.shape[1]
-            is_end = self.session.frames + made >= self._longest and self._frames + made < self._total
-            left_out = self._preset.pixel_frames(self._preset.overlap_frames) if is_end else 0
-            decodings.extend(self._pixels.begin(left_out))
+            made, preset = latents.shape[1], self._parts.preset
+            is_end = self._longest is not None and self.sampler.frames + made >= self._longest
+            goes_on = self.request.frames is None or self.frames + made < self.request.frames
+            left_out = preset.pixel_frames(preset.overlap_frames) if is_end and goes_on else 0
+            decodings.extend(self._decoder.begin(left_out))
 
+        began = Event(self._parts.device)
         self._advance(received)
-        return decodings
-
-    def _advance(self, received: Received) -> Tensor:
-        if self.session.frames >= self._longest:
-            self._begin_again()
-        if self._given:
-            self._latents = self._given.popleft()
-            received(self._latents)
-            self.session.extend(self._latents)
-        else:
-            if self._switches and self._switches[0].frame <= self._frames:
-                self._prompt_embeds = self._text.encode([self._switches.popleft().prompt] * self._batch)
-                self.session.set_prompt(self._prompt_embeds, chunks=self._fade)
-            self._latents = self.session.next_chunk(received)
-        self._frames += self._preset.chunk_frames
-        return self._latents
-
-    def _put(self, latents: Tensor) -> None:
-        self.ready = Mark(latents.device)
-        self._pixels.put(latents, self.ready)
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether the next chunk can be asked for while this one is decoded, and nothing is waited for."""
-        return self._pixels.overlaps and not self.session.scores_next
-
-    @property
-    def _longest(self) -> int:
-        """Latent frames of a rollout."""
-        preset = self._preset
-        return preset.max_frames if preset.overlap_frames and preset.max_frames else self._total
-
-    def _begin_again(self) -> None:
-        """Start the next rollout from the end of this one."""
-        last = self._latents[:, 1 - self._preset.overlap_frames :].to(self.session.cache.device)
-        start = torch.cat([self._pixels.first_latent().to(last.device), last], 1)
-        del self.session  # its cache is gone before there is another one
-        self.session = self._new_session(self._prompt_embeds)
-        self.session.extend(start)
-        self._pixels.begin_again(start)
-
-
-class _Pixels:
-    """Decodes a video, and encodes a pixel frame of it where a sampler's context begins with one.
-
-    Apart from `Rollout`, so that no session refers back to what holds it: its memory is freed at once.
-    """
-
-    def __init__(self, vae: VideoDecoder, bands: int | None, context: int) -> None:
-        self._vae, self._bands, self._context = vae, bands, context
-        self._stream = vae.stream(bands)
-        self._lane = Lane(vae.device, beside=not vae.moves)
-        self._before: list[Tensor] = []
-        self._last: Tensor | None = None  # as many pixel frames as the context reaches back
-        self._waiting: Tensor | None = None  # latents that nobody has asked the pixel frames of
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether decoding goes on while the caller asks for something else."""
-        return self._lane.stream is not None
-
-    def put(self, latents: Tensor, ready: Mark) -> None:
-        """Here are the next latents, or will be at a mark; their pixel frames can wait."""
-        self._lane.take(latents, ready)
-        self._waiting = latents
-
-    def begin(self, left_out: int) -> list[Decoding]:
-        """Begin to decode what is waiting, and to bring it to the main memory but for the last frames."""
-        assert self._waiting is not None
-        alone = 1 if self._stream.frames == 0 else 0
-        pieces = [piece for piece in self._waiting.tensor_split([alone], 1) if piece.shape[1]]
-        decodings = []
-        with self._lane.work():
-            for number, latents in enumerate(pieces, start=1):
-                began = Mark(self._vae.device)
-                pixels = self._decode(latents)
-                count = pixels.shape[1] - (left_out if number == len(pieces) else 0)
-                decodings.append(Decoding.of(pixels[:, :count], began))
-        self._waiting = None
-        return decodings
-
-    def begin_again(self, latents: Tensor) -> None:
-        """A new video begins with these latents; their pixel frames come with those of the next ones."""
-        self._stream = self._vae.stream(self._bands)
-        self._lane.take(latents, Mark(latents.device))
-        with self._lane.work():
-            self._before = [self._stream.decode(latents)]
-
-    def first_latent(self) -> Tensor:
-        """The oldest pixel frame of the context as an image's latent, `(B, 1, C, h, w)`."""
-        with self._lane.work():
-            if self._waiting is not None:
-                self._decode(self._waiting)
-                self._waiting = None
-            assert self._last is not None
-            latent: Tensor = self._vae.encode(self._last[:, :1])
-        return self._lane.give(latent)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        pixels = torch.cat([*self._before, self._stream.decode(latents)], 1)
-        self._before = []
-        if self._context:
-            known = pixels if self._last is None else torch.cat([self._last, pixels], 1)
-            self._last = known[:, -self._context :]
-        return pixels
-
-
-def find_skips(preset: Preset, model: CausalWan, request: Request) -> tuple[bool, ...] | None:
-    """Which calls of a chunk TeaCache leaves out, denoising steps and commit pass; None: nothing is asked.
-
-    Raises:
-        UserError: If a table was measured with other weights.
-    """
-    if request.teacache is None:
-        return None
-    timesteps = [*_schedule(preset.schedule, request.strength).timesteps, COMMIT_TIMESTEP]
-    steps = request.teacache
-    if isinstance(steps, Calibration):
-        steps.require_weights(fingerprint(model))
-        steps = steps.steps
-    if isinstance(steps, tuple):
-        return tuple(step in steps for step in range(len(timesteps)))
-    device = model.patch_embedding.weight.device
-    with torch.inference_mode():
-        embeddings = [model.embed_time(torch.tensor([[t]], device=device)) for t in timesteps]
-        return skip_table(embeddings, timesteps, steps)
-
-
-def _first_schedule(preset: Preset, request: Request) -> Schedule | None:
-    """Steps of the first chunk by themselves, all of which run: the preset's, or for the sake of a table."""
-    if preset.first_schedule is not None:
-        return _schedule(preset.first_schedule)
-    return _schedule(preset.schedule) if isinstance(request.teacache, Calibration) else None
-
-
-def _encode(vae: VideoDecoder, pixels: NDArray[np.uint8], batch: int) -> Tensor:
-    """Latents of `pixels (n, H, W, 3)` for every sample, `(B, F, C, h, w)`."""
-    latents: Tensor = vae.encode(torch.from_numpy(pixels)[None])
-    return latents.expand(batch, -1, -1, -1, -1)
-
-
-def _schedule(args: ScheduleArgs, strength: float = 1.0) -> Schedule:
-    """The steps of a chunk; with a lower strength they start from less noise."""
-    steps = args.steps if strength == 1 else [int(step * strength) for step in args.steps]
-    return make_schedule(steps, args.shift, args.warp)
+        ended, sampler = Event(self._parts.device), self.sampler
+        asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes)
+        self._delivery.put(asked, decodings)

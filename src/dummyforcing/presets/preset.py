@@ -12,11 +12,11 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.records import build, nearest
 
 FOLDER = Path(__file__).parent
@@ -27,9 +27,13 @@ SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
 """Height and width in pixels of sizes with a name."""
 
 
+RENAMED = {"reach": "local_attention_size"}
+"""Fields of preset files of version 0.1 and earlier, and what they are called now."""
+
+
 @dataclass(frozen=True)
 class ScheduleArgs:
-    """How the denoising steps of a chunk are made; the arguments of `sampling.make_schedule`."""
+    """Arguments of `make_schedule`, which makes the denoising steps of a chunk."""
 
     steps: tuple[float, ...]
     """Noise levels as in the model's own configuration, from 1000 downwards."""
@@ -53,7 +57,7 @@ class DummyDefaults:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the transformer's weights are."""
+    """The place of the transformer's weights."""
 
     file: str
     """File or folder in the repository; without one, a path, relative to the preset file."""
@@ -84,8 +88,9 @@ class Preset:
     """The loop over chunks."""
     native: str = "dense"
     """The policy that the model was trained for."""
-    reach: int | None = None
-    """Distance in frames beyond which positions are relative; None: positions are absolute."""
+    local_attention_size: int | None = None
+    """How many latent frames attention spans, the current ones included: first frames move along with the
+    video, to stay as near. None: positions are absolute."""
     max_frames: int | None = None
     """Latent frames of the longest video that the model was trained for; None: no end."""
     overlap_frames: int = 0
@@ -118,23 +123,30 @@ class Preset:
     VAE; empty: they come with the model."""
     note: str = ""
     """What else is to be known, one sentence."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of videos that have other defaults with this model, such as `{policy = "anchored"}`."""
 
     @property
     def current_frames(self) -> int:
         """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
         return self.chunk_frames * (len(self.schedule.steps) if self.sampler == "rolling" else 1)
 
-    def past_frames(self, frames: int) -> int | None:
-        """Past frames that there is room for in the cache of a video of `frames`; None: all of them."""
+    def past_frames(self, frames: int | None) -> int | None:
+        """Past frames that there is room for in the cache of a video of `frames` (None: without end).
+
+        None: all of them.
+        """
         if self.overlap_frames and self.max_frames is not None:
-            return min(frames, self.max_frames) - self.current_frames
-        return self.context_frames or self.reach
+            return min(frames or self.max_frames, self.max_frames) - self.current_frames
+        return self.context_frames or self.local_attention_size
 
     def farthest(self) -> int | None:
         """The most past frames that a head can see, however long the video is; None: no limit."""
         if self.overlap_frames and self.max_frames is not None:
             return self.max_frames - self.current_frames
-        return self.context_frames or (self.reach and self.reach - self.current_frames)
+        return self.context_frames or (
+            self.local_attention_size and self.local_attention_size - self.current_frames
+        )
 
     def pixel_frames(self, frames: int) -> int:
         """Pixel frames that `frames` latent frames decode to: one for the first, four for each other."""
@@ -150,9 +162,10 @@ class Preset:
         nearest = [self.pixel_frames(self.chunk_frames * n) for n in chunks]
         if pixel_frames not in nearest:
             counts = " or ".join(str(count) for count in nearest)
-            raise UserError(
+            raise BadRequest(
                 f"{pixel_frames} pixel frames cannot be made in chunks of {self.chunk_frames} latent frames "
-                f"by model '{self.name}'; take {counts}."
+                f"by model '{self.name}'",
+                f"take {counts}",
             )
         return self.chunk_frames * chunks[nearest.index(pixel_frames)]
 
@@ -163,7 +176,7 @@ class Preset:
             UserError: If `seconds` is not positive.
         """
         if not 0 < seconds < math.inf:
-            raise UserError(f"A video cannot last {seconds:g} seconds; take more than 0.")
+            raise BadRequest(f"A video cannot last {seconds:g} seconds", "take more than 0")
         wanted = seconds * self.fps
         counts = [self.pixel_frames(self.chunk_frames * n) for n in self._nearest_chunks(wanted)]
         return min(counts, key=lambda count: abs(count - wanted))
@@ -186,7 +199,7 @@ def parse_size(text: str) -> tuple[int, int]:
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         names = ", ".join(SIZES)
-        raise UserError(f"Size '{text}' cannot be read; take {names}, or width x height such as 832x480.")
+        raise BadRequest(f"Size '{text}' cannot be read", f"take {names}, or width x height such as 832x480")
     return int(height), int(width)
 
 
@@ -212,9 +225,12 @@ def read_preset(path: Path) -> Preset:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a preset: {error}.") from error
+        raise BadFile(f"{path} is not a preset ({error})", "mend it there") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not a preset: it holds no fields.")
+        raise BadFile(f"{path} is not a preset, it holds no fields", "give a file as docs/models.md shows it")
+    if renamed := RENAMED.keys() & data.keys():
+        old = min(renamed)
+        raise BadFile(f"{path}: field '{old}' is called '{RENAMED[old]}' by now", "rename it there")
     name = path.parent.name if path.name == "preset.json" else path.stem
     preset = build(Preset, _complete({"name": name, **data}, PUBLIC_TABLES, str(path)), str(path))
     if preset.base and (path.parent / preset.base).is_dir():
@@ -250,11 +266,12 @@ def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:
     if path.suffix in (".toml", ".json"):
         return read_preset(path), None
     if path.exists():
-        raise UserError(
-            f"{path} holds no preset.json that says how to run it; name the model that its weights are for "
-            f"and give them beside it, such as --model self-forcing --weights {path}."
+        raise BadRequest(
+            f"{path} holds no preset.json that says how to run it",
+            f"name the model that its weights are for "
+            f'and give them beside it, such as model="self-forcing" weights="{path}"',
         )
-    raise UserError(f"There is no model or folder '{name}'; {nearest(name, [*bundled, *PUBLIC])}.")
+    raise BadRequest(f"There is no model or folder '{name}'", f"{nearest(name, [*bundled, *PUBLIC])}")
 
 
 def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:
@@ -263,7 +280,7 @@ def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where:
         return data
     like = data["like"]
     if like not in tables:
-        raise UserError(f"{where}: like '{like}' names no public model; {nearest(str(like), tables)}.")
+        raise BadFile(f"{where}: like '{like}' names no public model", f"{nearest(str(like), tables)}")
     below = _complete(tables[like], tables, where)
     return {**below, **{name: value for name, value in data.items() if name != "like"}}
 

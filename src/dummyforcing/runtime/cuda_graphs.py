@@ -1,19 +1,19 @@
-"""One rollout's passes through a `FusedWan`: where every head goes, static inputs, and CUDA graphs.
+"""CUDA graphs of one rollout's passes through a `FusedWan`, with their static inputs.
 
 Once all rings of the cache are full, every pass of a kind (denoising step or commit pass) is the same
 sequence of kernels on the same memory; only numbers in small tables differ, such as the slots of the current
 frames. From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the
-cache, so the graphs are made anew, each at the cost of one pass on the host.
+cache, so the graphs are captured again, each at the cost of one pass on the host.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dummyforcing.cache.head_group import Segment
+from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import KVCache, LayerCache
 from dummyforcing.kernels.ops import Targets
 from dummyforcing.models.wan import TextKV, TimeEmbedding
@@ -22,7 +22,7 @@ from dummyforcing.runtime.streams import send
 
 
 class _Place(NamedTuple):
-    """What of a layer's `Targets` and `Layer` stays while the cache stays where it is."""
+    """The part of a layer's `Targets` and `Layer` that is fixed until the cache moves."""
 
     heads: Tensor
     table: Tensor
@@ -30,25 +30,25 @@ class _Place(NamedTuple):
 
 
 class _Inputs:
-    """Where passes over so many frames find what differs between them."""
+    """Static inputs of the passes over a given number of frames: what differs from pass to pass."""
 
     def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], slots: Tensor) -> None:
         self.x, self.modulation, self.rope, self.slots = x, modulation, rope, slots
         self.angles: Tensor | None = None
         """The cosines that `rope` is a copy of."""
-        self.written: Segment | None = None
+        self.written: HeadGroup | None = None
         """What the first heads see in the pass that `slots` are of: another one in every other pass."""
 
 
-class Engine:
-    """Runs the passes of one session."""
+class GraphRunner:
+    """Runs the passes of one rollout, from CUDA graphs where it can."""
 
     def __init__(self, fused: FusedWan, cache: KVCache, backend: str | None = None) -> None:
-        """Get ready.
+        """Hold what passes need.
 
         Args:
             fused: The model.
-            cache: The session's, of `fused.attention_dtype`.
+            cache: The rollout's, of `fused.attention_dtype`.
             backend: Of self-attention; None: the fastest that is there.
         """
         self._fused, self._cache = fused, cache
@@ -61,9 +61,9 @@ class Engine:
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
-    def over(self, cache: KVCache) -> "Engine":
-        """An engine like this one for another session's cache."""
-        return Engine(self._fused, cache, self._backend)
+    def over(self, cache: KVCache) -> "GraphRunner":
+        """A runner like this one for another rollout's cache."""
+        return GraphRunner(self._fused, cache, self._backend)
 
     def run(
         self,
@@ -89,13 +89,13 @@ class Engine:
             pass needs more than fused blocks can do (plans that differ between samples, gaps in what is
             visible): nothing has happened then.
         """
-        frames = tokens.shape[1] // self._cache.tokens_per_frame
-        layers = [self._cache[number] for number in range(len(self._cache))]
-        segments = [layer.prepare(frames, pinned) for layer in layers]
-        buffers = [buffer for layer in layers for buffer in layer.buffers]
-        if len(time.blocks) > 1 or not all(buffer.is_plain for buffer in buffers):
+        frames = tokens.shape[1] // self._cache.sizes.tokens_per_frame
+        layers = self._cache.layers
+        groups = [self._cache.prepare(number, frames, pinned) for number in range(len(layers))]
+        caches = [group for layer in layers for group in layer.groups]
+        if len(time.blocks) > 1 or not all(group.is_plain for group in caches):
             return None
-        layout = (self._cache.layout, *(t.data_ptr() for buffer in buffers for t in (buffer.k, buffer.v)))
+        layout = (self._cache.layout, *(t.data_ptr() for group in caches for t in (group.k, group.v)))
         if layout != self._layout:
             self._layout = layout
             self._graphs.clear()
@@ -104,15 +104,17 @@ class Engine:
                 known.written = None
             self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]
         inputs = self._fill(tokens, time, text, rope, frames)
-        if inputs.written is not segments[0][0]:
-            inputs.written = segments[0][0]
+        if inputs.written is not groups[0][0]:
+            inputs.written = groups[0][0]
             slots = torch.tensor(_slots(layers), dtype=inputs.slots.dtype)
             inputs.slots.copy_(send(slots, tokens.device))
         passes = [
             Layer(
-                Targets([(b.k, b.v) for b in layer.buffers], place.heads, place.table, slots), seen, place.out
+                Targets([(group.k, group.v) for group in layer.groups], place.heads, place.table, slots),
+                seen,
+                place.out,
             )
-            for layer, place, slots, seen in zip(layers, self._places, inputs.slots, segments, strict=True)
+            for layer, place, slots, seen in zip(layers, self._places, inputs.slots, groups, strict=True)
         ]
 
         def forward() -> None:
@@ -122,7 +124,7 @@ class Engine:
 
         # Triton looks at the current device, not at that of tensors.
         with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
-            if tokens.is_cuda and all(buffer.is_full for buffer in buffers):
+            if tokens.is_cuda and all(group.is_full for group in caches):
                 self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
             else:
                 forward()
@@ -184,15 +186,15 @@ class Engine:
         return inputs
 
     def _place(self, layer: LayerCache, block: FusedBlock) -> _Place:
-        """Tables of a layer, and its output projection for heads in the order of the segments."""
+        """Tables of a layer, and its output projection for heads in the order of the groups."""
         device, width = self._fused.modulation.device, self._fused.config.head_dim
-        heads = [head for buffer in layer.buffers for head in buffer.heads]
+        heads = [head for group in layer.groups for head in group.heads]
         rows: dict[int, tuple[int, ...]] = {}
-        for buffer in layer.buffers:
-            step = width * buffer.k.element_size()
-            for column, head in enumerate(buffer.heads):
-                starts = (buffer.k.data_ptr() + column * step, buffer.v.data_ptr() + column * step)
-                rows[head] = (*starts, buffer.k.stride(1), buffer.k.stride(0), heads.index(head))
+        for group in layer.groups:
+            step = width * group.k.element_size()
+            for column, head in enumerate(group.heads):
+                starts = (group.k.data_ptr() + column * step, group.v.data_ptr() + column * step)
+                rows[head] = (*starts, group.k.stride(1), group.k.stride(0), heads.index(head))
         order = torch.tensor(heads, device=device)
         out = block.out
         if heads != sorted(heads):
@@ -210,10 +212,10 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _slots(layers: list[LayerCache]) -> list[list[tuple[int, ...]]]:
+def _slots(layers: Sequence[LayerCache]) -> list[list[tuple[int, ...]]]:
     """The slot of each current frame, of every layer and head."""
     found = []
     for layer in layers:
-        of = {h: slots for b in layer.buffers for h, slots in zip(b.heads, b.targets, strict=True)}
+        of = {h: slots for g in layer.groups for h, slots in zip(g.heads, g.targets, strict=True)}
         found.append([of[head] for head in sorted(of)])
     return found

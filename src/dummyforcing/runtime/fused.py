@@ -1,13 +1,14 @@
-"""The transformer of `model.py` arranged for speed: the same function in fewer, larger operations.
+"""The fused transformer: that of `models/wan.py` in fewer, larger operations; the same function.
 
     fused = FusedWan(model)                  # once per model; fp8="linear" for float8 matrix products
-    session = Session(model, ..., fused=fused)
+    sampler = BlockSampler(model, ..., fused=fused)
 
 What lies between two matrix products is one kernel (`kernels/ops.py`), and queries, keys and values are one
 product whose result goes straight to where attention reads it. `FusedWan.transform` is the hot path; it
-reads no value back from the GPU, so that `engine.py` can put it into a CUDA graph.
+reads no value back from the GPU, so that `cuda_graphs.py` can capture it.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.attention.attend import FP8_OUT_SCALE, attend_grouped, cudnn, default_backend, require, sdpa
-from dummyforcing.cache.head_group import Segment
-from dummyforcing.errors import UserError
-from dummyforcing.kernels.ops import (
-    FP8,
-    Rows,
-    Targets,
-    place_heads,
-    quantize_rows,
-    residual_norm,
-    rms_norm,
-)
+from dummyforcing.attention.attend import attend_grouped
+from dummyforcing.attention.backends import FP8_OUT_SCALE, cudnn, default_backend, require, sdpa
+from dummyforcing.cache.head_group import HeadGroup
+from dummyforcing.errors import BadRequest, NoSuchDevice
+from dummyforcing.kernels.constants import FP8
+from dummyforcing.kernels.ops import Rows, Targets, place_heads, quantize_rows, residual_norm, rms_norm
 from dummyforcing.models.wan import Block, CausalWan, TextKV
+
+logger = logging.getLogger(__name__)
 
 Fp8 = Literal["none", "linear", "all"]
 """What runs in float8: nothing, the blocks' linear layers, or attention, too."""
@@ -90,12 +87,12 @@ class FusedBlock:
 
 
 class Layer(NamedTuple):
-    """What self-attention of one layer needs in a pass."""
+    """Inputs of one layer's self-attention in a pass."""
 
     targets: Targets
-    segments: Sequence[Segment]
+    groups: Sequence[HeadGroup]
     out: Linear
-    """The output projection, for heads in the order of the segments."""
+    """The output projection, for heads in the order of the groups."""
 
 
 class FusedWan:
@@ -117,12 +114,14 @@ class FusedWan:
             UserError: If the device has no float8, or a package for it is missing.
         """
         if fp8 not in get_args(Fp8):
-            raise UserError(f"There is no float8 mode {fp8!r}; the modes are {', '.join(get_args(Fp8))}.")
+            raise BadRequest(f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}")
         weight = model.patch_embedding.weight
         if fp8 != "none" and weight.is_cuda and not has_float8(weight.device):
-            raise UserError("This GPU has no float8, which needs compute capability 8.9; leave fp8 off.")
+            raise NoSuchDevice("This GPU has no float8, which needs compute capability 8.9", "leave fp8 off")
         if fp8 != "none" and weight.is_cuda and weight.dtype != torch.bfloat16:
-            raise UserError("On a GPU float8 goes with bfloat16; leave --dtype or --fp8 out.")
+            raise BadRequest(
+                "On a GPU float8 goes with bfloat16", 'take torch_dtype="bfloat16" or fp8="none"'
+            )
         if fp8 == "all" and weight.is_cuda:
             require("fp8")
         self.fp8, self.config = fp8, model.config
@@ -208,7 +207,7 @@ class FusedWan:
             place_heads(block.qkv(y), block.gains, rope, layer.targets, q, eps)
             if kv_only and is_last:
                 return
-            attend_grouped(q, layer.segments, attended, backend)
+            attend_grouped(q, layer.groups, attended, backend)
             y = then(layer.out(self._heads(attended, block)), now[:, 2], block.norm3, block)
 
             q_text = rms_norm(block.cross_q(y), block.cross_gain, eps).view(shape)
@@ -222,7 +221,7 @@ class FusedWan:
             y = then(second(hidden), now[:, 5], norm, after)
 
     def _heads(self, attended: Tensor, reader: FusedBlock) -> Tensor | Rows:
-        """What a projection of heads `(B, L, H, D)` reads."""
+        """Prepare heads `(B, L, H, D)` for the projection that reads them."""
         flat = attended.reshape(-1, self.config.dim)
         if attended.dtype != FP8:
             return quantize_rows(flat) if reader.fp8 else flat
@@ -257,7 +256,23 @@ def arrange(model: CausalWan, fp8: Fp8 = "none") -> FusedWan | None:
     Raises:
         UserError: If float8 was asked for in vain.
     """
-    device, width = model.patch_embedding.weight.device, model.config.head_dim
-    pays = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    is_able = find_spec("triton") is not None and width & (width - 1) == 0
-    return FusedWan(model, fp8) if (pays and is_able) or fp8 != "none" else None
+    device = model.patch_embedding.weight.device
+    reason = why_not_fused(device, model.config.head_dim)
+    if reason is None or fp8 != "none":
+        return FusedWan(model, fp8)
+    if device.type == "cuda":
+        logger.info("the fused path is left: %s", reason)
+    return None
+
+
+def why_not_fused(device: torch.device, head_dim: int) -> str | None:
+    """Tell why the fused path is not the default for a device and heads of a width; None: it is."""
+    if device.type != "cuda":
+        return "on a CPU the plain model is as fast"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0"
+    if find_spec("triton") is None:
+        return "package triton is not installed"
+    if head_dim & (head_dim - 1):
+        return f"its kernels take heads of 2, 4, 8, ... channels, not {head_dim}"
+    return None

@@ -1,4 +1,4 @@
-"""Work beside the denoising: on a GPU in a stream of its own, elsewhere in turn."""
+"""CUDA streams and events for work beside the denoising; on other devices the same work runs in turn."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Mark:
-    """A moment in the work of a device: when it has done all that was asked of it in the current stream."""
+class Event:
+    """A CUDA event with its time: when the current stream has done all that it was given so far.
+
+    On other devices, which work at once, it is the time of the clock.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        """Set the mark behind the work that was asked for so far."""
+        """Record the event in the current stream."""
         self._time = time.perf_counter()
         self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -25,22 +28,22 @@ class Mark:
             self.event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Wait until the device is there."""
+        """Wait until it has happened."""
         if self.event is not None:
             self.event.synchronize()
 
-    def since(self, earlier: "Mark") -> float:
-        """Seconds from an earlier mark on the same device to this one; both have been reached."""
+    def since(self, earlier: "Event") -> float:
+        """Seconds from an earlier event on the same device to this one; both have happened."""
         if self.event is None or earlier.event is None:
             return self._time - earlier._time
         milliseconds: float = earlier.event.elapsed_time(self.event)
         return milliseconds / 1e3
 
 
-def seconds_between(marks: Sequence[Mark]) -> list[float]:
-    """The seconds from each mark to the next; waits for the last one."""
-    marks[-1].wait()
-    return [later.since(earlier) for earlier, later in pairwise(marks)]
+def seconds_between(events: Sequence[Event]) -> list[float]:
+    """The seconds from each event to the next; waits for the last one."""
+    events[-1].wait()
+    return [later.since(earlier) for earlier, later in pairwise(events)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -55,11 +58,11 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
-class Lane:
-    """Where the VAE of one video works."""
+class SideStream:
+    """The CUDA stream in which the VAE of one video works, beside the denoising."""
 
     def __init__(self, device: torch.device, beside: bool = True) -> None:
-        """Open a lane.
+        """Take the device's stream for decoding, if it has any.
 
         Args:
             device: Where the work is done.
@@ -71,20 +74,20 @@ class Lane:
         if beside and device.type == "cuda":
             self.stream = _stream(device)
 
-    def take(self, tensor: Tensor, ready: Mark) -> None:
-        """Let this lane have a tensor of the current stream; work here waits until it is ready."""
+    def take(self, tensor: Tensor, ready: Event) -> None:
+        """Hand a tensor of the current stream over; work in this one waits until it is ready."""
         if self.stream is not None and ready.event is not None:
             self.stream.wait_event(ready.event)
             tensor.record_stream(self.stream)
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Ask for work in this lane."""
+        """Run work in this stream."""
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             yield
 
     def give(self, tensor: Tensor) -> Tensor:
-        """Let the current stream have a tensor that was made in this lane; it waits for all work here."""
+        """Hand a tensor that was made in this stream to the current one, which waits for all work here."""
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
@@ -98,17 +101,17 @@ class Decoding:
 
     frames: Tensor
     """`(B, n, H, W, 3)` uint8 in the main memory; not to be read before `ended`."""
-    began: Mark
-    ended: Mark
+    began: Event
+    ended: Event
 
     @classmethod
-    def of(cls, pixels: Tensor, began: Mark) -> "Decoding":
+    def of(cls, pixels: Tensor, began: Event) -> "Decoding":
         """Bring pixel frames to the main memory without waiting for them."""
         frames = pixels = pixels.contiguous()
         if pixels.is_cuda:
             frames = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
             frames.copy_(pixels, non_blocking=True)
-        return cls(frames, began, Mark(pixels.device))
+        return cls(frames, began, Event(pixels.device))
 
     def wait(self) -> NDArray[np.uint8]:
         """The pixel frames, once they are there."""

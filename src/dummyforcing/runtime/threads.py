@@ -1,4 +1,4 @@
-"""How the threads of CPU kernels wait for each other."""
+"""Sets how the threads of CPU kernels wait for each other."""
 
 import os
 

@@ -1,69 +1,95 @@
-"""The prompt of a session: how it changes, and what of the past is written again then."""
+"""The prompt of a rollout as the network sees it, and how it changes."""
+
+from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dummyforcing.models.wan import CausalWan, TextKV
-from dummyforcing.sampling.snapshot import Resumable
 
 
-class Prompted(Resumable):
-    """What of a session has to do with its prompt."""
+@dataclass(frozen=True)
+class PromptState:
+    """The prompt, and those that it fades into."""
 
-    model: CausalWan
-    latent_shape: tuple[int, int, int, int]
-    frames: int
-    _dtype: torch.dtype
-    _text: TextKV
-    _origin: int
-    _tail: Tensor
-    _recache_frames: int
-    _global_sink: bool
+    embeds: Tensor
+    """Of the present prompt, `(B, text_len, text_dim)`."""
+    coming: tuple[Tensor, ...]
+    """Of the next chunks, likewise."""
 
-    def set_prompt(self, prompt_embeds: Tensor, *, chunks: int = 1) -> None:
+
+class PromptTrack:
+    """The present prompt of a batch, and those of the next chunks."""
+
+    def __init__(self, model: CausalWan, embeds: Tensor, batch: int) -> None:
+        """Begin with a prompt.
+
+        Args:
+            model: Makes keys and values of it.
+            embeds: Text encoder output, zero in padded rows, `(B, text_len, text_dim)`.
+            batch: How many samples there are.
+
+        Raises:
+            ValueError: If the prompts are not for this batch.
+        """
+        self._model, self._batch = model, batch
+        self._coming: tuple[Tensor, ...] = ()
+        self._use(embeds)
+
+    @property
+    def embeds(self) -> Tensor:
+        """Embeddings of the present prompt, `(B, text_len, text_dim)`, on the model's device."""
+        return self._embeds
+
+    @property
+    def text(self) -> TextKV:
+        """The present prompt's keys and values for cross-attention."""
+        return self._text
+
+    def change(self, embeds: Tensor, chunks: int = 1) -> None:
         """Change the prompt, from the next chunk on.
 
         Args:
-            prompt_embeds: As at the start.
+            embeds: As at the start.
             chunks: Over how many chunks the old prompt fades into the new one, in equal steps from the old
                 one itself; 1: the next chunk has the new one.
 
         Raises:
-            ValueError: If `prompt_embeds` are not for this batch.
+            ValueError: If the prompts are not for this batch.
         """
-        old, new = self.prompt_embeds, self._checked(prompt_embeds)
+        old, new = self._embeds, self._checked(embeds)
         shares = torch.linspace(0, 1, chunks).tolist() if chunks > 1 else [1.0]
-        self._prompts = [torch.lerp(old, new, share) for share in shares]
+        self._coming = tuple(torch.lerp(old, new, share) for share in shares)
 
-    def _advance_prompt(self) -> None:
-        """Take the next prompt, if there is one."""
-        if self._prompts:
-            self._use_prompt(self._prompts.pop(0))
-            if self._recache_frames and self.frames:
-                self._recache()
+    def advance(self) -> bool:
+        """Take the next chunk's prompt; tells whether it is another one."""
+        if not self._coming:
+            return False
+        self._use(self._coming[0])
+        self._coming = self._coming[1:]
+        return True
 
-    def _use_prompt(self, prompt_embeds: Tensor) -> None:
-        self.prompt_embeds = self._checked(prompt_embeds)
+    def state(self) -> PromptState:
+        """The prompt, and those that it fades into."""
+        return PromptState(self._embeds, self._coming)
+
+    def load_state(self, state: PromptState) -> None:
+        """Go on from what `state` gave."""
+        self._use(state.embeds)
+        self._coming = tuple(embeds.to(self._embeds.device) for embeds in state.coming)
+
+    def copy(self) -> "PromptTrack":
+        """Another one that goes on from here."""
+        return copy(self)
+
+    def _use(self, embeds: Tensor) -> None:
+        self._embeds = self._checked(embeds)
+        weight = self._model.patch_embedding.weight
         with torch.inference_mode():
-            self._text = self.model.embed_text(self.prompt_embeds.to(self._dtype))
+            self._text = self._model.embed_text(self._embeds.to(weight.dtype))
 
-    def _checked(self, prompt_embeds: Tensor) -> Tensor:
-        if len(prompt_embeds) != self.latent_shape[0]:
-            raise ValueError(f"text for {len(prompt_embeds)} samples, latents for {self.latent_shape[0]}")
-        return prompt_embeds.to(self._device)
-
-    def _recache(self) -> None:
-        """Write the newest frames again under the new prompt, in one pass, visible to each other."""
-        # No head has a place for more frames than slots.
-        latents = self._tail[:, -min(self._recache_frames, self.cache.slots) :]
-        frames = latents.shape[1]
-        if self._global_sink:
-            self.cache.rewind(frames)
-        else:
-            self._origin += self.cache.frames - frames
-            self.cache.reset()
-            self._beginning = latents[:, : self._beginning.shape[1]]
-        self._commit(latents)
-
-    def _commit(self, x0: Tensor) -> None:
-        raise NotImplementedError
+    def _checked(self, embeds: Tensor) -> Tensor:
+        if len(embeds) != self._batch:
+            raise ValueError(f"text for {len(embeds)} samples, latents for {self._batch}")
+        return embeds.to(self._model.patch_embedding.weight.device)

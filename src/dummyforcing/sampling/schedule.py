@@ -4,7 +4,7 @@ Sigmas come from a table of 1000 float32 entries, as in the public code. So time
 sigma (0.005 at shift 5), not 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,6 @@ TABLE_SIZE = 1000
 
 COMMIT_TIMESTEP = 0.0
 """What the network is told in the commit pass."""
-
-NoiseSource = Callable[[tuple[int, ...]], Tensor]
-"""`noise(shape) -> Tensor`: standard normal, float32; `shape` is `(B, F, C, h, w)`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Schedule:
 
 
 def sigma_table(shift: float) -> Tensor:
-    """All noise levels of flow matching with a shift, highest first, `(1000,)` float32.
+    """Make the noise levels of flow matching with a shift, highest first, `(1000,)` float32.
 
     The timestep of an entry is 1000 times its sigma.
     """
@@ -69,42 +66,3 @@ def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tens
 def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Mix clean latents with fresh noise for the next step, in float32."""
     return (1 - sigma) * x0.float() + sigma * noise.float()
-
-
-class SeededNoise:
-    """Noise for each sample from a generator of its own; see `seeded_noise`."""
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators = generators
-
-    def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw noise; `shape` begins with the number of samples."""
-        if shape[0] != len(self._generators):
-            raise ValueError(f"{len(self._generators)} seeds for {shape[0]} samples")
-        return torch.stack([torch.randn(shape[1:], generator=generator) for generator in self._generators])
-
-    def state(self) -> Tensor:
-        """How far the generators are, one row each, uint8."""
-        return torch.stack([generator.get_state() for generator in self._generators])
-
-    @classmethod
-    def from_state(cls, state: Tensor) -> "SeededNoise":
-        """Go on from what `state` gave."""
-        generators = [torch.Generator() for _ in state]
-        for generator, row in zip(generators, state, strict=True):
-            generator.set_state(row.clone())  # it reads the memory from its beginning
-        return cls(generators)
-
-
-def seeded_noise(seeds: Sequence[int]) -> SeededNoise:
-    """Draw noise for each sample from a generator of its own.
-
-    The generators live on the CPU, so that a seed gives the same video on every device and in every batch.
-
-    Args:
-        seeds: One per sample.
-
-    Returns:
-        The source; its shapes must begin with the number of seeds.
-    """
-    return SeededNoise([torch.Generator().manual_seed(seed) for seed in seeds])

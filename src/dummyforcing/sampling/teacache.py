@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.records import as_text, build
 from dummyforcing.files.writing import replacing
 from dummyforcing.models.wan import TimeEmbedding
@@ -97,7 +97,7 @@ class SkipSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What leaving out denoising steps was measured to do on a model, and the error that is accepted.
+    """A TeaCache table: the measured errors of leaving out denoising steps, and the one that is accepted.
 
     It holds for later chunks. The first one has no past to go by: its steps differ more, and all of them run.
     """
@@ -123,7 +123,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not self.error > 0:
-            raise UserError(f"An error of {self.error:g} cannot be kept to; take more than 0, such as 0.01.")
+            raise BadRequest(
+                f"An error of {self.error:g} cannot be kept to", "take more than 0, such as 0.01"
+            )
 
     @property
     def steps(self) -> Steps:
@@ -141,7 +143,7 @@ class Calibration:
         return replace(self, error=error)
 
     def speed_up(self, steps: Steps) -> float:
-        """How many times fewer passes a later chunk takes, the commit pass included."""
+        """Ratio of passes of a later chunk with and without all steps, the commit pass included."""
         passes = len(self.schedule.steps) + 1
         return passes / (passes - len(steps))
 
@@ -160,14 +162,16 @@ class Calibration:
                 f"{' '.join(f'{step:g}' for step in args.steps)} with shift {args.shift:g}"
                 for args in (self.schedule, preset.schedule)
             )
-            raise UserError(
+            raise BadRequest(
                 f"This TeaCache table was measured with noise levels {mine}, but model '{preset.name}' has "
-                f"{theirs}: make one with 'dummyforcing teacache calibrate'."
+                f"{theirs}",
+                "make one with 'dummyforcing teacache calibrate'",
             )
         if strength != 1:
-            raise UserError(
+            raise BadRequest(
                 "A TeaCache table holds for chunks that begin with noise alone, not for a video that is made "
-                "from another; give a TeaCache threshold such as 0.2."
+                "from another",
+                "give a TeaCache threshold such as 0.2",
             )
 
     def require_weights(self, found: str) -> None:
@@ -180,9 +184,9 @@ class Calibration:
             UserError: If it is another one.
         """
         if self.fingerprint != found:
-            raise UserError(
-                f"This TeaCache table was measured with model {self.fingerprint}, but this model is {found}: "
-                "make one with 'dummyforcing teacache calibrate'."
+            raise BadRequest(
+                f"This TeaCache table was measured with model {self.fingerprint}, but this model is {found}",
+                "make one with 'dummyforcing teacache calibrate'",
             )
 
     def save(self, path: str | Path) -> None:
@@ -204,14 +208,21 @@ class Calibration:
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"The TeaCache table {path} cannot be read: {error.strerror}.") from error
+            raise BadFile(
+                f"The TeaCache table {path} cannot be read ({error.strerror})", "give another file"
+            ) from error
         except ValueError as error:
-            raise UserError(f"{path} is not a TeaCache table: {error}.") from error
+            raise BadFile(
+                f"{path} is not a TeaCache table ({error})", "give one of 'dummyforcing teacache calibrate'"
+            ) from error
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-            raise UserError(f"{path} is not a TeaCache table; give one of 'dummyforcing teacache calibrate'.")
+            raise BadFile(f"{path} is not a TeaCache table", "give one of 'dummyforcing teacache calibrate'")
         table = build(cls, fields, str(path))
         count = len(table.schedule.steps)
         for found in table.sets:
             if not all(0 < step < count for step in found.steps) or not any(found.later):
-                raise UserError(f"{path} is damaged: steps {list(found.steps)} of {count} have no errors.")
+                raise BadFile(
+                    f"{path} is damaged, steps {list(found.steps)} of {count} have no errors",
+                    "measure it again",
+                )
         return table

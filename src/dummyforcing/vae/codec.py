@@ -1,6 +1,6 @@
 """Latents to pixel frames, as they come: Wan's causal VAE (diffusers) with the state outside of it.
 
-    decoder = VideoDecoder.load(folder / "vae")
+    decoder = load_vae(folder / "vae")
     stream = decoder.stream()
     for latents in chunks:  # (B, F, C, h, w)
         pixels = stream.decode(latents)  # uint8 (B, n, H, W, 3)
@@ -8,9 +8,9 @@
 The first latent frame gives one pixel frame, each later one gives four. Streams share a decoder freely.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,39 +19,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dummyforcing.checkpoints.components import quiet, read_component_config
-from dummyforcing.checkpoints.names import vae_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
-from dummyforcing.checkpoints.transformer import check_names, fill
-from dummyforcing.errors import UserError
-from dummyforcing.pipeline.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_bands
+from dummyforcing.errors import BadRequest
+from dummyforcing.vae.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
 from dummyforcing.vae.stream import StreamedDecoder
-
-WAN_VAE: dict[str, Any] = {}
-"""The VAE of every Wan 2.1 model is what diffusers' class makes of no arguments."""
-
-
-def open_vae(path: Path) -> tuple[AutoencoderKLWan, dict[str, StoredTensor]]:
-    """Build a VAE without weights, and find them.
-
-    Args:
-        path: Wan's own file, or a folder of diffusers with its `config.json`.
-
-    Returns:
-        The module on the meta device, and exactly its tensors by name.
-
-    Raises:
-        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
-    """
-    sizes = read_component_config(path) if path.is_dir() else WAN_VAE
-    try:
-        with torch.device("meta"), quiet():
-            vae = AutoencoderKLWan.from_config(sizes)
-    except Exception as error:  # whatever a nonsensical size causes
-        raise UserError(f"{path / 'config.json'} does not describe a Wan VAE: {error}.") from error
-    tensors = {vae_name(name): tensor for name, tensor in open_tensors(path).items()}
-    check_names(tensors, vae, path)
-    return vae, tensors
 
 
 class OneDNNConv3d(TorchFunctionMode):
@@ -110,26 +80,10 @@ class VideoDecoder:
         self.stride = self.sizes.stride
         """Pixels per latent, in height and in width."""
 
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        offload: bool = False,
-    ) -> "VideoDecoder":
-        """Load a VAE, as `open_vae` finds it.
-
-        Args:
-            path: File or folder.
-            device: Where it runs.
-            dtype: What it runs in.
-            offload: Whether its weights are in the main memory between calls.
-
-        Raises:
-            UserError: If it is missing or damaged.
-        """
-        return cls(fill(*open_vae(path), "cpu" if offload else device, dtype), device)
+    def at(self, device: torch.device, dtype: torch.dtype) -> "VideoDecoder":
+        """The same VAE elsewhere, in another dtype; this one must not be used any more."""
+        home = torch.device("cpu") if self.moves and device.type != "cpu" else device
+        return VideoDecoder(self.vae.to(home, dtype), device)
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan]:
@@ -143,14 +97,14 @@ class VideoDecoder:
             if self.moves:
                 self.vae.to(self._home)
 
-    def stream(self, bands: int | None = None) -> "DecoderStream":
+    def stream(self, tiles: int | None = None) -> "DecoderStream":
         """Begin a new video.
 
         Args:
-            bands: In how many bands of rows to decode, one after the other: more take less memory and more
+            tiles: In how many tiles of rows to decode, one after the other: more take less memory and more
                 time, and give the same. None: in as few as fit into the free memory when decoding begins.
         """
-        return DecoderStream(self, bands)
+        return DecoderStream(self, tiles)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode a whole video: `stream().decode(latents)`."""
@@ -171,9 +125,9 @@ class VideoDecoder:
         """
         _, n, height, width, _ = pixels.shape
         if n % 4 != 1 or height % self.stride or width % self.stride:
-            raise UserError(
-                f"cannot encode {n} pixel frames of {width}x{height}; needed are 1, 5, 9, ... frames "
-                f"whose sides are multiples of {self.stride}."
+            raise BadRequest(
+                f"cannot encode {n} pixel frames of {width}x{height}",
+                f"needed are 1, 5, 9, ... frames whose sides are multiples of {self.stride}",
             )
         video = pixels.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         with self.at_work() as vae:
@@ -182,16 +136,45 @@ class VideoDecoder:
         return latents.transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class StreamState:
+    """Progress of the decoding of a video."""
+
+    frames: int
+    """Latent frames decoded so far."""
+    tiles: int | None
+    """In how many tiles of rows it is decoded; None: not decided yet."""
+    features: Mapping[str, Tensor]
+    """What the layers have seen of the last frames, by name."""
+
+
 class DecoderStream:
     """One video that is being decoded; holds the features of its last frames."""
 
-    def __init__(self, decoder: VideoDecoder, bands: int | None = None) -> None:
+    def __init__(self, decoder: VideoDecoder, tiles: int | None = None) -> None:
         self._decoder = decoder
-        self.bands = bands
-        """In how many bands of rows it is decoded; None: not decided yet."""
+        self.tiles = tiles
+        """In how many tiles of rows it is decoded; None: not decided yet."""
         self._state: StreamedDecoder | None = None
         self.frames = 0
         """Latent frames decoded so far."""
+
+    def state(self) -> StreamState:
+        """Give the state; it shares memory with this stream."""
+        return StreamState(self.frames, self.tiles, self._state.features() if self._state else {})
+
+    def load_state(self, state: StreamState, height: int) -> None:
+        """Go on from what `state` gave; copies it.
+
+        Args:
+            state: Of a stream of the same decoder.
+            height: Rows of latents.
+        """
+        self.frames, self.tiles = state.frames, state.tiles
+        if state.features:
+            decoder = self._decoder
+            self._state = StreamedDecoder(decoder.vae.decoder, height, self.tiles or 1)
+            self._state.load_features(state.features, decoder.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the next latent frames.
@@ -209,10 +192,10 @@ class DecoderStream:
         """Like `decode`, but float32 in [0, 1].
 
         In float32 it differs from diffusers' own decoding, between splits of a video into calls and between
-        numbers of bands, by rounding only: 1e-5 at most.
+        numbers of tiles, by rounding only: 1e-5 at most.
 
         Raises:
-            UserError: If there are not as many rows of latents as bands.
+            UserError: If there are not as many rows of latents as tiles.
         """
         decoder = self._decoder
         z = latents.to(decoder.device).float().permute(0, 1, 3, 4, 2)
@@ -221,23 +204,23 @@ class DecoderStream:
             quant = vae.post_quant_conv
             z = F.linear(z.to(vae.dtype), quant.weight.flatten(1), quant.bias)
             if self._state is None:
-                self.bands = self._fewest_bands(z) if self.bands is None else self.bands
-                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.bands)
+                self.tiles = self._fewest_tiles(z) if self.tiles is None else self.tiles
+                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.tiles)
             pixels = self._state(z, self._passes(z))
         self.frames += z.shape[1]
         pixels = _unpatchify(pixels, decoder.patch_size)
         return pixels.float().clamp(-1, 1) * 0.5 + 0.5
 
-    def _fewest_bands(self, z: Tensor) -> int:
-        """As few bands as fit into the free memory of the device."""
+    def _fewest_tiles(self, z: Tensor) -> int:
+        """As few tiles as fit into the free memory of the device."""
         sizes, device = self._decoder.sizes, self._decoder.device
         counts = range(1, z.shape[2] + 1)
-        needs = (sizes.memory(z.shape[:4], z.element_size(), bands) for bands in counts)
+        needs = (sizes.memory(z.shape[:4], z.element_size(), tiles) for tiles in counts)
         totals = (need.working + (need.waiting if device.type == "cpu" else 0) for need in needs)
-        return fewest_bands(totals, available_memory(device))
+        return fewest_tiles(totals, available_memory(device))
 
     def _passes(self, z: Tensor) -> list[int]:
-        """Where the passes over latent frames `(B, F, h, w, C)` begin, and the end."""
+        """Split latent frames `(B, F, h, w, C)` into passes: where each begins, and the end."""
         batch, frames, height, width, _ = z.shape
         first = 1 if self.frames == 0 else 0
         step = max(PASS_PIXELS // (batch * height * width), 1)

@@ -1,6 +1,6 @@
 """A small decoder in place of the VAE's own: many times faster, with less detail.
 
-    decoder = TinyDecoder.load(Path("taew2_1.pth"), VideoDecoder.load(folder / "vae"))
+    decoder = load_small_decoder(Path("taew2_1.pth"), load_vae(folder / "vae"))
 
 The layout is that of TAEHV (github.com/madebyollin/taehv, MIT), in the size for Wan 2.1: 2D convolutions, of
 which some also see the features of the frame before. It reads latents as the transformer makes them,
@@ -8,17 +8,12 @@ normalised; what it gives for the first latent frame but the last pixel frame is
 """
 
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from dummyforcing.checkpoints.tensor_files import open_tensors
-from dummyforcing.checkpoints.transformer import check_names, fill
-from dummyforcing.errors import UserError
-from dummyforcing.vae.codec import DecoderStream, VideoDecoder
+from dummyforcing.vae.codec import DecoderStream, StreamState, VideoDecoder
 
 WIDTHS = (256, 128, 64, 64)
 """Channels of the three stages and of the last layer."""
@@ -65,7 +60,7 @@ class Grow(nn.Module):
         return pixels.permute(0, 3, 1, 2, 4).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-class TinyLayers(nn.Module):
+class SmallLayers(nn.Module):
     """The layers, under the names that they have in files."""
 
     def __init__(self) -> None:
@@ -79,10 +74,10 @@ class TinyLayers(nn.Module):
         self.decoder = nn.Sequential(*layers)
 
 
-class TinyDecoder(VideoDecoder):
+class SmallDecoder(VideoDecoder):
     """Decodes with a small decoder; encodes with the VAE, since the two have the same latents."""
 
-    def __init__(self, layers: TinyLayers, vae: VideoDecoder) -> None:
+    def __init__(self, layers: SmallLayers, vae: VideoDecoder) -> None:
         """Put a small decoder before a VAE.
 
         Args:
@@ -92,35 +87,19 @@ class TinyDecoder(VideoDecoder):
         super().__init__(vae.vae, vae.device)
         self.layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @classmethod
-    def load_before(cls, vae: VideoDecoder, path: Path) -> "TinyDecoder":
-        """Load a small decoder for the latents of a VAE.
+    def at(self, device: torch.device, dtype: torch.dtype) -> "SmallDecoder":
+        """The same decoder elsewhere; see `VideoDecoder`."""
+        return SmallDecoder(self.layers.to(device, dtype), super().at(device, dtype))
 
-        Args:
-            vae: Says on which device and in which dtype, too.
-            path: `taew2_1.pth` or the same as `.safetensors`.
-
-        Raises:
-            UserError: If the file is missing or damaged or holds something else, or the VAE is not Wan 2.1's.
-        """
-        with torch.device("meta"):
-            wan, layers = AutoencoderKLWan(num_res_blocks=1, base_dim=8).config, TinyLayers()
-        if vae.vae.config.latents_mean != wan.latents_mean or vae.vae.config.z_dim != wan.z_dim:
-            raise UserError(f"{path} decodes latents of Wan 2.1, and this model's are others; leave it out.")
-        tensors = open_tensors(path)
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
-        check_names(tensors, layers, path)
-        return cls(fill(layers, tensors, vae.device, vae.vae.dtype), vae)
-
-    def stream(self, bands: int | None = None) -> "TinyStream":
+    def stream(self, tiles: int | None = None) -> "SmallDecoderStream":
         """Begin a new video; it is decoded in one piece, whatever is asked for."""
-        return TinyStream(self)
+        return SmallDecoderStream(self)
 
 
-class TinyStream(DecoderStream):
+class SmallDecoderStream(DecoderStream):
     """One video that is being decoded; holds what the memory blocks saw of its last frame."""
 
-    def __init__(self, decoder: TinyDecoder) -> None:
+    def __init__(self, decoder: SmallDecoder) -> None:
         super().__init__(decoder)
         self._layers = decoder.layers.decoder
         self._before: dict[nn.Module, Tensor] = {}
@@ -138,6 +117,18 @@ class TinyStream(DecoderStream):
         self.frames += frames
         pixels: Tensor = x.view(batch, -1, *x.shape[1:])[:, 3 if first else 0 :]
         return pixels.permute(0, 1, 3, 4, 2).float().clamp(0, 1)
+
+    def state(self) -> StreamState:
+        """Give the state; it shares memory with this stream."""
+        names = {layer: name for name, layer in self._layers.named_modules()}
+        return StreamState(self.frames, None, {names[layer]: past for layer, past in self._before.items()})
+
+    def load_state(self, state: StreamState, height: int) -> None:
+        """Go on from what `state` gave; copies it."""
+        layers = dict(self._layers.named_modules())
+        device = next(self._layers.parameters()).device
+        self.frames = state.frames
+        self._before = {layers[name]: past.to(device, copy=True) for name, past in state.features.items()}
 
     def _shift(self, layer: nn.Module, x: Tensor, batch: int) -> Tensor:
         """The frames before those of `x (B * T, C, H, W)`; before the first one all is zero."""

@@ -5,7 +5,7 @@ pass, as feature maps `(B, T, H, W, C)`; every convolution in time sees the last
 before, zeros at first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from dummyforcing.kernels.vae import add_norm, upsample
-from dummyforcing.vae.tiles import Band, History, Rows, split_rows, upsampler_of
+from dummyforcing.vae.tiles import History, Rows, Tile, split_rows, upsampler_of
 
 HISTORY = 2
 """Past frames that a convolution in time sees."""
@@ -53,23 +53,50 @@ class StreamedDecoder:
     """One video on its way through a decoder; the state is two frames of features for each convolution.
 
     A video begins with a single latent frame, which the layers that double the frames leave alone and keep no
-    trace of; so the first pass is for that one. The up blocks work on one band of rows after the other, and
+    trace of; so the first pass is for that one. The up blocks work on one tile of rows after the other, and
     the state of the others is in the main memory meanwhile.
     """
 
-    def __init__(self, decoder: WanDecoder3d, height: int, bands: int = 1) -> None:
+    def __init__(self, decoder: WanDecoder3d, height: int, tiles: int = 1) -> None:
         """Begin a video.
 
         Args:
             decoder: With weights in channels-last layout. It is not changed.
             height: Rows of its latents.
-            bands: How many; `height` at most.
+            tiles: How many; `height` at most.
         """
         self._layers: Any = decoder
         self._middle: History = {}
-        self._bands = [Band(decoder, rows, height) for rows in split_rows(height, bands)]
+        self._tiles = [Tile(decoder, rows, height) for rows in split_rows(height, tiles)]
         self._widened: dict[nn.Module, Tensor] = {}
         self._history, self._is_first = self._middle, True
+
+    def features(self) -> dict[str, Tensor]:
+        """Give the features that convolutions keep of the last frames, by layer name; shares memory."""
+        names = {layer: name for name, layer in self._layers.named_modules()}
+        parts = {"middle": self._middle} | {str(i): tile.history for i, tile in enumerate(self._tiles)}
+        return {
+            f"{part} {names[layer]}": past
+            for part, history in parts.items()
+            for layer, past in history.items()
+        }
+
+    def load_features(self, features: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from what `features` gave; copies it.
+
+        Args:
+            features: Of a video that was decoded in as many tiles.
+            device: Where the decoder works.
+        """
+        layers = dict(self._layers.named_modules())
+        for key, past in features.items():
+            part, name = key.split(" ")
+            if part == "middle":
+                self._middle[layers[name]] = past.to(device, copy=True)
+            elif len(self._tiles) == 1:
+                self._tiles[0].history[layers[name]] = past.to(device, copy=True)
+            else:
+                self._tiles[int(part)].keep(layers[name], past, device)
 
     def __call__(self, z: Tensor, passes: Sequence[int]) -> Tensor:
         """Decode the next latent frames.
@@ -84,12 +111,12 @@ class StreamedDecoder:
         self._history = self._middle
         middles = [self._begin(z[:, first:end]) for first, end in pairwise(passes)]
         pixels = []
-        for band in self._bands:
-            self._is_first = not band.history
-            self._history = band.history if len(self._bands) == 1 else band.bring(z.device)
-            pixels.append(torch.cat([self._finish(x, band.rows) for x in middles], dim=1))
-            if len(self._bands) > 1:
-                band.put_away(self._history)
+        for tile in self._tiles:
+            self._is_first = not tile.history
+            self._history = tile.history if len(self._tiles) == 1 else tile.bring(z.device)
+            pixels.append(torch.cat([self._finish(x, tile.rows) for x in middles], dim=1))
+            if len(self._tiles) > 1:
+                tile.put_away(self._history)
         self._history = self._middle
         return torch.cat(pixels, dim=2)
 
@@ -103,10 +130,10 @@ class StreamedDecoder:
         return x
 
     def _finish(self, x: Sum, needed: Sequence[Rows]) -> Tensor:
-        """The up blocks and what follows, for a band; `needed` is of `vae_bands.rows_needed`."""
+        """The up blocks and what follows, for a tile; `needed` is of `vae_tiles.rows_needed`."""
         layers, place = self._layers, 0  # where the first row of `x` is in the frame
         for block, (first, end) in zip(layers.up_blocks, needed, strict=False):
-            if len(self._bands) > 1:
+            if len(self._tiles) > 1:
                 x = x.crop(first - place, end - place)
             x = self._up_block(block, x)
             place = first if upsampler_of(block) is None else 2 * first
@@ -200,7 +227,7 @@ class StreamedDecoder:
 
 
 def fast_width(channels: int, device: torch.device) -> int:
-    """How many channels a convolution in time gets, the others zero.
+    """Choose how many channels a convolution in time gets, those added all zero.
 
     cuDNN has its fast kernel for multiples of 64 only: on an H200 128 channels take two thirds of the time of
     96.
@@ -209,7 +236,7 @@ def fast_width(channels: int, device: torch.device) -> int:
 
 
 def _biases(conv: Any) -> tuple[Tensor | None, Tensor | None]:
-    """What a convolution adds itself, and what is added by the reader of its output.
+    """Split a bias into what the convolution adds itself and what the reader of its output adds.
 
     On a GPU torch adds the bias in a pass of its own over the output, oneDNN does it for nothing.
     """

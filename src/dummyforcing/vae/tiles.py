@@ -1,8 +1,8 @@
-"""Bands of rows, so that the decoder of a Wan VAE has only a part of the frame in memory; exact.
+"""Tiles of rows, so that the decoder of a Wan VAE has only a part of the frame in memory; exact.
 
 Only the attention of the middle block sees whole frames, at the lowest resolution. The up blocks after it see
 a neighbourhood: rows of the output need a few more rows of their input than their own, the halo. At each
-resolution a band has just these, and its padding with zeros spoils rows of the halo alone.
+resolution a tile has just these, and its padding with zeros spoils rows of the halo alone.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanResample, WanResidualUpBlock
 from torch import Tensor, nn
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadRequest
 
 Rows = tuple[int, int]
 """The first row, and the one behind the last."""
@@ -19,7 +19,7 @@ History = dict[nn.Module, Tensor]
 """The last frames that each convolution in time has seen."""
 
 
-class Band:
+class Tile:
     """Rows of a video on their way through the up blocks of a decoder; holds its history between calls."""
 
     def __init__(self, layers: WanDecoder3d, rows: Rows, height: int) -> None:
@@ -37,6 +37,12 @@ class Band:
         """The history on the decoder's device; nothing waits for the copy."""
         return {conv: past.to(device, non_blocking=True) for conv, past in self.history.items()}
 
+    def keep(self, conv: nn.Module, past: Tensor, device: torch.device) -> None:
+        """Take over a convolution's history, in the main memory of a decoder on `device`."""
+        self.history[conv] = past.to("cpu", copy=True)
+        if device.type == "cuda":
+            self.history[conv] = self.history[conv].pin_memory()
+
     def put_away(self, history: History) -> None:
         """Keep the history in the main memory; nothing waits for the copy."""
         for conv, past in history.items():
@@ -48,15 +54,15 @@ class Band:
             self.history[conv].copy_(past, non_blocking=True)
 
 
-def split_rows(height: int, bands: int) -> list[Rows]:
-    """Cut rows into bands, as equal as can be.
+def split_rows(height: int, tiles: int) -> list[Rows]:
+    """Cut rows into tiles, as equal as can be.
 
     Raises:
-        UserError: If there are not as many rows as bands.
+        UserError: If there are not as many rows as tiles.
     """
-    if not 1 <= bands <= height:
-        raise UserError(f"{height} rows of latents cannot make {bands} bands; take 1 to {height}.")
-    return [(i * height // bands, (i + 1) * height // bands) for i in range(bands)]
+    if not 1 <= tiles <= height:
+        raise BadRequest(f"{height} rows of latents cannot make {tiles} tiles", f"take 1 to {height}")
+    return [(i * height // tiles, (i + 1) * height // tiles) for i in range(tiles)]
 
 
 def rows_needed(layers: WanDecoder3d, rows: Rows, height: int) -> list[Rows]:
@@ -73,21 +79,21 @@ def rows_needed(layers: WanDecoder3d, rows: Rows, height: int) -> list[Rows]:
     blocks: list[Any] = list(layers.up_blocks)
     scale = 2 ** sum(upsampler_of(block) is not None for block in blocks)
     needed = [(rows[0] * scale, rows[1] * scale)]
-    reach = reach_of(layers.conv_out)
-    first, end = needed[0][0] - reach, needed[0][1] + reach
+    halo = halo_of(layers.conv_out)
+    first, end = needed[0][0] - halo, needed[0][1] + halo
     for block in reversed(blocks):
         upsampler = upsampler_of(block)
         if upsampler is not None:
-            reach, scale = reach_of(upsampler), scale // 2
-            first, end = (first - reach) // 2, -(-(end + reach) // 2)
-        reach = reach_of(block.resnets)
-        first, end = max(first - reach, 0), min(end + reach, height * scale)
+            halo, scale = halo_of(upsampler), scale // 2
+            first, end = (first - halo) // 2, -(-(end + halo) // 2)
+        halo = halo_of(block.resnets)
+        first, end = max(first - halo, 0), min(end + halo, height * scale)
         needed.insert(0, (first, end))
     return needed
 
 
-def reach_of(module: nn.Module) -> int:
-    """How many rows above and below a pixel some convolutions one after the other see.
+def halo_of(module: nn.Module) -> int:
+    """Rows above and below a pixel that some convolutions one after the other see.
 
     Those of a shortcut beside them see the pixel alone and do not count.
     """
@@ -96,7 +102,7 @@ def reach_of(module: nn.Module) -> int:
 
 
 def upsampler_of(block: Any) -> WanResample | None:
-    """What doubles height and width at the end of an up block."""
+    """The layer that doubles height and width at the end of an up block."""
     if isinstance(block, WanResidualUpBlock):
         return block.upsampler
     return block.upsamplers[0] if block.upsamplers else None

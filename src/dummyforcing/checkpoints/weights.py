@@ -1,0 +1,81 @@
+"""Weights into modules: exact names, exact shapes, or an error that says which tensors differ.
+
+A module is built on the meta device and each parameter replaced by a tensor of the file, cast on the way, so
+nothing is initialised in vain and the memory never holds more than the model itself.
+"""
+
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from dummyforcing.checkpoints.names import kind_of
+from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.errors import BadFile
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Path) -> None:
+    """Require exactly the parameters of `module`, each in its shape.
+
+    Raises:
+        UserError: If there is a difference; counts all, names the first few and the nearest missing.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+
+    def with_nearest(name: str) -> str:
+        close = get_close_matches(name, missing, 1)
+        return f"{name}, near {close[0]}" if close else name
+
+    differences = {
+        "missing": missing,
+        "unexpected": [*map(with_nearest, unexpected[:3]), *unexpected[3:]],
+        "wrong in shape": [
+            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in differences.items()
+        if names
+    ]
+    if found:
+        is_kind, is_expected = kind_of(list(tensors)), kind_of(list(expected))
+        what = f"they are of {is_kind} instead of {is_expected}, " if is_kind != is_expected else ""
+        raise BadFile(
+            f"The weights in {path} do not fit the model: {what}{'; '.join(found)}", "give another file"
+        )
+
+
+def fill(
+    module: Module, tensors: Mapping[str, StoredTensor], device: torch.device | str, dtype: torch.dtype
+) -> Module:
+    """Put the weights into a module that is on the meta device, one after the other.
+
+    Args:
+        module: From `open_transformer` and its like.
+        tensors: Exactly its parameters.
+        device: Where they go.
+        dtype: What they are converted to.
+
+    Returns:
+        The module, frozen and in evaluation mode.
+    """
+    weights = {name: tensor.read().to(device, dtype) for name, tensor in tensors.items()}
+    # Not strict: a parameter with two names needs one tensor. The names were checked at opening.
+    module.load_state_dict(weights, assign=True, strict=False)
+    return module.eval().requires_grad_(False)
+
+
+def count_stored(path: Path) -> int:
+    """Parameters in a file or folder."""
+    return sum(math.prod(tensor.shape) for tensor in open_tensors(path).values())

@@ -1,0 +1,147 @@
+"""Flags from options: every option of the library is a flag, with its documentation, by no other words.
+
+    @command(load=FlagsOf(LoadOptions), video=FlagsOf(VideoOptions))
+    def generate(*, prompt: str, load: Given, video: Given) -> None: ...
+
+`load` and `video` then hold what was given on the command line, by the options' Python names.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, make_dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+
+from dummyforcing.pipeline.options import Documented, LoadOptions, VideoOptions, documented
+
+Given = Mapping[str, Any]
+"""Options that were given on the command line, by their Python names."""
+
+IS_QUIET: ContextVar[bool] = ContextVar("is_quiet", default=False)
+"""Whether the command is to show no progress."""
+
+
+@dataclass(frozen=True)
+class FlagsOf:
+    """The options of a class that a command has."""
+
+    kind: type[object]
+    only: tuple[str, ...] = ()
+    """Python names; empty: all that can be flags."""
+    without: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of this command alone, by Python name."""
+
+    def options(self) -> list[Documented]:
+        """The options."""
+        return [
+            one
+            for one in documented(self.kind)
+            if one.about.is_flag and one.name not in self.without and (not self.only or one.name in self.only)
+        ]
+
+    def flags(self) -> type[Any]:
+        """A class that the parser of the command line makes: a field for each flag, None where not given."""
+        made = [self._field(one) for one in self.options()]
+        return make_dataclass("Flags", made, frozen=True, namespace={"__doc__": ""})
+
+    def given(self, flags: Any) -> dict[str, Any]:
+        """Collect the options that were given, by Python name."""
+        values = {one.name: getattr(flags, one.flag.replace("-", "_")) for one in self.options()}
+        found = {
+            name: value
+            for name, value in values.items()
+            if not (value is None or value is False or value == ())
+        }
+        return {**self.defaults, **found}
+
+    def _field(self, one: Documented) -> tuple[str, Any, Any]:
+        about, kind = one.about, one.about.kind
+        hint = self.defaults.get(one.name, about.hint or one.default)
+        details: dict[str, Any] = {"help": one.text.partition(" In Python")[0], "metavar": about.metavar}
+        if kind is not bool and not about.is_repeated:
+            details["help_behavior_hint"] = f"(default: {hint})"
+        if about.is_repeated:
+            hinted: Any = UseAppendAction[tuple[kind, ...]]  # type: ignore[valid-type]
+        elif kind is bool:
+            hinted = FlagCreatePairsOff[bool]
+        else:
+            hinted = (Literal[about.choices] if about.choices else kind) | None
+            details["metavar"] = about.metavar or (
+                f"{{{','.join(about.choices)}}}" if about.choices else None
+            )
+        default = () if about.is_repeated else (False if kind is bool else None)
+        return one.flag.replace("-", "_"), Annotated[hinted, arg(**details)], field(default=default)
+
+
+Verbose = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-v"])]
+Quiet = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-q"])]
+
+
+def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function: its arguments of these names get flags, and it gets -v and -q."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        made = {name: flags.flags() for name, flags in sets.items()}
+
+        @wraps(function)
+        def run(*, verbose: bool = False, quiet: bool = False, **arguments: Any) -> None:
+            if verbose:
+                logging.basicConfig(format="%(name)s: %(message)s")
+                logging.getLogger("dummyforcing").setLevel(logging.INFO)
+            given = {name: flags.given(arguments.pop(name)) for name, flags in sets.items()}
+            token = IS_QUIET.set(quiet)
+            try:
+                function(**arguments, **given)
+            finally:
+                IS_QUIET.reset(token)
+
+        parameters, hints = [], dict(function.__annotations__)
+        for name, parameter in signature(function).parameters.items():
+            changed = parameter
+            if name in made:
+                hints[name] = Annotated[made[name], arg(name="")]
+                changed = parameter.replace(annotation=hints[name], default=made[name]())
+            parameters.append(changed.replace(kind=Parameter.KEYWORD_ONLY))
+        for name, hint in (("verbose", Verbose), ("quiet", Quiet)):
+            hints[name] = hint
+            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=hint))
+        run.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = hints
+        del run.__wrapped__  # the parser would read its signature
+        run.__doc__ = str(function.__doc__).rstrip() + EVERYWHERE
+        return run
+
+    return decorate
+
+
+EVERYWHERE = """
+        verbose: Tell which attention backend was chosen, and why a fast path was left.
+        quiet: Show no progress.
+    """
+
+
+def in_flags(text: str) -> str:
+    """Say in flags what a message of the library says in Python: `num_frames=41` becomes `--frames 41`."""
+    flags = {one.name: one for kind in (LoadOptions, VideoOptions) for one in documented(kind)}
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1], found[2].strip("'\"")
+        one = flags.get(name)
+        if name != "model" and (one is None or not one.about.is_flag):
+            return found[0]
+        shown = f"--{name if one is None else one.flag}"
+        return shown if value in ("", "True") else f"{shown} {value}"
+
+    return re.sub(r"\b([a-z][a-z0-9_]*)=(\"[^\"]*\"|'[^']*'|[\w.:/+-]*)", flag, text)
+
+
+def flag_of(option: str | None) -> str | None:
+    """The flag of an option; None: it has none."""
+    found = (one for kind in (LoadOptions, VideoOptions) for one in documented(kind) if one.about.is_flag)
+    return next((f"--{one.flag}" for one in found if one.name == option), None)

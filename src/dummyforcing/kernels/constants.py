@@ -1,0 +1,10 @@
+"""Numbers that kernels and their references share."""
+
+import torch
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+TINIEST = 1e-12
+"""Stands in for the largest magnitude of a row of zeros."""
+SMALLEST_NORM = 1e-12
+"""Of the channels of a pixel in the VAE; a smaller one counts as this."""

@@ -1,0 +1,157 @@
+"""Hands out the pixel frames of a rollout, with what they took and how the video fares."""
+
+import time
+from collections import deque
+from copy import copy, deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dummyforcing.media.monitor import Monitor, MonitorState
+from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.outputs import Chunk, Timings
+from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
+from dummyforcing.runtime.streams import Decoding, Event
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A chunk that the device was asked for."""
+
+    began: Event
+    ready: Event
+    """Its latents are there."""
+    ended: Event
+    """Its commit pass is over."""
+    plans: tuple[Plan, ...]
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pixel frames of a chunk, all or some, that are being made and were not handed out yet."""
+
+    decoding: Decoding
+    asked: Asked
+    """The chunk that they are of."""
+    is_first: bool
+    """Whether they are the first ones of it."""
+    is_last: bool
+    """Whether they are the last ones of it."""
+
+
+@dataclass(frozen=True)
+class PieceState:
+    """Pixel frames that were made and not handed out yet."""
+
+    frames: Tensor
+    """uint8, `(B, n, H, W, 3)`."""
+    plans: tuple[Plan, ...]
+    cache_bytes: int
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class DeliveryState:
+    """Pieces that were not handed out yet, and the monitors of the videos."""
+
+    pieces: tuple[PieceState, ...]
+    monitors: tuple[MonitorState, ...]
+
+
+class Delivery:
+    """The pieces of a rollout that wait to be handed out, and its clock."""
+
+    def __init__(self, preset: Preset, batch: int, device: torch.device, start: float) -> None:
+        """Begin with nothing.
+
+        Args:
+            preset: Of the model.
+            batch: How many videos there are.
+            device: Where the transformer computes.
+            start: When the video was asked for, by `time.perf_counter`.
+        """
+        chunk = PIXEL_FRAMES_PER_FRAME * preset.chunk_frames
+        self._monitors = [Monitor(preset.fps, chunk) for _ in range(batch)]
+        self._is_gpu = device.type == "cuda"
+        self._pieces: deque[Piece] = deque()
+        self._before: Asked | None = None  # handed out while its commit pass may still go on
+        self.timings = Timings()
+        """Up to the newest chunk that was handed out."""
+        self._start, self._begin = start, time.perf_counter()
+        self.is_whole = True
+        """Whether the newest chunk that was begun to be handed out is out as a whole."""
+
+    def __len__(self) -> int:
+        """Number of pieces that wait."""
+        return len(self._pieces)
+
+    def put(self, asked: Asked, decodings: list[Decoding]) -> None:
+        """Take the pieces of a chunk, in order."""
+        last = len(decodings) - 1
+        for number, decoding in enumerate(decodings):
+            self._pieces.append(Piece(decoding, asked, number == 0, number == last))
+
+    def take(self) -> Chunk:
+        """Wait for the next pixel frames, and tell what they took."""
+        piece, timings = self._pieces.popleft(), self.timings
+        asked, decoding = piece.asked, piece.decoding
+        frames = decoding.wait()
+        now, diffusion = time.perf_counter(), timings.diffusion
+        self.is_whole = piece.is_last
+        if piece.is_first:
+            diffusion += asked.ready.since(asked.began)
+            diffusion += self._before.ended.since(self._before.ready) if self._before else 0
+        if piece.is_last:
+            self._before = asked if self._pieces else None
+            if self._before is None:
+                asked.ended.wait()
+                diffusion += asked.ended.since(asked.ready)
+        decode = timings.decode + decoding.ended.since(decoding.began)
+        self.timings = Timings(
+            pixel_frames=timings.pixel_frames + frames.shape[0] * frames.shape[1],
+            first_frame=timings.first_frame or now - self._start,
+            diffusion=diffusion,
+            decode=decode,
+            wall=now - self._begin if self._is_gpu else diffusion + decode,
+        )
+        measures = tuple(monitor.see(video) for monitor, video in zip(self._monitors, frames, strict=True))
+        return Chunk(frames, self.timings, asked.plans, asked.cache_bytes, measures)
+
+    def state(self) -> DeliveryState:
+        """Give the state; waits for the pieces that are being made."""
+        pieces = (
+            PieceState(
+                torch.from_numpy(piece.decoding.wait()),
+                piece.asked.plans,
+                piece.asked.cache_bytes,
+                piece.is_first,
+                piece.is_last,
+            )
+            for piece in self._pieces
+        )
+        return DeliveryState(tuple(pieces), tuple(monitor.state() for monitor in self._monitors))
+
+    def load_state(self, state: DeliveryState) -> None:
+        """Go on from what `state` gave; the clock starts again."""
+        now = Event(torch.device("cpu"))
+        self._pieces = deque(
+            Piece(
+                Decoding(piece.frames, now, now),
+                Asked(now, now, now, piece.plans, piece.cache_bytes),
+                piece.is_first,
+                piece.is_last,
+            )
+            for piece in state.pieces
+        )
+        for monitor, seen in zip(self._monitors, state.monitors, strict=True):
+            monitor.load_state(seen)
+        self._start = self._begin = time.perf_counter()
+
+    def copy(self) -> "Delivery":
+        """Another one that goes on from here."""
+        other = copy(self)
+        other._pieces, other._monitors = copy(self._pieces), deepcopy(self._monitors)
+        return other

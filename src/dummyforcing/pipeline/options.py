@@ -1,0 +1,328 @@
+"""Everything that can be asked for, once: fields with units, bounds and documentation.
+
+Keyword arguments of the pipeline, flags of the command line and overrides of presets all follow from the
+dataclasses here. To add an option, add a field; what it does is up to `request.py` (or `pipeline.py`).
+
+Importing this loads no library, so that `--help` is instant.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from dummyforcing.errors import BadRequest
+from dummyforcing.files.records import nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from diffusers import AutoencoderKLWan
+    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+    from dummyforcing.method.plan import Plan
+    from dummyforcing.method.policy import Policy
+    from dummyforcing.sampling.guard import Guard
+    from dummyforcing.sampling.teacache import Calibration
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts of an option besides its name, its default and its documentation."""
+
+    kind: type = str
+    """What the text of a flag is read as: `str`, `int`, `float` or `bool`."""
+    flag: str | None = None
+    """The flag, where it is not called like the option."""
+    is_flag: bool = True
+    """Whether the command line has it: objects cannot be typed."""
+    is_repeated: bool = False
+    """Whether the flag may be given several times."""
+    choices: tuple[str, ...] = ()
+    """All that a text may be."""
+    metavar: str | None = None
+    """What stands for the value in the help."""
+    hint: str = ""
+    """What happens without the option, in words; empty: its default says it."""
+    unit: str = ""
+    """Of a number."""
+    least: float | None = None
+    """The least number allowed."""
+    above: float | None = None
+    """A number must be greater than this."""
+    most: float | None = None
+    """The greatest number allowed."""
+    instead_of: tuple[str, ...] = ()
+    """Options that say the same in other words: they cannot be given beside this one."""
+
+
+@dataclass(frozen=True)
+class Documented:
+    """An option with all that is known of it."""
+
+    name: str
+    default: Any
+    about: About
+    text: str
+    """Its documentation."""
+
+    @property
+    def flag(self) -> str:
+        """Its flag, without the dashes before it."""
+        return self.about.flag or self.name.replace("_", "-")
+
+
+def option(default: Any, **about: Any) -> Any:
+    """A field of an options class: its default, and fields of `About`."""
+    return field(default=default, metadata={"about": About(**about)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of loading a model."""
+
+    weights: "str | Path | None" = option(None, metavar="FILE|FOLDER|OWNER/NAME:FILE", hint="the model's own")
+    """Transformer's weights to use instead of the model's own and its LoRA: a file, a folder, or a file on
+    the Hugging Face Hub."""
+    base: "str | Path | None" = option(None, metavar="FOLDER|REPOSITORY", hint="the model's own")
+    """Where to find text encoder, tokenizer and VAE instead: a folder, or a repository on the Hub."""
+    lora: "str | Sequence[str]" = option((), metavar="FILE[:SCALE]", is_repeated=True)
+    """LoRA to merge into the transformer; may be several."""
+    device: "str | torch.device" = option("auto", metavar="auto|cpu|cuda|cuda:N")
+    """Where to compute; auto takes a GPU if there is one."""
+    torch_dtype: "str | torch.dtype | None" = option(
+        None,
+        flag="dtype",
+        choices=("float32", "bfloat16"),
+        metavar="{float32,bfloat16}",
+        hint="bfloat16 on a GPU, float32 elsewhere",
+    )
+    """Precision of the computation."""
+    offload: bool = option(False, kind=bool)
+    """Spare the GPU's memory: the text encoder runs in the main memory, the VAE's weights come from there
+    only to decode. A 1.3B model then fits into 12 GB."""
+    fp8: Literal["none", "linear", "all"] = option("none", choices=("none", "linear", "all"))
+    """What is computed in float8, for speed at some error: none, linear (the linear layers) or all
+    (attention, too). For GPUs of compute capability 8.9 or later; a CPU emulates it, slowly."""
+    vae: "str | Path | AutoencoderKLWan | None" = option(None, metavar="FILE", hint="the VAE's own decoder")
+    """Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: faster, with less detail. In Python
+    also a whole VAE, a loaded `AutoencoderKLWan`."""
+    text_encoder: "UMT5EncoderModel | None" = option(None, is_flag=False)
+    """A loaded text encoder to use in place of the model's own."""
+    tokenizer: "PreTrainedTokenizerFast | None" = option(None, is_flag=False)
+    """Its tokenizer, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Options of a video besides its prompt."""
+
+    num_frames: int | None = option(81, kind=int, flag="frames", metavar="N", unit="pixel frames", least=1)
+    """Pixel frames; must fill whole chunks: 9, 21, 33, ... 81, ... with 3 latent frames a chunk. In Python,
+    None makes a video without end, for `start` and `stream`."""
+    seconds: float | None = option(
+        None,
+        kind=float,
+        metavar="S",
+        hint="the number of frames decides",
+        unit="s",
+        above=0,
+        instead_of=("num_frames",),
+    )
+    """Length of the video instead of a number of frames; the nearest length that fills whole chunks is
+    taken."""
+    size: "str | tuple[int, int] | None" = option(
+        None, metavar="480p|720p|1080p|WxH", hint="the model's own", unit="pixels"
+    )
+    """Width x height in pixels, multiples of 16, or a name: 480p is 832x480, 720p 1280x720, 1080p
+    1920x1088. A model is at its best at its own size. In Python also a pair (height, width)."""
+    height: int | None = option(None, kind=int, is_flag=False, unit="pixels", least=16, instead_of=("size",))
+    """Height in pixels, a multiple of 16."""
+    width: int | None = option(None, kind=int, is_flag=False, unit="pixels", least=16, instead_of=("size",))
+    """Width in pixels, a multiple of 16."""
+    seed: int = option(0, kind=int, metavar="N", least=0, most=2**63 - 1)
+    """Of the noise; the same seed gives the same video. Sample i of a batch has the seed + i."""
+    generator: "torch.Generator | Sequence[torch.Generator] | None" = option(
+        None, is_flag=False, instead_of=("seed",)
+    )
+    """Draws the noise instead of a seed; of a batch, one for each prompt."""
+    prompt_embeds: "torch.Tensor | None" = option(None, is_flag=False)
+    """Text encoder's output instead of a prompt, `(B, text_len, text_dim)`."""
+    policy: "str | Policy" = option("dummy", metavar="NAME")
+    """Which past frames the heads see: dummy (Dummy Forcing: by their roles), anchored (by their roles, one
+    frame more each), dense (all) or native (as the model was trained). Also window:SINK,RECENT (so many first
+    and last ones), long (by their roles, some of them far back, the others one frame, within a budget;
+    long:CAP: CAP frames back) and official (as the public code)."""
+    dummy_fraction: float | None = option(
+        None, kind=float, metavar="0..1", hint="the model's own", least=0, most=1
+    )
+    """Share of all heads that become dummy."""
+    budget: str | None = option(None, metavar="window:N|SIZE", hint="window:12 with policy long")
+    """What policy long may cost: window:12, as much as if every head saw 12 latent frames, the chunk
+    included; or the size of the KV cache, such as 500MB or 2GB."""
+    plan: "Plan | str | Path | None" = option(None, metavar="FILE.json|shipped", hint="find one")
+    """Head plan to use from the first chunk on; shipped: the one that comes with the model."""
+    guard: "Guard | float | None" = option(
+        None,
+        kind=float,
+        flag="reclassify",
+        metavar="TOLERANCE",
+        hint="heads are classified once",
+        least=0,
+        most=1,
+    )
+    """Look every 20 chunks which share of their attention dummy heads spend on the chunk itself; if it has
+    moved by more than this since the first look, classify all heads again at the next chunk. With the bundled
+    model 0.01 is more than chance, but its videos did not gain by it."""
+    image: "str | Path | None" = option(None, metavar="FILE", hint="none")
+    """Image that the video begins with, on models that can: see the list of models."""
+    video: "str | Path | None" = option(None, metavar="FILE", hint="none")
+    """Video that the new one goes on from: its first 9 pixel frames with 3 latent frames a chunk. Krea
+    Realtime makes the whole video from it instead."""
+    strength: float | None = option(None, kind=float, metavar="0..1", hint="0.7", above=0, most=1)
+    """How much of that video is changed then; 1 is all of it."""
+    switches: "Sequence[tuple[float, str] | str]" = option(
+        (), flag="switch", metavar="SECONDS:PROMPT", is_repeated=True
+    )
+    """From this second on, the prompt is another one; may be several."""
+    fade: int = option(1, kind=int, metavar="CHUNKS", unit="chunks", least=1)
+    """Chunks over which a prompt fades into the next."""
+    teacache: "float | str | Sequence[int] | Calibration | None" = option(
+        None, metavar="X|FILE.json[:ERROR]|shipped", hint="all steps run"
+    )
+    """Leave out denoising steps, faster at some cost in quality. A number: those whose expected error is
+    below it (TeaCache; 0.2 in the public code). A file: those that 'dummyforcing teacache calibrate' found;
+    shipped: the file that comes with the model. In Python also the numbers of the steps, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions(VideoOptions):
+    """Options of a video that is made in one call, besides its prompt."""
+
+    output_type: Literal["np", "pt", "pil", "latent"] = option(
+        "np", choices=("np", "pt", "pil", "latent"), is_flag=False
+    )
+    """What the frames are: np float32 `(B, F, H, W, 3)` and pt `(B, F, 3, H, W)` in [0, 1], pil a list of
+    images per video, latent what the VAE was not asked to decode, `(B, F, C, h, w)`."""
+    progress: bool = option(False, kind=bool, is_flag=False)
+    """Show a progress bar, in a terminal or a notebook."""
+    callback_on_chunk_end: "Callable[..., object] | None" = option(None, is_flag=False)
+    """`callback(rollout, number, chunk)`, called with every finished piece; what it asks of the rollout, such
+    as `set_prompt`, holds for the chunks that come."""
+
+
+REFUSED = {
+    "num_inference_steps": "these models are distilled to the steps of their preset",
+    "guidance_scale": "guidance is distilled into these models",
+    "negative_prompt": "guidance is distilled into these models",
+    "scheduler": "the noise levels are those that the model was distilled to",
+    "timesteps": "the noise levels are those that the model was distilled to",
+    "sigmas": "the noise levels are those that the model was distilled to",
+}
+"""What users of diffusers may ask for, and why there is none."""
+
+Opt = TypeVar("Opt")
+Owner = TypeVar("Owner")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+P = ParamSpec("P")
+
+
+def documented(kind: type[object]) -> Iterator[Documented]:
+    """The options of a class, in order."""
+    texts = {name: text for base in reversed(kind.__mro__) for name, text in _texts(base).items()}
+    for one in fields(kind):  # type: ignore[arg-type]
+        yield Documented(one.name, one.default, one.metadata["about"], texts[one.name])
+
+
+@cache
+def _texts(kind: type[object]) -> Mapping[str, str]:
+    """The documentation below each field of a class."""
+    if "__dataclass_fields__" not in vars(kind):
+        return {}
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
+            found[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+    return found
+
+
+def choose(kind: Callable[P, Opt], given: Mapping[str, Any], preset: Mapping[str, Any] | None = None) -> Opt:
+    """Make options of what was given, and check what can be checked without a model.
+
+    Args:
+        kind: The class of the options.
+        given: Their values by name.
+        preset: Values that hold where nothing is given.
+
+    Returns:
+        The options.
+
+    Raises:
+        BadRequest: If there is no such option (names the nearest), a number is out of its bounds, or two
+            options say the same.
+    """
+    assert isinstance(kind, type)
+    known = {one.name: one for one in documented(kind)}
+    values = {**(preset or {}), **given}
+    for name, value in values.items():
+        if name in REFUSED:
+            raise BadRequest(f"There is no {name}: {REFUSED[name]}", "leave it out", name)
+        if name not in known:
+            raise BadRequest(f"There is no option '{name}'", nearest(name, known))
+        _check(known[name], value)
+        for other in known[name].about.instead_of:
+            if given.get(name) is not None and given.get(other) is not None:
+                raise BadRequest(
+                    f"{other}= and {name}= say the same in other words", "give one of them", name
+                )
+    result: Opt = kind(**values)
+    return result
+
+
+def with_options(
+    kind: Callable[P, Opt],
+) -> Callable[[Callable[[Owner, Given, Opt], Result]], Callable[Concatenate[Owner, Given, P], Result]]:
+    """Give a method, in place of one argument, the keyword arguments that an options class has."""
+
+    def decorate(
+        method: Callable[[Owner, Given, Opt], Result],
+    ) -> Callable[Concatenate[Owner, Given, P], Result]:
+        @wraps(method)
+        def call(self: Owner, prompt: Given | None = None, **options: Any) -> Result:
+            defaults = getattr(self, "option_defaults", None)
+            return method(self, prompt, choose(kind, options, defaults))  # type: ignore[arg-type]
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _check(one: Documented, value: Any) -> None:
+    """Refuse a text or a number that is out of bounds."""
+    about = one.about
+    if about.choices and isinstance(value, str) and value not in about.choices:
+        raise BadRequest(f"There is no {one.name} '{value}'", f"take {', '.join(about.choices)}", one.name)
+    if about.kind not in (int, float) or value is None or not isinstance(value, int | float | str):
+        return
+    if isinstance(value, str | bool) or (about.kind is int and not isinstance(value, int)):
+        what = "whole number" if about.kind is int else "number"
+        raise BadRequest(f"{one.name}={value!r} is no {what}", f"give a {what}", one.name)
+    below = about.least is not None and not value >= about.least
+    not_above = about.above is not None and not value > about.above
+    beyond = about.most is not None and not value <= about.most
+    if below or not_above or beyond:
+        bounds = [f"{about.least} or more"] if about.least is not None else []
+        bounds += [f"more than {about.above}"] if about.above is not None else []
+        bounds += [f"{about.most} at most"] if about.most is not None else []
+        unit = f" {about.unit}" if about.unit else ""
+        raise BadRequest(
+            f"{one.name}={value} is out of range", f"take {' and '.join(bounds)}{unit}", one.name
+        )
