@@ -1,17 +1,20 @@
 """Small models, random plans, and slow but obvious versions of what the library does fast."""
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dummyforcing.cache.kv_cache import LayerCache
+from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.kernels.rope import apply_rope, rope_table
 from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import Attention, CausalWan, ModelConfig, TextKV
-from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.passes import Call, Passes
+from dummyforcing.sampling.sampler import Sampler
 from dummyforcing.sampling.schedule import make_schedule
 
 SCHEDULE = make_schedule([1000, 750, 500, 250], shift=5.0)
@@ -188,50 +191,99 @@ class KeepEverything:
         return [head for sample in self.memory for row in sample for head in row]
 
 
-class CheckedCache:
-    """A session's cache with an oracle that goes along."""
+class WatchedPasses(Passes):
+    """Passes that show every self-attention and its result, that of a commit pass's last block included."""
 
-    def __init__(self, session: BlockSampler) -> None:
-        self.cache, height, width = session.cache, SHAPE[1] // 2, SHAPE[2] // 2
-        tokens, most = height * width, session._most_current
-        self.oracle = KeepEverything(
-            session.plans, tokens, most, session.cache.local_attention_size, (height, width)
-        )
+    watch: "Watch"
 
-    def __getitem__(self, layer: int) -> LayerCache:
-        return self.cache[layer]
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.cache, name)
-        if name not in ("commit", "apply", "rewind", "jump", "reset"):
-            return value
-
-        def both(*args: Any) -> None:
-            value(*args)
-            getattr(self.oracle, name)(*args)
-
-        return both
-
-
-def checked(session: BlockSampler) -> BlockSampler:
-    """Let every attention of a session be compared with the oracle's, without the drift of two rollouts."""
-    cache = session.cache = CheckedCache(session)  # type: ignore[assignment]
-    inner, last = session._attention, session.model.config.num_layers - 1
-
-    def make(step: int | None, kv_only: bool = False) -> Attention:
-        fast = inner(step, kv_only)
+    def attention(self, call: Call, scorer: HeadScorer | None, pinned: bool, kv_only: bool) -> Attention:
+        answer = super().attention(call, scorer, pinned, kv_only=False)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = fast(layer, q, k, v)
-            cos, sin = session.model.rope(session._positions(q.shape[1] // cache.oracle.tokens), *SHAPE[1:])
-            plain_q, plain_k = (apply_rope(x, cos, -sin) for x in (q, k))
-            pinned = session._keeps_pinned(step)
-            expected = cache.oracle.attend(layer, plain_q, plain_k, v, pinned)
-            if not (kv_only and layer == last):
-                torch.testing.assert_close(out, expected, atol=2e-5, rtol=0)
+            out = answer(layer, q, k, v)
+            start = self.origin + self.cache.frames
+            positions = torch.arange(start, start + q.shape[1] // self.cache.sizes.tokens_per_frame)
+            angles = self.model.rope(positions, *SHAPE[1:])
+            self.watch(Seen(call, layer, q, k, v, angles, pinned, out))
             return out
 
         return attention
 
-    session._attention = make  # type: ignore[method-assign]
-    return session
+
+@dataclass(frozen=True)
+class Seen:
+    """One self-attention of a rollout."""
+
+    call: Call
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    angles: tuple[Tensor, Tensor]
+    """Cosines and sines of the RoPE of `q` and `k`."""
+    pinned: bool
+    out: Tensor
+
+
+Watch = Callable[[Seen], None]
+
+
+def watched(sampler: Sampler, watch: Watch) -> None:
+    """Show every self-attention of a sampler."""
+    assert type(sampler.passes) is Passes
+    sampler.passes.__class__ = WatchedPasses
+    sampler.passes.watch = watch  # type: ignore[attr-defined]
+
+
+class CheckedCache(KVCache):
+    """A sampler's cache with an oracle that goes along."""
+
+    oracle: KeepEverything
+
+    def commit(self, frames: int | None = None) -> None:
+        super().commit(frames)
+        end = self.frames * self.sizes.tokens_per_frame
+        assert len(self.oracle.k) == len(self.layers), "nothing was compared with the oracle"
+        assert all(k.shape[1] >= end for k in self.oracle.k.values())
+        self.oracle.commit(self.sizes.chunk_frames if frames is None else frames)
+
+    def apply(self, plans: Sequence[Plan]) -> None:
+        super().apply(plans)
+        self.oracle.apply(plans)
+
+    def rewind(self, frames: int) -> None:
+        super().rewind(frames)
+        self.oracle.rewind(frames)
+
+    def jump(self, frame: int) -> None:
+        super().jump(frame)
+        self.oracle.jump(frame)
+
+    def reset(self) -> None:
+        super().reset()
+        self.oracle.reset()
+
+
+Checked = TypeVar("Checked", bound=Sampler)
+
+
+def checked(sampler: Checked) -> Checked:
+    """Let every attention of a sampler be compared with the oracle's, without the drift of two rollouts."""
+    cache, sizes = sampler.cache, sampler.cache.sizes
+    height, width = SHAPE[1] // 2, SHAPE[2] // 2
+    assert type(cache) is KVCache
+    assert sizes.tokens_per_frame == height * width
+    cache.__class__ = CheckedCache
+    oracle = KeepEverything(
+        sampler.plans, height * width, sizes.chunk_frames, sizes.local_attention_size, (height, width)
+    )
+    cache.oracle = oracle  # type: ignore[attr-defined]
+
+    def compare(seen: Seen) -> None:
+        cos, sin = seen.angles
+        plain_q, plain_k = (apply_rope(x, cos, -sin) for x in (seen.q, seen.k))
+        expected = oracle.attend(seen.layer, plain_q, plain_k, seen.v, seen.pinned)
+        torch.testing.assert_close(seen.out, expected, atol=2e-5, rtol=0)
+
+    watched(sampler, compare)
+    return sampler

@@ -40,10 +40,10 @@ class Both:
         assert self.cache.frames == self.oracle.past
         new = torch.arange(self.oracle.past, self.oracle.past + frames)
         for layer in range(self.layers):
-            shape = (self.cache.batch, frames * self.oracle.tokens, self.heads, HEAD_DIM)
+            shape = (self.cache.sizes.batch, frames * self.oracle.tokens, self.heads, HEAD_DIM)
             q, k, v = torch.randn(3, *shape)
             q_turned, k_turned = (self.oracle.rotated(x, new) for x in (q, k))
-            groups = self.cache[layer].write(k_turned, v, pinned)
+            groups = self.cache.write(layer, k_turned, v, pinned)
             expected = self.oracle.attend(layer, q, k, v, pinned)
             torch.testing.assert_close(attend(q_turned, groups), expected, atol=2e-5, rtol=0)
 
@@ -109,7 +109,7 @@ def test_any_plan_is_dense_attention_with_a_mask(seed, batch, heads, chunk, toke
     local_attention_size=st.sampled_from([None, None, 7, 11]),
 )
 def test_plans_are_applied_in_place(seed, batch, heads, chunk, at, initial, local_attention_size):
-    if local_attention_size:  # what was once out of reach cannot be pinned later
+    if local_attention_size:  # what left the local attention cannot be pinned later
         initial = HeadContext(max(2, initial.sink), initial.recent)
     before = [Plan.uniform(2, heads, initial)] * batch
     contexts = [
@@ -137,7 +137,7 @@ def test_windows_of_many_chunks_of_which_one_is_committed(
     seed, batch, tokens, chunk, in_progress, more, pinned
 ):
     """Rolling Forcing's passes: a window grows and shrinks, its first chunk is committed on its own."""
-    reach = None if more is None else in_progress * chunk + 2 + more
+    local_attention_size = None if more is None else in_progress * chunk + 2 + more
     plans = [random_plan(2, 4, seed + i) for i in range(batch)]
     if not pinned:  # then visible frames depend on the sink, and no plan mixes heads
         plans = [Plan.uniform(2, 4, HeadContext(2, None if more is None else local_attention_size))] * batch
@@ -215,7 +215,7 @@ def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, re
         both.run(chunk)
         both.commit(chunk)
     both.run(chunk)
-    seen = {frozenset(f) for b in both.cache[0].buffers for f in b.group.frames}
+    seen = {frozenset(f) for b in both.cache.layers[0].groups for f in b.visible.frames}
     newest = range((past - recent) * chunk, (past + 1) * chunk)
     if local_attention_size is None:
         assert seen == {frozenset({0, *newest})}
@@ -228,15 +228,16 @@ def test_a_past_that_all_heads_see_is_written_again(seed, batch, chunk, past, re
 
 @pytest.mark.parametrize(("frames", "in_place"), [(6, True), (3, False)])
 def test_frames_are_written_again_in_the_same_memory(frames, in_place):
-    """So what was recorded of a pass stays valid; unless heads of one buffer would see unlike numbers."""
+    """So what was recorded of a pass stays valid; unless heads of one group would see unlike numbers."""
     both = Both([random_plan(2, 4, 0, [HeadContext(0, 3), HeadContext(2, 1), HeadContext(3, 0)])])
     for _ in range(5):
         both.run(3)
         both.commit(3)
 
     def memory():
-        layers = (both.cache[number] for number in range(2))
-        return both.cache.layout, [buffer.k.data_ptr() for layer in layers for buffer in layer.buffers]
+        return both.cache.layout, [
+            group.k.data_ptr() for layer in both.cache.layers for group in layer.groups
+        ]
 
     before = memory()
     both.rewind(frames)
@@ -252,7 +253,7 @@ def test_pinned_frames_move_with_the_video_for_ever():
     both = Both([plan], local_attention_size=12)
     sizes = set()
     for _ in range(340):
-        both.cache[0].write(*torch.zeros(2, 1, 3, 4, HEAD_DIM)) if both.cache.frames > 9 else both.run(3)
+        both.cache.write(0, *torch.zeros(2, 1, 3, 4, HEAD_DIM)) if both.cache.frames > 9 else both.run(3)
         both.commit(3)
         sizes.add(both.cache.nbytes)
     assert len(sizes) == 1
@@ -263,7 +264,7 @@ def test_pinned_frames_move_with_the_video_for_ever():
     both.run(3)
 
 
-def test_pinned_frames_and_current_ones_must_fit_into_the_reach():
+def test_pinned_frames_and_current_ones_must_fit_into_the_local_attention():
     make_cache([Plan.uniform(1, 2, HeadContext(6, 3))], chunk=15, local_attention_size=21)
     with pytest.raises(UserError, match="cannot keep 7 first frames"):
         make_cache([Plan.uniform(1, 2, HeadContext(7, 3))], chunk=15, local_attention_size=21)
@@ -272,10 +273,10 @@ def test_pinned_frames_and_current_ones_must_fit_into_the_reach():
 def test_a_longer_context_does_not_bring_frames_back():
     cache = make_cache([Plan.uniform(1, 2, HeadContext(1, 6))])
     for context in (HeadContext(1, 3), HeadContext(1, 5)):
-        cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
+        cache.write(0, *torch.randn(2, 1, 3, 2, HEAD_DIM))
         cache.commit()
         cache.apply([Plan.uniform(1, 2, context)])
-    (group,) = cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
+    (group,) = cache.write(0, *torch.randn(2, 1, 3, 2, HEAD_DIM))
     assert sorted(group.frames[0]) == [0, 3, 4, 5, 6, 7, 8]
 
 
@@ -293,7 +294,7 @@ def test_official_policy_sees_the_frames_of_the_public_code(ar_start, m, chunk):
     for number in range(8):
         current = list(range(number * chunk, (number + 1) * chunk))
         k = torch.randn(1, chunk, 3, HEAD_DIM)
-        for group in cache[0].write(k, k):
+        for group in cache.write(0, k, k):
             heads = [0, 1, 2] if group.heads is None else group.heads.tolist()
             for head, frames in zip(heads, group.frames, strict=True):
                 seen[head] = sorted(frames)
@@ -312,50 +313,50 @@ def test_official_policy_sees_the_frames_of_the_public_code(ar_start, m, chunk):
             cache.apply([plan])
 
 
-def test_segments_hold_prefixes_of_static_buffers():
+def test_head_groups_hold_prefixes_of_static_slots():
     plan = random_plan(1, 4, 3, [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 6)])
     cache = make_cache([plan], tokens=2)
     places = None
     for _ in range(6):
-        groups = cache[0].write(*torch.randn(2, 1, 6, 4, HEAD_DIM))
-        now = [(s.k.data_ptr(), s.v.data_ptr()) for s in groups]
-        assert now == [(b.k.data_ptr(), b.v.data_ptr()) for b in cache[0].buffers]
+        groups = cache.write(0, *torch.randn(2, 1, 6, 4, HEAD_DIM))
+        now = [(g.k.data_ptr(), g.v.data_ptr()) for g in groups]
+        assert now == [(b.k.data_ptr(), b.v.data_ptr()) for b in cache.layers[0].groups]
         assert places in (None, now)
         places = now
         cache.commit()
 
 
-def test_roles_with_equally_many_frames_share_one_segment():
+def test_roles_with_equally_many_frames_share_one_head_group():
     table = {"dummy": HeadContext(0, 1), "sink": HeadContext(1, 0), "neighbor": HeadContext(0, 3)}
     plan = Plan(roles=(("dummy", "sink", "neighbor", "dummy"),), table=table, policy="test")
     cache = make_cache([plan])
-    cache[0].write(*torch.randn(2, 1, 3, 4, HEAD_DIM))
+    cache.write(0, *torch.randn(2, 1, 3, 4, HEAD_DIM))
     cache.commit()
-    groups = cache[0].write(*torch.randn(2, 1, 3, 4, HEAD_DIM))
-    assert [sorted(s.heads.tolist()) for s in groups] == [[0, 1, 3], [2]]
-    assert [s.k.shape[1] for s in groups] == [4, 6]
+    groups = cache.write(0, *torch.randn(2, 1, 3, 4, HEAD_DIM))
+    assert [sorted(g.heads.tolist()) for g in groups] == [[0, 1, 3], [2]]
+    assert [g.k.shape[1] for g in groups] == [4, 6]
 
 
 def test_equal_plans_share_storage():
     one, other = (random_plan(2, 3, seed, [HeadContext(0, 1), HeadContext(1, 2)]) for seed in (0, 1))
-    assert len(make_cache([one, one])[0].buffers) == len(make_cache([one])[0].buffers)
-    assert len(make_cache([one, other])[0].buffers) > len(make_cache([one])[0].buffers)
+    assert len(make_cache([one, one]).layers[0].groups) == len(make_cache([one]).layers[0].groups)
+    assert len(make_cache([one, other]).layers[0].groups) > len(make_cache([one]).layers[0].groups)
 
 
 def test_nbytes_is_constant_once_the_rings_are_full():
     contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 6), HeadContext(3, 6)]
     cache = make_cache([random_plan(3, 4, 0, contexts)], tokens=2)
     expected = sum(
-        (c.total + 3) * 2 * HEAD_DIM * 2 * 4 for row in cache[0].rows for c in [s.context for s in row]
+        (c.total + 3) * 2 * HEAD_DIM * 2 * 4 for row in cache.layers[0].rows for c in [s.context for s in row]
     )
     sizes = set()
     for _ in range(30):
         for layer in range(3):
-            cache[layer].write(*torch.randn(2, 1, 6, 4, HEAD_DIM))
+            cache.write(layer, *torch.randn(2, 1, 6, 4, HEAD_DIM))
         cache.commit()
         sizes.add(cache.nbytes)
     assert len(sizes) == 1
-    assert sum(b.k.nbytes + b.v.nbytes for b in cache[0].buffers) == expected
+    assert sum(b.k.nbytes + b.v.nbytes for b in cache.layers[0].groups) == expected
 
 
 def test_the_whole_past_grows_by_one_chunk_or_not_at_all():
@@ -364,7 +365,7 @@ def test_the_whole_past_grows_by_one_chunk_or_not_at_all():
     growing, known = make_cache([plan]), make_cache([plan], frames=12)
     for chunk in range(4):
         for cache in (growing, known):
-            cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
+            cache.write(0, *torch.randn(2, 1, 3, 2, HEAD_DIM))
             cache.commit()
         assert growing.nbytes == (chunk + 1) * 3 * frame
         assert known.nbytes == 12 * frame
@@ -373,7 +374,7 @@ def test_the_whole_past_grows_by_one_chunk_or_not_at_all():
 def test_frames_that_are_gone_cannot_be_pinned():
     cache = make_cache([Plan.uniform(1, 2, HeadContext(0, 3))])
     for _ in range(2):
-        cache[0].write(*torch.randn(2, 1, 3, 2, HEAD_DIM))
+        cache.write(0, *torch.randn(2, 1, 3, 2, HEAD_DIM))
         cache.commit()
     with pytest.raises(ValueError, match="no longer"):
         cache.apply([Plan.uniform(1, 2, HeadContext(1, 0))])

@@ -35,12 +35,12 @@ def public(model_folder: Path, tmp_path: Path) -> ModelFiles:
 def test_a_converted_model_makes_the_same_video(
     public: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dummyforcing.convert.SHARD_BYTES", 200_000)
+    monkeypatch.setattr("dummyforcing.checkpoints.convert.SHARD_BYTES", 200_000)
     written = list(convert(public, tmp_path / "mine", torch.float32))
     assert sum(path.parts[0] == "transformer" for path in written) > 1
     assert all((tmp_path / "mine" / path).is_file() for path in written)
     assert (tmp_path / "mine" / "transformer" / "diffusion_pytorch_model.safetensors.index.json").exists()
-    options = {"frames": 9, "size": (32, 48)}
+    options = {"num_frames": 9, "size": (32, 48)}
     mine = load(tmp_path / "mine", device="cpu")
     theirs = load("self-forcing", weights=public.transformer, base=public.base, device="cpu")
     assert np.array_equal(mine.generate(PROMPT, **options).frames, theirs.generate(PROMPT, **options).frames)

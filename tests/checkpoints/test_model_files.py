@@ -48,8 +48,8 @@ def wan_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "Wan2.1"
     sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    monkeypatch.setattr("dummyforcing.text.UMT5_XXL", sizes)
-    monkeypatch.setattr("dummyforcing.vae.WAN_VAE", {"base_dim": 4})
+    monkeypatch.setattr("dummyforcing.checkpoints.text_encoder.UMT5_XXL", sizes)
+    monkeypatch.setattr("dummyforcing.checkpoints.vae.WAN_VAE", {"base_dim": 4})
     write_tokenizer(folder / "google" / "umt5-xxl")
     text = UMT5EncoderModel(UMT5Config(**sizes)).state_dict()
     torch.save(wan_umt5(text), folder / "models_t5_umt5-xxl-enc-bf16.pth")
@@ -161,9 +161,9 @@ def test_out_of_reach(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError) as caught:
         fetch(HubFile("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt"))
-    for fact in ("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt", str(error), "--weights FILE"):
+    for fact in ("gdhe17/Self-Forcing", "checkpoints/self_forcing_dmd.pt", str(error), 'weights="FILE"'):
         assert fact in str(caught.value)
-    with pytest.raises(UserError, match=r"text encoder, tokenizer and VAE of .*--base FOLDER"):
+    with pytest.raises(UserError, match=r'text encoder, tokenizer and VAE of .*give base="FOLDER"'):
         fetch(HubFile("Wan-AI/Wan2.1-T2V-1.3B"))
 
 
@@ -186,7 +186,7 @@ def test_bases(model_folder: Path, tmp_path: Path) -> None:
             find_base(text)
     assert find_part(model_folder, "vae") == model_folder / "vae"
     with pytest.raises(
-        UserError, match=r"holds no text encoder: it has no text_encoder or models_t5.*--base"
+        UserError, match=r'holds no text encoder: it has no text_encoder or models_t5.*base="FOLDER"'
     ):
         find_part(tmp_path, "text_encoder")
 
@@ -208,9 +208,9 @@ def test_missing_weights(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or folder nowhere; give the transformer's weights"):
         ModelFiles.open("self-forcing", weights="nowhere")
     (tmp_path / "mine.json").write_text((model_folder / "preset.json").read_text())
-    with pytest.raises(UserError, match="names no weights; give --weights"):
+    with pytest.raises(UserError, match='names no weights; give weights="FILE"'):
         ModelFiles.open(tmp_path / "mine.json")
-    with pytest.raises(UserError, match="names no base; give --base"):
+    with pytest.raises(UserError, match='names no base; give base="FOLDER"'):
         ModelFiles.open(tmp_path / "mine.json", weights=model_folder / "transformer")
 
 

@@ -13,11 +13,13 @@ from dummyforcing.attention.backends import default_backend, reference
 from dummyforcing.attention.split_keys import choose_parts
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cli import main
+from dummyforcing.files.state import read_state, write_state
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
+from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.block import BlockSampler, BlockState
 from dummyforcing.sampling.guard import Guard
 from oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
@@ -28,18 +30,18 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("policy", ["dense", "dummy"])
-def test_a_session_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     latents, plans = [], []
     for device in ("cpu", "cuda"):
         model = small_model()
         prompt = small_prompt(model, batch=2)
-        session = BlockSampler(
+        sampler = BlockSampler(
             model.to(device), prompt, parse_policy(policy), SCHEDULE, (2, *SHAPE), seeds=[0, 1], frames=15
         )
-        latents.append(torch.cat(list(session), dim=1).cpu())
-        plans.append([plan.roles for plan in session.plans])
+        latents.append(torch.cat(list(sampler), dim=1).cpu())
+        plans.append([plan.roles for plan in sampler.plans])
     assert plans[0] == plans[1]
     assert latents[0].std() > 0.1
     torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
@@ -57,26 +59,28 @@ def test_the_fused_path_gives_what_the_plain_one_gives(
     videos = []
     for fused in (None, FusedWan(model)):
         prompt, seeds = small_prompt(model, batch), range(batch)
-        session = BlockSampler(
+        sampler = BlockSampler(
             model, prompt, parse_policy(policy), SCHEDULE, (batch, *SHAPE), seeds=seeds, fused=fused
         )
-        chunks = [session.next_chunk() for _ in range(5)]
-        session.set_prompt(small_prompt(model, batch, seed=9))
-        videos.append(torch.cat([*chunks, *(session.next_chunk() for _ in range(3))], dim=1).cpu())
+        chunks = [sampler.next_chunk() for _ in range(5)]
+        sampler.set_prompt(small_prompt(model, batch, seed=9))
+        videos.append(torch.cat([*chunks, *(sampler.next_chunk() for _ in range(3))], dim=1).cpu())
     assert videos[0].std() > 0.1
     torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_heads_are_classified_anew_among_recorded_graphs(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_are_classified_again_among_recorded_graphs(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Plans of chunks 1, 6 and 11, each with two probes and graphs of its own between them."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
     videos = []
     for fused in (None, FusedWan(model)):
-        prompt, guard = small_prompt(model, batch), Guard(every=2, tile=0)
-        session = BlockSampler(
+        prompt, guard = small_prompt(model, batch), Guard(every=2, tolerance=0)
+        sampler = BlockSampler(
             model,
             prompt,
             parse_policy("dummy"),
@@ -86,39 +90,63 @@ def test_heads_are_classified_anew_among_recorded_graphs(batch: int, monkeypatch
             fused=fused,
             guard=guard,
         )
-        videos.append(torch.cat([session.next_chunk() for _ in range(14)], dim=1).cpu())
-        assert session.plan.chunk == 11
+        videos.append(torch.cat([sampler.next_chunk() for _ in range(14)], dim=1).cpu())
+        assert sampler.plan.chunk == 11
     assert videos[0].std() > 0.1
     torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_sessions_go_on_from_a_snapshot(policy: str, fused: bool, tmp_path: Path) -> None:
+def test_samplers_go_on_from_a_state(policy: str, fused: bool, tmp_path: Path) -> None:
     """Bit by bit, from before the classification and from among recorded graphs, new prompt included."""
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda", torch.bfloat16)
-    rules = model, parse_policy(policy), SCHEDULE, (2, *SHAPE)
+    rules = parse_policy(policy), SCHEDULE, (2, *SHAPE)
     options = {"frames": 24, "fused": FusedWan(model) if fused else None}
 
-    def advance(session: BlockSampler, begin: int) -> torch.Tensor:
+    def start(seeds: list[int]) -> BlockSampler:
+        return BlockSampler(model, small_prompt(model, 2, seed=1 + seeds[0]), *rules, seeds=seeds, **options)
+
+    def advance(sampler: BlockSampler, begin: int) -> torch.Tensor:
         chunks = []
         for number in range(begin, 8):
             if number == 6:
-                session.set_prompt(small_prompt(model, 2, seed=9))
-            chunks.append(session.next_chunk())
+                sampler.set_prompt(small_prompt(model, 2, seed=9))
+            chunks.append(sampler.next_chunk())
         return torch.cat(chunks, 1).cpu()
 
     for begin in (1, 5):
-        session = BlockSampler(model, small_prompt(model, 2), *rules[1:], seeds=[0, 1], **options)
+        sampler = start([0, 1])
         for _ in range(begin):
-            session.next_chunk()
-        session.save(tmp_path / "s")
-        others = [session.fork(), BlockSampler.restore(tmp_path / "s", *rules, **options)]
-        expected = advance(session, begin)
+            sampler.next_chunk()
+        write_state(tmp_path / "s", "sampler", "1", sampler.state())
+        restored = start([7, 8])  # of another prompt and noise, which the state knows better
+        restored.load_state(read_state(tmp_path / "s", "sampler", "1", BlockState))
+        others = [sampler.fork(), restored]
+        expected = advance(sampler, begin)
         assert expected.std() > 0.1
         for other in others:
             assert torch.equal(advance(other, begin), expected)
-            assert other.plans == session.plans
+            assert other.plans == sampler.plans
+
+
+def test_rollouts_go_on_from_a_file(tmp_path: Path) -> None:
+    """Bit by bit, decoding beside denoising included: pixel frames that wait are saved, too."""
+    pipeline = load("tiny", device="cuda")
+
+    def start() -> Rollout:
+        return pipeline.start(
+            "a red ball bounces", num_frames=81, seed=3, switches=[(3.0, "a blue cube spins")]
+        )
+
+    whole = [chunk.frames for chunk in start()]
+    run = start()
+    begun = [run.next_chunk().frames for _ in range(3)]
+    run.save(tmp_path / "ball.rollout")
+    fork, resumed = run.fork(), pipeline.resume(tmp_path / "ball.rollout")
+    for other in (fork, resumed, run):
+        rest = [chunk.frames for chunk in other]
+        assert np.array_equal(np.concatenate([*begun, *rest], 1), np.concatenate(whole, 1))
 
 
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,12 +40,12 @@ def by_hand(pipeline: DummyForcingPipeline, chunks: int, switches: dict[int, str
     """Latents of a video whose prompt is set at these chunks."""
     preset = pipeline.files.preset
     frames = preset.pixel_frames(chunks * preset.chunk_frames)
-    session = pipeline.rollout(make_request(pipeline.files, PROMPTS[0], num_frames=frames, seed=5)).sampler
+    sampler = pipeline.rollout(make_request(pipeline.files, PROMPTS[0], num_frames=frames, seed=5)).sampler
     made = []
     for chunk in range(chunks):
         if chunk in switches:
-            session.set_prompt(pipeline.text.encode([switches[chunk]]), chunks=fade)
-        made.append(session.next_chunk())
+            sampler.set_prompt(pipeline.text.encode([switches[chunk]]), chunks=fade)
+        made.append(sampler.next_chunk())
     return torch.cat(made, 1)
 
 
@@ -60,7 +60,7 @@ def test_every_prompt_begins_where_the_file_says(pipeline: DummyForcingPipeline,
     """Chunks begin at pixel frames 0, 9, 21, 33, 45: 1 s lies after the second, 2.5 s after the fourth."""
     story = Story.load(path)
     options = story.options(pipeline.files.preset)
-    assert options["frames"] == 57
+    assert options["num_frames"] == 57
     request = make_request(pipeline.files, story.prompt, **options)
     assert request.scenes == ((0, PROMPTS[0]), (21, PROMPTS[1]), (45, PROMPTS[2]))
 
@@ -89,18 +89,21 @@ def test_a_prompt_may_begin_with_any_chunk(pipeline: DummyForcingPipeline, chunk
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"a table with the fields seconds, scenes, fade is needed, not None"),
-        ("a red ball bounces", "a table with the fields"),
-        ("seconds: [", r"is not a story: it is no YAML \(.*line 1"),
+        ("", r"is None, not a table; give its fields: seconds, scenes, fade\.$"),
+        (
+            "a red ball bounces",
+            "is 'a red ball bounces', not a table; give its fields: seconds, scenes, fade",
+        ),
+        ("seconds: [", r"is not a story, it is no YAML \(.*line 1"),
         ("scenes: []", "field 'seconds' is missing"),
         ("seconds: 5", "field 'scenes' is missing"),
         ("{seconds: 5, scenes: []}", "without scenes shows nothing; give one"),
-        ("{seconds: 5, scenes: a ball}", "scenes must be a list of tables, not 'a ball'"),
-        ("{seconds: long, scenes: [{prompt: a}]}", "seconds must be a number, not 'long'"),
+        ("{seconds: 5, scenes: a ball}", "scenes cannot be 'a ball'; give a list of tables"),
+        ("{seconds: long, scenes: [{prompt: a}]}", "seconds cannot be 'long'; give a number"),
         ("{seconds: 5, length: 3, scenes: [{prompt: a}]}", "no field 'length'; take seconds, scenes, fade"),
         ("{seconds: 5, 3: 3, scenes: [{prompt: a}]}", "no field '3'; take"),
         ("{seconds: 5, scenes: [{prompt: a}, {at: 2}]}", "field 'prompt' is missing"),
-        ("{seconds: 5, scenes: [{prompt: 3}]}", "prompt must be text, not 3"),
+        ("{seconds: 5, scenes: [{prompt: 3}]}", "prompt cannot be 3; give text"),
         ("{seconds: 5, scenes: [{promt: a}]}", "no field 'promt'; the nearest is 'prompt'"),
         ("{seconds: 5, scenes: [{prompt: a, at: 1}]}", "first scene .* at 1 s; let it begin at 0"),
         ("{seconds: 5, scenes: [{prompt: a}, {prompt: b}]}", "Scene 2 .* at 0 s, the one before at 0 s"),
@@ -135,7 +138,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (5, [(0, "a"), (float("inf"), "b")], 1, "cannot change at inf s"),
         (5, [(0, "a"), (2, " ")], 1, "prompt to change to is empty"),
         (5, [(0, " "), (2, "a")], 1, "prompt is empty"),
-        (5, [(0, "a"), (2, "b")], 0, "cannot fade over 0 chunks"),
+        (5, [(0, "a"), (2, "b")], 0, r"fade=0 is out of range; take 1 or more chunks\.$"),
         (0, [(0, "a")], 1, "cannot last 0 seconds"),
         (float("inf"), [(0, "a")], 1, "cannot last inf seconds"),
     ],
@@ -151,6 +154,6 @@ def test_what_no_video_can_tell_is_refused(
 def test_the_example_is_told_in_words_that_the_model_knows() -> None:
     story = Story.load(Path(__file__).parents[2] / "examples" / "story.yaml")
     folder = bundled_folders()["tiny"]
-    assert story.options(read_preset(folder / "preset.json"))["frames"] == 477
+    assert story.options(read_preset(folder / "preset.json"))["num_frames"] == 477
     vocabulary = (folder / "tokenizer" / "tokenizer.json").read_text()
     assert all(f'"{word}"' in vocabulary for scene in story.scenes for word in scene.prompt.split())

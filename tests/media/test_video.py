@@ -327,5 +327,5 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in ("a.mp4", "missing.mp4"):
         with pytest.raises(UserError, match="as a video"):
             read_video(tmp_path / path, 9, (32, 32))
-    with pytest.raises(UserError, match=r"0\.56 s of it are needed, but it lasts 0\.31 s"):
+    with pytest.raises(UserError, match=r"is too short, it lasts 0\.31 s; give 0\.56 s or more"):
         read_video(tmp_path / "short.mp4", 9, (32, 32))

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 from fractions import Fraction
 
+import av
 import pytest
 import torch
+from PIL import Image
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli import main
@@ -144,8 +146,8 @@ def test_a_name_gets_the_sizes_of_model_and_video():
         return make_request(files, PROMPT, policy=policy, **options).policy.roles[Role.NEIGHBOR].recent
 
     assert neighbor("long") == 18  # 21 frames but for the newest chunk
-    assert neighbor("long", frames=9) == 1
-    assert neighbor("long", frames=957) == 60
+    assert neighbor("long", num_frames=9) == 1
+    assert neighbor("long", num_frames=957) == 60
     assert neighbor("long:100") == 100  # to the letter
     request = make_request(files, PROMPT, policy="long:100", num_frames=957, budget="window:20")
     assert request.policy.budget == 17
@@ -175,15 +177,15 @@ def test_what_long_cannot_do(model, options, message):
         make_request(ModelFiles.open(model), PROMPT, **{"policy": "long", **options})
 
 
-@pytest.mark.parametrize("reach", [None, 12])
+@pytest.mark.parametrize("local_attention_size", [None, 12])
 @pytest.mark.parametrize("frames", [4, 5.5, 6, 9, 12])
 @pytest.mark.parametrize("in_bytes", [False, True])
-def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, reach, in_bytes):
+def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, local_attention_size, in_bytes):
     pipeline = load(model_folder, device="cpu", torch_dtype="bfloat16")
-    preset = dataclasses.replace(pipeline.files.preset, reach=reach)
+    preset = dataclasses.replace(pipeline.files.preset, local_attention_size=local_attention_size)
     pipeline.files = dataclasses.replace(pipeline.files, preset=preset)
     frame_bytes = 3 * 48 * 6 * 2 * 2  # layers, channels, tokens, keys and values, bytes
-    copies = frame_bytes // 2 if reach else 0  # of the keys of pinned frames
+    copies = frame_bytes // 2 if local_attention_size else 0  # of the keys of pinned frames
     most = int(frames) * frame_bytes + copies
     if in_bytes:
         most = int(frames * frame_bytes) + copies
@@ -191,11 +193,11 @@ def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, reach, 
     request = make_request(
         pipeline.files, PROMPT, policy="long:9", num_frames=93, budget=budget, cache_dtype=torch.bfloat16
     )
-    session = pipeline.rollout(request).sampler
+    sampler = pipeline.rollout(request).sampler
     sizes = []
-    for _ in session:
-        sizes.append(session.cache.nbytes)
-    plan = session.plan
+    for _ in sampler:
+        sizes.append(sampler.cache.nbytes)
+    plan = sampler.plan
     assert len(set(sizes[2:])) == 1
     assert sizes[-1] <= most
     if plan.counts["dummy"]:  # then there was no room for one more neighbor head
@@ -203,14 +205,43 @@ def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, reach, 
 
 
 def test_commands(model_folder, tmp_path, capsys):
-    picture, saved = tmp_path / "heads.png", tmp_path / "plan.json"
+    """What the commands find keeps to the budget, and leaves no room for one more neighbor head."""
+    picture, saved, video = tmp_path / "heads.png", tmp_path / "plan.json", tmp_path / "a.mp4"
     asked = [PROMPT, "--model", str(model_folder), "--device", "cpu", "--policy", "long:30"]
-    main(["heads", *asked, "--budget", "window:10", "-o", str(picture), "--save-plan", str(saved)])
+    asked += ["--save-plan", str(saved)]
+
+    main(["heads", *asked, "--budget", "window:10", "-o", str(picture)])
+    spent = head_frames(Plan.load(saved))
+    assert 12 * 10 - 29 < spent <= 12 * 10
+    assert Image.open(picture).convert("RGB").getcolors() is None, "more than 256 colors: something is drawn"
+    printed = capsys.readouterr().out
+    assert all(role in printed for role in ("dummy", "sink", "neighbor"))
+
+    main(["generate", *asked, "--frames", "33", "--budget", "0.1MB", "-o", str(video)])
     plan = Plan.load(saved)
-    assert plan.policy == "long"
-    assert plan.table["neighbor"].recent == 30
-    assert sum(context.total + 3 for row in plan.contexts for context in row) <= 12 * 10
-    main(["generate", *asked, "--frames", "33", "--budget", "0.1MB", "-o", str(tmp_path / "a.mp4")])
-    assert (tmp_path / "a.mp4").exists()
+    head_bytes = 6 * 12 * 2 * 4  # of a frame: tokens, channels of a head, keys and values, bytes
+    spent = head_frames(plan) * head_bytes
+    assert 100_000 - 29 * head_bytes < spent <= 100_000
+    with av.open(str(video)) as opened:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in opened.decode(video=0)]
+    assert shapes == [(32, 48, 3)] * 33
+    printed = capsys.readouterr().out
+    assert "0.1 MB" in printed
+
     assert main(["generate", *asked, "--budget", "window:3", "-o", str(tmp_path / "b.mp4")]) == 2
     assert "take window:4 or more" in capsys.readouterr().err
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def head_frames(plan):
+    """The frames that all heads see, the current ones included; neighbor heads see 30 past ones."""
+    assert plan.policy == "long"
+    assert plan.table == {
+        "dummy": HeadContext(0, 1),
+        "sink": HeadContext(1, 0),
+        "neighbor": HeadContext(0, 30),
+    }
+    assert plan.chunk == 1
+    assert plan.counts["neighbor"] > 0
+    assert plan.counts["dummy"] > 0
+    return sum(context.total + 3 for row in plan.contexts for context in row)

@@ -14,6 +14,7 @@ from dummyforcing.method.plan import HeadContext
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.method.programming import assign_roles, make_plan
 from dummyforcing.method.scoring import HeadScorer
+from dummyforcing.pipeline.request import make_request
 
 SCORES = torch.tensor(
     [  # first, middle, current
@@ -84,7 +85,7 @@ def test_anchored_roles_see_both_ends_in_two_attention_calls():
     cache = KVCache([plan], head_dim=4, tokens_per_frame=2, chunk_frames=3)
     for _ in range(4):
         for layer in range(2):
-            groups = cache[layer].write(torch.zeros(1, 6, 2, 4), torch.zeros(1, 6, 2, 4))
+            groups = cache.write(layer, torch.zeros(1, 6, 2, 4), torch.zeros(1, 6, 2, 4))
         cache.commit()
     assert len(groups) == 1, "sink and dummy share a call"
     frames = {
@@ -98,8 +99,8 @@ def test_anchored_roles_see_both_ends_in_two_attention_calls():
 
 
 def test_anchored_takes_the_settings_of_the_model():
-    folder = ModelFiles.open("tiny")
-    chosen = folder.request("a red ball", policy="anchored").policy
+    files = ModelFiles.open("tiny")
+    chosen = make_request(files, "a red ball", policy="anchored").policy
     assert chosen.roles is not None
-    assert chosen.roles[Role.NEIGHBOR] == HeadContext(1, folder.preset.dummy.neighbor_frames)
-    assert chosen.dummy_fraction == folder.preset.dummy.dummy_fraction
+    assert chosen.roles[Role.NEIGHBOR] == HeadContext(1, files.preset.dummy.neighbor_frames)
+    assert chosen.dummy_fraction == files.preset.dummy.dummy_fraction

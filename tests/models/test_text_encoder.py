@@ -184,7 +184,7 @@ def test_wans_own_file(
 ) -> None:
     """Under Wan's names and without a config, the encoder answers as the one that transformers saved."""
     sizes = {name: encoder.model.config.to_dict()[name] for name in UMT5_XXL}
-    monkeypatch.setattr("dummyforcing.text.UMT5_XXL", sizes)
+    monkeypatch.setattr("dummyforcing.checkpoints.text_encoder.UMT5_XXL", sizes)
     path = tmp_path / f"models_t5{suffix}"
     tensors = wan_umt5({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()})
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)

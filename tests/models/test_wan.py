@@ -25,7 +25,7 @@ def cached_velocities(model, text, latents, timesteps, plan, chunk):
         time = model.embed_time(timesteps[:, frames])
 
         def attention(layer, q, k, v):
-            return attend(q, cache[layer].write(k, v))
+            return attend(q, cache.write(layer, k, v))
 
         out.append(model(latents[:, frames], time, text, frames, attention))
         cache.commit()

@@ -1,8 +1,10 @@
-"""Runs the library's own sessions on a golden file's inputs and notes what they do, by the file's names."""
+"""Runs the library's own samplers on a golden file's inputs and notes what they do, by the file's names."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from goldenfile import Golden
@@ -10,17 +12,59 @@ from torch import Tensor
 
 from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
+from dummyforcing.models.wan import TextKV, TimeEmbedding
+from dummyforcing.sampling import denoise
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.noise import NoiseSource
-from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule
+from dummyforcing.sampling.passes import Call, Passes
+from dummyforcing.sampling.sampler import Received, Sampler
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule, x0_from_velocity
 
 
-class NotingSession(BlockSampler):
-    """A block loop that notes velocities, x0 and module outputs of every call, commit passes included.
+class NotingPasses(Passes):
+    """Passes that show the velocity of every commit pass, which has none, as nothing needs it.
 
-    A commit pass has no velocity, as nothing needs it. So a full pass is run before it, with the session's
-    own attention: the commit pass then overwrites the same cache slots with the same values.
+    So a full pass is run before it: the commit pass then overwrites the same slots of the cache with the same
+    values.
     """
+
+    show: Callable[[Tensor, Tensor, TimeEmbedding], None]
+    """`show(x0, velocity, time)`."""
+
+    def commit(
+        self, x0: Tensor, text: TextKV, call: Call, scorer: HeadScorer | None = None, pinned: bool = True
+    ) -> None:
+        time = self.time([COMMIT_TIMESTEP], x0.shape[1])
+        self.show(x0, commit_flow(self, x0, text, call, pinned), time)
+        super().commit(x0, text, call, scorer, pinned)
+
+
+def show_commits(sampler: Sampler, show: Callable[[Tensor, Tensor, TimeEmbedding], None]) -> None:
+    """Let a sampler's commit passes be shown, with their velocities."""
+    assert type(sampler.passes) is Passes
+    sampler.passes.__class__ = NotingPasses
+    sampler.passes.show = show  # type: ignore[attr-defined]
+
+
+def commit_flow(passes: Passes, x0: Tensor, text: TextKV, call: Call, pinned: bool = True) -> Tensor:
+    """What the network predicts in a commit pass of `x0`, which becomes no past here."""
+    time = passes.time([COMMIT_TIMESTEP], x0.shape[1])
+    return passes.velocity(passes.transform(passes.tokens(x0), time, text, call, pinned=pinned), time)
+
+
+def show_estimates(loop: ModuleType, show: Callable[[Tensor, Tensor, Any], None]) -> Any:
+    """A context in which a module's estimates of clean latents are shown: `show(velocity, x0, sigma)`."""
+
+    def shown(x: Tensor, velocity: Tensor, sigma: Any) -> Tensor:
+        x0 = x0_from_velocity(x, velocity, sigma)
+        show(velocity, x0, sigma)
+        return x0
+
+    return patch.object(loop, "x0_from_velocity", shown)
+
+
+class NotingSampler(BlockSampler):
+    """A block loop that notes velocities, x0 and module outputs of every call, commit passes included."""
 
     def __init__(
         self,
@@ -38,8 +82,7 @@ class NotingSession(BlockSampler):
         schedule = schedule or golden.schedule
         self.noted: dict[str, Tensor] = {}
         self.probes: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        self.rows = rows
-        self._call, self._commit_name = 0, "chunk{}/clean"
+        self._pass, self._step = 0, 0
         self._hook(model)
         super().__init__(
             model,
@@ -51,55 +94,46 @@ class NotingSession(BlockSampler):
             seeds=noise or in_order(block_draws(golden, len(schedule.sigmas))),
             **options,
         )
+        show_commits(self, self._note_commit)
+        if rows is not None:
+            score_rows(self, rows)
 
-    def _denoise(self, x: Tensor, step: int) -> Tensor:
-        x0 = super()._denoise(x, step)
-        self.noted[f"chunk{self._chunk}/step{step}/x0"] = x0
-        return x0
-
-    def _velocity(self, x: Tensor, step: int) -> Tensor:
-        velocity = super()._velocity(x, step)
-        self.noted[f"chunk{self._chunk}/step{step}/flow"] = velocity
-        self._note_times(self._steps.timesteps[step])
-        return velocity
-
-    def _commit(self, x0: Tensor) -> None:
-        scorer, self._scorer = self._scorer, None  # this pass is not the session's own
-        self.noted[f"{self._commit_name.format(self._chunk)}/flow"] = commit_flow(self, x0)
-        self._note_times(COMMIT_TIMESTEP)
-        self._scorer = scorer
-        super()._commit(x0)
-
-    def _recache(self) -> None:
-        self._commit_name = "recache_before_chunk{}"
-        super()._recache()
-        self._commit_name = "chunk{}/clean"
+    def next_chunk(self, received: Received | None = None) -> Tensor:
+        # What is committed before any step was denoised is the past, under a new prompt.
+        self._step, self._commit_name = 0, "recache_before_chunk{}"
+        with show_estimates(denoise, self._note_step):
+            return super().next_chunk(received)
 
     def extend(self, latents: Tensor) -> None:
         self._commit_name = "chunk{}/given"
         super().extend(latents)
-        self._commit_name = "chunk{}/clean"
+
+    def _note_step(self, velocity: Tensor, x0: Tensor, sigma: float) -> None:
+        step, timestep = self._step, self.schedule.timesteps[self._step]
+        assert sigma == self.schedule.sigmas[step]
+        self.noted[f"chunk{self._chunk}/step{step}/flow"] = velocity
+        self.noted[f"chunk{self._chunk}/step{step}/x0"] = x0
+        self._note_pass(self.passes.time([timestep], self.chunk_frames))
+        self._step, self._commit_name = step + 1, "chunk{}/clean"
+
+    def _note_commit(self, x0: Tensor, velocity: Tensor, time: TimeEmbedding) -> None:
+        self.noted[f"{self._commit_name.format(self._chunk)}/flow"] = velocity
+        self._note_pass(time)
 
     @property
     def _chunk(self) -> int:
         return self.frames // self.chunk_frames
 
-    def _new_scorer(self) -> HeadScorer | None:
-        scorer = super()._new_scorer()
-        if scorer is not None and self.rows is not None:
-            scorer.rows = lambda layer, length: self.rows[layer]
-        return scorer
-
-    def _note_times(self, timestep: float) -> None:
-        probes, time = self.probes[self._call], self._times[timestep]
+    def _note_pass(self, time: TimeEmbedding) -> None:
+        probes = self.probes[self._pass]
         probes["time_embedding"] = time.head[0].expand(self.chunk_frames, -1)
         probes["time_projection"] = time.blocks[0].flatten(1).expand(self.chunk_frames, -1)
         probes["text_embedding"] = self._text_embedding
-        self._call += 1
+        self._pass += 1
 
     def _hook(self, model: torch.nn.Module) -> None:
         def note(name: str, module: torch.nn.Module) -> None:
-            module.register_forward_hook(lambda _m, _i, out: self.probes[self._call].update({name: out}))
+            module.register_forward_hook(lambda _m, _i, out: self.probes[self._pass].update({name: out}))
 
         for layer, block in enumerate(model.blocks):
             note(f"block{layer}", block)
@@ -111,10 +145,17 @@ class NotingSession(BlockSampler):
         model.text_embedding.register_forward_hook(lambda _m, _i, out: setattr(self, "_text_embedding", out))
 
 
-def commit_flow(session: BlockSampler, x0: Tensor) -> Tensor:
-    """What the network predicts in a commit pass of `x0`, with the session's own attention."""
-    time, positions = session._times[COMMIT_TIMESTEP], session._positions(x0.shape[1])
-    return session.model(x0, time, session._text, positions, session._attention(None))
+def score_rows(sampler: Sampler, rows: Tensor) -> None:
+    """Let heads be scored by the file's rows of queries, `(layers, R)`, in place of random ones."""
+    make = sampler.heads.scorer
+
+    def scorer(frames: int) -> HeadScorer | None:
+        made = make(frames)
+        if made is not None:
+            made.rows = lambda layer, length: rows[layer]
+        return made
+
+    sampler.heads.scorer = scorer  # type: ignore[method-assign]
 
 
 def block_draws(golden: Golden, steps: int, renoise: str = "renoise", given: int = 0) -> Iterator[Tensor]:
@@ -127,13 +168,13 @@ def block_draws(golden: Golden, steps: int, renoise: str = "renoise", given: int
 
 
 def in_order(tensors: Iterable[Tensor]) -> NoiseSource:
-    """Hand out stored noise in the order in which a session asks for it."""
+    """Hand out stored noise in the order in which a sampler asks for it."""
     stored = iter(tensors)
     return lambda shape: next(stored)
 
 
 def run(
-    session: NotingSession, chunks: int, prompts: Mapping[int, Tensor] | None = None
+    sampler: NotingSampler, chunks: int, prompts: Mapping[int, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Make all chunks, with other prompts from some chunks on.
 
@@ -143,10 +184,10 @@ def run(
     made: list[Tensor] = []
     for chunk in range(chunks):
         if prompts and chunk in prompts:
-            session.set_prompt(prompts[chunk])
-        made.append(session.next_chunk())
-    session.noted["latents"] = torch.cat(made, 1)
-    return session.noted
+            sampler.set_prompt(prompts[chunk])
+        made.append(sampler.next_chunk())
+    sampler.noted["latents"] = torch.cat(made, 1)
+    return sampler.noted
 
 
 def schedule_tensors(schedule: Schedule) -> dict[str, Tensor]:

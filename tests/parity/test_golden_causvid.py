@@ -3,7 +3,7 @@
 import pytest
 import torch
 from goldenfile import assert_near, cases, files_of, read
-from rollout import NotingSession, block_draws, in_order, run, schedule_tensors
+from rollout import NotingSampler, block_draws, in_order, run, schedule_tensors
 
 from dummyforcing.method.policy import dense
 from dummyforcing.sampling.schedule import make_schedule, sigma_table
@@ -22,13 +22,13 @@ def test_rollout(path, name):
     golden = read(path)
     given, schedule = golden.meta["variants"][name]["given_chunks"], schedule_of(golden, name)
     noise = in_order(block_draws(golden, len(schedule.sigmas), f"{name}/renoise", given))
-    session = NotingSession(golden, dense(), schedule=schedule, noise=noise)
+    sampler = NotingSampler(golden, dense(), schedule=schedule, noise=noise)
     stored = golden.under(name)
     start = stored.pop("given_latents", torch.empty(1, 0, *golden.latent_shape[1:]))
-    assert start.shape[1] == given * session.chunk_frames
+    assert start.shape[1] == given * sampler.chunk_frames
     if given:
-        session.extend(start)
-    noted = run(session, golden.chunks(name) - given)
+        sampler.extend(start)
+    noted = run(sampler, golden.chunks(name) - given)
     noted["latents"] = torch.cat([start, noted["latents"]], 1)
     noted |= {f"schedule/{key}": value for key, value in schedule_tensors(schedule).items()}
     for key, expected in stored.items():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from goldenfile import ROLES, TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSession, run
+from rollout import NotingSampler, run
 
 from dummyforcing.method.policy import dummy, official
 from dummyforcing.runtime.fused import FusedWan
@@ -39,15 +39,15 @@ def test_rollout(path, name):
     variant, stored, chunks = golden.meta["variants"][name], golden.under(name), golden.chunks(name)
     policy, rows = policy_of(golden, name)
     skips = skips_of(golden, variant)
-    session = NotingSession(golden, policy, rows, skips=skips)
-    noted = run(session, chunks)
-    assert session.plan.chunk == variant["ar_start"]
-    noted["frame_attn_score"] = torch.tensor(session.plan.scores)
+    sampler = NotingSampler(golden, policy, rows, skips=skips)
+    noted = run(sampler, chunks)
+    assert sampler.plan.chunk == variant["ar_start"]
+    noted["frame_attn_score"] = torch.tensor(sampler.plan.scores)
     if rows is not None:
         noted["rows"] = rows
     if skips is not None:
         noted["skipped"] = torch.tensor([skips] * chunks)
-    assignment = [[ROLES.index(role) for role in row] for row in session.plan.roles]
+    assignment = [[ROLES.index(role) for role in row] for row in sampler.plan.roles]
     assert assignment == variant["assignment"]
     noted["head_assignment"] = torch.tensor(assignment)
     assert {"latents", "frame_attn_score", "head_assignment"} <= set(stored)
@@ -62,8 +62,8 @@ def test_the_fused_path_meets_the_same(path, name):
     variant, stored = golden.meta["variants"][name], golden.under(name)
     policy, rows = policy_of(golden, name)
     fused = FusedWan(golden.model)
-    session = NotingSession(golden, policy, rows, skips=skips_of(golden, variant), fused=fused)
-    noted = run(session, golden.chunks(name))
+    sampler = NotingSampler(golden, policy, rows, skips=skips_of(golden, variant), fused=fused)
+    noted = run(sampler, golden.chunks(name))
     compared = [key for key in stored if key == "latents" or key.endswith(("/flow", "/x0"))]
     assert "latents" in compared
     for key in compared:
@@ -90,11 +90,11 @@ def test_default_policy_differs_where_it_is_meant_to(path):
     variant, stored = golden.meta["variants"][name], golden.under(name)
     frames = golden.meta["frames_per_chunk"]
     policy = dataclasses.replace(dummy(frames), num_dummy=variant["num_dummy"], rows=None)
-    session = NotingSession(golden, policy)
-    latents = run(session, golden.chunks(name))["latents"]
+    sampler = NotingSampler(golden, policy)
+    latents = run(sampler, golden.chunks(name))["latents"]
     shared = frames * (variant["ar_start"] + 1)
     assert_near(latents[:, :shared], stored["latents"][:, :shared], "chunks before the plan")
-    difference = (torch.tensor(session.plan.scores) - stored["frame_attn_score"]).abs().max().item()
+    difference = (torch.tensor(sampler.plan.scores) - stored["frame_attn_score"]).abs().max().item()
     assert difference > 10 * TOLERANCE
 
 

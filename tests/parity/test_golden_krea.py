@@ -3,9 +3,10 @@
 import pytest
 import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import commit_flow, in_order, schedule_tensors
+from rollout import in_order, schedule_tensors, show_commits, show_estimates
 
 from dummyforcing.method.policy import dense
+from dummyforcing.sampling import denoise
 from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.schedule import make_schedule
 
@@ -20,6 +21,7 @@ class NotingRecompute(RecomputeSampler):
     def __init__(self, golden, name, **options):
         variant = golden.meta["variants"][name]
         self.noted, self.used, self.golden, self.name = {}, set(), golden, name
+        self.step = 0
         schedule = schedule_of(golden, name)
         super().__init__(
             golden.model,
@@ -29,12 +31,13 @@ class NotingRecompute(RecomputeSampler):
             golden.latent_shape,
             chunk_frames=golden.meta["frames_per_block"],
             context_frames=variant["kv_cache_num_frames"],
-            first_latent=None if variant["keep_first_frame"] else self.first_latent,
+            first_latent=None if variant["keep_first_frame"] else self.stored_latent,
             seeds=in_order(draws(golden, name, len(schedule.sigmas))),
             **options,
         )
+        show_commits(self, self.note_context)
 
-    def first_latent(self):
+    def stored_latent(self):
         self.used.add(f"first_frame_latent/{self.block}")
         return self.golden[f"{self.name}/first_frame_latent/{self.block}"]
 
@@ -42,26 +45,22 @@ class NotingRecompute(RecomputeSampler):
     def block(self):
         return f"block{self.frames // self.chunk_frames}"
 
-    def _context(self):
-        context = super()._context()
-        self.noted[f"recompute_before_{self.block}/context_latents"] = context
-        return context
+    def next_chunk(self, received=None):
+        self.step = 0
+        with show_estimates(denoise, self.note_step):
+            return super().next_chunk(received)
 
-    def _commit(self, x0):
-        key = f"recompute_before_{self.block}/flow"
-        before = [self.noted[key]] if key in self.noted else []
-        self.noted[key] = torch.cat([*before, commit_flow(self, x0)], 1)
-        super()._commit(x0)
+    def note_context(self, x0, velocity, time):
+        for name, part in (("context_latents", x0), ("flow", velocity)):
+            key = f"recompute_before_{self.block}/{name}"
+            before = [self.noted[key]] if key in self.noted else []
+            self.noted[key] = torch.cat([*before, part], 1)
 
-    def _denoise(self, x, step):
-        x0 = super()._denoise(x, step)
-        self.noted[f"{self.block}/step{step}/x0"] = x0
-        return x0
-
-    def _velocity(self, x, step):
-        velocity = super()._velocity(x, step)
-        self.noted[f"{self.block}/step{step}/flow"] = velocity
-        return velocity
+    def note_step(self, velocity, x0, sigma):
+        assert sigma == self.schedule.sigmas[self.step]
+        self.noted[f"{self.block}/step{self.step}/flow"] = velocity
+        self.noted[f"{self.block}/step{self.step}/x0"] = x0
+        self.step += 1
 
 
 def draws(golden, name, steps):
@@ -76,20 +75,20 @@ def draws(golden, name, steps):
 def test_rollout(path, name, known_length):
     golden = read(path)
     variant, stored = golden.meta["variants"][name], golden.under(name)
-    session = NotingRecompute(golden, name, frames=stored["latents"].shape[1] if known_length else None)
+    sampler = NotingRecompute(golden, name, frames=stored["latents"].shape[1] if known_length else None)
     fade = variant["interpolate"] or {"before_block": None}
     chunks, prompts = [], []
     for block in range(variant["blocks"]):
         if block == fade["before_block"]:
-            session.set_prompt(golden[f"prompt_embeds/{fade['target']}"], chunks=fade["steps"])
-        chunks.append(session.next_chunk())
-        prompts.append(session.prompt_embeds)
-    noted = {**session.noted, "latents": torch.cat(chunks, 1)}
+            sampler.set_prompt(golden[f"prompt_embeds/{fade['target']}"], chunks=fade["steps"])
+        chunks.append(sampler.next_chunk())
+        prompts.append(sampler.prompts.embeds)
+    noted = {**sampler.noted, "latents": torch.cat(chunks, 1)}
     noted |= {f"schedule/{key}": t for key, t in schedule_tensors(schedule_of(golden, name)).items()}
     if variant["interpolate"]:
         faded = prompts[fade["before_block"] :][: fade["steps"]]
         noted |= {f"interpolated_prompt_embeds/{i}": prompt for i, prompt in enumerate(faded)}
-    inputs = {key for key in stored if key.startswith("renoise/")} | session.used | {"noise"}
+    inputs = {key for key in stored if key.startswith("renoise/")} | sampler.used | {"noise"}
     assert set(stored) == set(noted) | inputs
     for key, value in noted.items():
         assert_near(value, stored[key], f"{name}/{key}", 0 if "schedule" in key else TOLERANCE)

@@ -3,16 +3,17 @@
 import pytest
 import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSession, run, schedule_tensors
+from rollout import NotingSampler, run, schedule_tensors
 
 from dummyforcing.method.policy import window
 
 
-def session_of(golden, **options):
+def sampler_of(golden, **options):
     meta = golden.meta
     sink, frames = meta["sink_size"], meta["local_attn_size"]
     policy = window(sink, frames - sink - meta["frames_per_chunk"])
-    return NotingSession(golden, policy, prompt="prompt_embeds/p0", recache_frames=frames, **options)
+    options = {"recache_frames": frames} | options
+    return NotingSampler(golden, policy, prompt="prompt_embeds/p0", **options)
 
 
 def prompts_of(golden, variant):
@@ -34,8 +35,8 @@ def test_rollout(path, name, known_length):
     variant, stored = golden.meta["variants"][name], golden.under(name)
     global_sink = isinstance(variant, str) or variant["global_sink"]
     frames = stored["latents"].shape[1] if known_length else None
-    session = session_of(golden, global_sink=global_sink, frames=frames)
-    noted = run(session, golden.chunks(name), prompts_of(golden, variant))
+    sampler = sampler_of(golden, global_sink=global_sink, frames=frames)
+    noted = run(sampler, golden.chunks(name), prompts_of(golden, variant))
     for key, expected in stored.items():
         assert_near(noted[key], expected, f"{name}/{key}")
 
@@ -48,9 +49,8 @@ def test_switch_matters(path, name):
     prompts = prompts_of(golden, variant)
     if not prompts:
         pytest.skip("one prompt")
-    session = session_of(golden)
-    session._recache_frames = 0
-    latents = run(session, golden.chunks(name), prompts)["latents"]
+    sampler = sampler_of(golden, recache_frames=0)
+    latents = run(sampler, golden.chunks(name), prompts)["latents"]
     assert (latents - golden[f"{name}/latents"]).abs().max() > 100 * TOLERANCE
 
 

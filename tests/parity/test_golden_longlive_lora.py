@@ -6,7 +6,7 @@ import pytest
 import torch
 from goldenfile import assert_near, cases, files_of, read
 from rollout import run, schedule_tensors
-from test_golden_longlive import session_of
+from test_golden_longlive import sampler_of
 
 
 def merged(golden):
@@ -27,7 +27,7 @@ def merged(golden):
 @pytest.mark.parametrize(("path", "name"), cases("longlive_lora"))
 def test_rollout(path, name):
     golden = merged(read(path))
-    noted = run(session_of(golden), golden.chunks(name))
+    noted = run(sampler_of(golden), golden.chunks(name))
     for key, expected in golden.under(name).items():
         assert_near(noted[key], expected, f"{name}/{key}")
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from goldenfile import TOLERANCE, assert_near, files_of, read
-from rollout import commit_flow, in_order, schedule_tensors
+from rollout import commit_flow, in_order, schedule_tensors, show_estimates
 
 from dummyforcing.method.policy import window
-from dummyforcing.models.wan import CausalWan
+from dummyforcing.sampling import rolling
+from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.rolling import RollingSampler
+from dummyforcing.sampling.schedule import COMMIT_TIMESTEP
 
 
 class NotingRolling(RollingSampler):
@@ -15,38 +17,50 @@ class NotingRolling(RollingSampler):
 
     def __init__(self, golden, **options):
         meta = golden.meta
-        anchor, reach = meta["frames_per_block"], meta["max_attention_frames"]
+        anchor, size = meta["frames_per_block"], meta["max_attention_frames"]
         self.noted, self.number = {}, 0
         super().__init__(
             golden.model,
             golden["prompt_embeds"],
-            window(anchor, local_attention_size - anchor),
+            window(anchor, size - anchor),
             golden.schedule,
             golden.latent_shape,
             chunk_frames=anchor,
-            local_attention_size=local_attention_size,
+            local_attention_size=size,
             seeds=in_order(draws(golden)),
             **options,
         )
-        self.model.unpatchify = self.note_flow
+        self.passes.__class__ = TimedPasses
 
-    def note_flow(self, *args):
-        self.flow = CausalWan.unpatchify(self.model, *args)
-        return self.flow
+    def next_chunk(self, received=None):
+        with show_estimates(rolling, self.note_window):
+            return super().next_chunk(received)
 
-    def _run_window(self):
-        x0 = super()._run_window()
-        self.noted[f"window{self.number}/clean/flow"] = commit_flow(self, x0)
+    def note_window(self, velocity, x0, sigmas):
+        prefix, frames = f"window{self.number}", self.chunk_frames
+        timesteps = torch.tensor(self.passes.timesteps)
+        self.noted[f"{prefix}/timestep"] = timesteps.repeat_interleave(frames)[None]
+        self.noted[f"{prefix}/flow"], self.noted[f"{prefix}/x0"] = velocity, x0
+        self.noted[f"{prefix}/clean/flow"] = commit_flow(
+            self.passes, x0[:, :frames], self.prompts.text, self.call(None), self.heads.is_planned
+        )
         self.number += 1
-        return x0
 
-    def _denoise_window(self, x, steps):
-        x0 = super()._denoise_window(x, steps)
-        timesteps = torch.tensor([self.schedule.timesteps[step] for step in steps])
-        prefix = f"window{self.number}"
-        self.noted[f"{prefix}/timestep"] = timesteps.repeat_interleave(self.chunk_frames)[None]
-        self.noted[f"{prefix}/flow"], self.noted[f"{prefix}/x0"] = self.flow, x0
-        return x0
+
+class TimedPasses(Passes):
+    """Passes that keep the timesteps of the newest window."""
+
+    def time(self, timesteps, frames):
+        if COMMIT_TIMESTEP not in timesteps:
+            self.timesteps = timesteps
+        return super().time(timesteps, frames)
+
+
+class PinnedPasses(TimedPasses):
+    """Passes that always see the anchor."""
+
+    def commit(self, x0, text, call, scorer=None, pinned=True):
+        super().commit(x0, text, call, scorer, pinned=True)
 
 
 def draws(golden):
@@ -63,14 +77,14 @@ def draws(golden):
 @pytest.mark.parametrize("path", files_of("rolling_forcing"))
 def test_rollout(path):
     golden = read(path)
-    session = NotingRolling(golden, frames=golden["noise"].shape[1])
-    session.noted["latents"] = torch.cat(list(session), 1)
-    assert session.number == len(golden.meta["windows"])
-    session.noted |= {f"schedule/{key}": t for key, t in schedule_tensors(golden.schedule).items()}
+    sampler = NotingRolling(golden, frames=golden["noise"].shape[1])
+    sampler.noted["latents"] = torch.cat(list(sampler), 1)
+    assert sampler.number == len(golden.meta["windows"])
+    sampler.noted |= {f"schedule/{key}": t for key, t in schedule_tensors(golden.schedule).items()}
     inputs = ("model.", "noise", "prompt_embeds")
     used = {n for n in golden.tensors if "/renoise/" in n or n.startswith(inputs)}
-    assert set(golden.tensors) == used | set(session.noted)
-    for key, value in session.noted.items():
+    assert set(golden.tensors) == used | set(sampler.noted)
+    for key, value in sampler.noted.items():
         exact = key.startswith("schedule/") or key.endswith("/timestep")
         assert_near(value, golden[key], key, 0 if exact else TOLERANCE)
 
@@ -87,11 +101,11 @@ def test_the_noise_is_all_used(path):
 def test_endless_rollout_begins_alike(path):
     """Without a known length the window never shrinks: all chunks that finish before that are the same."""
     golden = read(path)
-    session = NotingRolling(golden)
+    sampler = NotingRolling(golden)
     full = sum(window["end_block"] == window["window"] for window in golden.meta["windows"])
     chunks = full - len(golden.schedule.sigmas) + 1
     assert chunks > 1
-    latents = torch.cat([session.next_chunk() for _ in range(chunks)], 1)
+    latents = torch.cat([sampler.next_chunk() for _ in range(chunks)], 1)
     assert_near(latents, golden["latents"][:, : latents.shape[1]], "latents")
 
 
@@ -100,10 +114,7 @@ def test_anchor_rules_matter(path):
     """The comparison itself: it would fail with the anchor in late clean passes."""
     golden = read(path)
 
-    class Pinned(NotingRolling):
-        def _keeps_pinned(self, step):
-            return True
-
-    session = Pinned(golden, frames=golden["noise"].shape[1])
-    latents = torch.cat(list(session), 1)
+    sampler = NotingRolling(golden, frames=golden["noise"].shape[1])
+    sampler.passes.__class__ = PinnedPasses
+    latents = torch.cat(list(sampler), 1)
     assert (latents - golden["latents"]).abs().max() > 10 * TOLERANCE

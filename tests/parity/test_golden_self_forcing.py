@@ -3,7 +3,7 @@
 import pytest
 import torch
 from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSession, run
+from rollout import NotingSampler, run
 
 from dummyforcing.method.policy import dense, window
 from dummyforcing.sampling.schedule import sigma_table
@@ -15,9 +15,9 @@ def policy_of(variant, chunk_frames):
     return dense() if size == -1 else window(sink, size - sink - chunk_frames)
 
 
-def session_of(golden, name, **options):
+def sampler_of(golden, name, **options):
     meta = golden.meta
-    return NotingSession(golden, policy_of(meta["variants"][name], meta["frames_per_chunk"]), **options)
+    return NotingSampler(golden, policy_of(meta["variants"][name], meta["frames_per_chunk"]), **options)
 
 
 @pytest.mark.parametrize("known_length", [True, False])
@@ -26,7 +26,7 @@ def test_rollout(path, name, known_length):
     golden = read(path)
     stored = golden.under(name)
     frames = stored["latents"].shape[1] if known_length else None
-    noted = run(session_of(golden, name, frames=frames), golden.chunks(name))
+    noted = run(sampler_of(golden, name, frames=frames), golden.chunks(name))
     for key, expected in stored.items():
         assert_near(noted[key], expected, f"{name}/{key}")
 
@@ -34,13 +34,13 @@ def test_rollout(path, name, known_length):
 @pytest.mark.parametrize("path", files_of("self_forcing"))
 def test_probes(path):
     golden = read(path)
-    session = session_of(golden, "default")
-    run(session, golden.chunks("default"))
+    sampler = sampler_of(golden, "default")
+    run(sampler, golden.chunks("default"))
     stored = golden.under("probe")
     assert stored
     for key, expected in stored.items():
         call, module = key.split("/")
-        value = session.probes[int(call.removeprefix("call"))][module]
+        value = sampler.probes[int(call.removeprefix("call"))][module]
         if module == "head":
             value = value.reshape(expected.shape)
         assert_near(value, expected, key)
@@ -77,7 +77,7 @@ def test_a_wrong_weight_would_be_noticed(path):
     noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(0))
     try:
         golden.tensors[name] = kept + 0.02 * kept.abs().mean() * noise
-        noted = run(session_of(golden, "default"), golden.chunks("default"))
+        noted = run(sampler_of(golden, "default"), golden.chunks("default"))
     finally:
         golden.tensors[name] = kept
     worst = max(

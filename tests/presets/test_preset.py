@@ -86,14 +86,14 @@ GOOD["schedule"] = {"steps": [1000], "shift": 5}
         ({"chunk_frame": 1}, r"no field 'chunk_frame'; the nearest is 'chunk_frames'\.$"),
         ({"schedule": {"steps": [1]}}, r"schedule: field 'shift' is missing"),
         ({"schedule": {"steps": [1], "shift": 5, "wrap": 1}}, r"schedule: .*'wrap'; the nearest is 'warp'"),
-        ({"schedule": {"steps": 1000, "shift": 5}}, r"steps must be a list of numbers, not 1000"),
-        ({"schedule": {"steps": ["a"], "shift": 5}}, r"steps must be a number, not 'a'"),
-        ({"schedule": [1000]}, r"schedule: a table with the fields steps, shift, warp is needed"),
-        ({"size": [16, 16, 16]}, r"size must be a list of 2 numbers"),
-        ({"chunk_frames": 1.5}, r"chunk_frames must be a whole number, not 1\.5"),
-        ({"chunk_frames": True}, r"chunk_frames must be a whole number"),
-        ({"global_sink": 1}, r"global_sink must be true or false"),
-        ({"sampler": "blok"}, r"sampler must be block or rolling or recompute, not 'blok'"),
+        ({"schedule": {"steps": 1000, "shift": 5}}, r"steps cannot be 1000; give a list of numbers"),
+        ({"schedule": {"steps": ["a"], "shift": 5}}, r"steps cannot be 'a'; give a number"),
+        ({"schedule": [1000]}, r"schedule is \[1000\], not a table; give its fields: steps, shift, warp"),
+        ({"size": [16, 16, 16]}, r"size cannot be \[16, 16, 16\]; give a list of 2 numbers"),
+        ({"chunk_frames": 1.5}, r"chunk_frames cannot be 1\.5; give a whole number"),
+        ({"chunk_frames": True}, r"chunk_frames cannot be True; give a whole number"),
+        ({"global_sink": 1}, r"global_sink cannot be 1; give true or false"),
+        ({"sampler": "blok"}, r"sampler cannot be 'blok'; take block or rolling or recompute"),
         ({"like": "self-forcin"}, r"no public model; the nearest is 'self-forcing'"),
     ],
 )
@@ -210,5 +210,5 @@ def test_unknown_model(tmp_path: Path) -> None:
         find_preset("sora")
     with pytest.raises(UserError, match=r"'longlife'; the nearest is 'longlive'"):
         find_preset("longlife")
-    with pytest.raises(UserError, match=r"holds no preset\.json .*--model self-forcing --weights "):
+    with pytest.raises(UserError, match=r'holds no preset\.json .*model="self-forcing" weights="'):
         find_preset(tmp_path)

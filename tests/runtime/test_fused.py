@@ -16,9 +16,9 @@ from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official"]
 
 
-def rollout(model, policy="dummy", *, sampler="block", batch=1, frames=18, change=None, **options):
+def rollout(model, policy="dummy", *, loop="block", batch=1, frames=18, change=None, **options):
     """All latents of a rollout; `change` is the chunk before which the prompt changes."""
-    session = SAMPLERS[sampler](
+    sampler = SAMPLERS[loop](
         model,
         small_prompt(model, batch),
         parse_policy(policy),
@@ -31,9 +31,9 @@ def rollout(model, policy="dummy", *, sampler="block", batch=1, frames=18, chang
     chunks = []
     for number in range(frames // 3):
         if number == change:
-            session.set_prompt(small_prompt(model, batch, seed=7))
-        chunks.append(session.next_chunk())
-    return torch.cat(chunks, 1), session
+            sampler.set_prompt(small_prompt(model, batch, seed=7))
+        chunks.append(sampler.next_chunk())
+    return torch.cat(chunks, 1), sampler
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def passes(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_fused_rollouts_equal_plain_ones(policy, batch, passes):
     model = small_model(layers=3, heads=5)
-    plain, session = rollout(model, policy, batch=batch)
+    plain, sampler = rollout(model, policy, batch=batch)
     fused, other = rollout(model, policy, batch=batch, fused=FusedWan(model))
     torch.testing.assert_close(fused, plain, atol=1e-4, rtol=0)
-    assert [p.roles for p in other.plans] == [p.roles for p in session.plans]
-    same = len({p.contexts for p in session.plans}) == 1
+    assert [p.roles for p in other.plans] == [p.roles for p in sampler.plans]
+    same = len({p.contexts for p in sampler.plans}) == 1
     assert passes["fused"] >= (20 if same else 6)
 
 
@@ -74,7 +74,7 @@ def test_any_plan(seed, passes):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "policy", "options"),
+    ("loop", "policy", "options"),
     [
         ("block", "dummy", {"change": 4, "recache_frames": 6}),
         ("block", "window:3,3", {"change": 3, "recache_frames": 6, "global_sink": False}),
@@ -86,10 +86,10 @@ def test_any_plan(seed, passes):
         ("recompute", "dummy", {"context_frames": 3}),
     ],
 )
-def test_every_loop(sampler, policy, options, passes):
+def test_every_loop(loop, policy, options, passes):
     model = small_model(layers=3, heads=5)
-    plain, _ = rollout(model, policy, sampler=sampler, **options)
-    fused, _ = rollout(model, policy, sampler=sampler, fused=FusedWan(model), **options)
+    plain, _ = rollout(model, policy, loop=loop, **options)
+    fused, _ = rollout(model, policy, loop=loop, fused=FusedWan(model), **options)
     torch.testing.assert_close(fused, plain, atol=1e-4, rtol=0)
     assert passes["fused"] > 0
 
@@ -105,27 +105,27 @@ def test_heads_may_move_to_other_buffers_in_the_same_memory(monkeypatch):
     videos = []
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda tensor: 0)
     for fused in (None, FusedWan(model)):
-        begun, session = rollout(model, plan=before, frames=3, fused=fused)
-        session.total_frames = None
-        orders = [[buffer.heads for buffer in session.cache[0].buffers]]
-        session.cache.apply([after])
-        orders.append([buffer.heads for buffer in session.cache[0].buffers])
-        assert orders == [[[0, 2], [1, 3, 4]], [[0, 2, 3], [1, 4]]]  # as many buffers, other heads
-        videos.append(torch.cat([begun, session.next_chunk(), session.next_chunk()], 1))
+        begun, sampler = rollout(model, plan=before, frames=3, fused=fused)
+        sampler.total_frames = None
+        orders = [[list(group.heads) for group in sampler.cache.layers[0].groups]]
+        sampler.cache.apply([after])
+        orders.append([list(group.heads) for group in sampler.cache.layers[0].groups])
+        assert orders == [[[0, 2], [1, 3, 4]], [[0, 2, 3], [1, 4]]]  # as many groups, other heads
+        videos.append(torch.cat([begun, sampler.next_chunk(), sampler.next_chunk()], 1))
     torch.testing.assert_close(videos[1], videos[0], atol=1e-4, rtol=0)
 
 
-def test_sessions_share_a_fused_model():
+def test_rollouts_share_a_fused_model():
     model = small_model(layers=3, heads=5)
     fused = FusedWan(model)
     alone = [rollout(model, p, fused=fused)[0] for p in ("dummy", "dense")]
-    sessions = [
+    samplers = [
         BlockSampler(
             model, small_prompt(model), parse_policy(p), SCHEDULE, (1, *SHAPE), seeds=[0], fused=fused
         )
         for p in ("dummy", "dense")
     ]
-    chunks = [[session.next_chunk() for session in sessions] for _ in range(6)]
+    chunks = [[sampler.next_chunk() for sampler in samplers] for _ in range(6)]
     for number, expected in enumerate(alone):
         assert torch.equal(torch.cat([pair[number] for pair in chunks], 1), expected)
 
@@ -157,9 +157,9 @@ def test_float8_stays_near(mode, limit):
     plan = random_plan(3, 4, 1, [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 3)])
     exact, _ = rollout(model, plan=plan, frames=3)
     fused = FusedWan(model, fp8=mode)
-    coarse, session = rollout(model, plan=plan, frames=3, fused=fused)
+    coarse, sampler = rollout(model, plan=plan, frames=3, fused=fused)
     assert 1e-3 < (coarse - exact).norm() / exact.norm() < limit
-    assert session.cache[0].buffers[0].k.dtype == (ops.FP8 if mode == "all" else torch.float32)
+    assert sampler.cache.layers[0].groups[0].k.dtype == (ops.FP8 if mode == "all" else torch.float32)
 
 
 @pytest.mark.parametrize("mode", ["linear", "all"])

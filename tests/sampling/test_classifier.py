@@ -1,4 +1,4 @@
-"""Probes change nothing; heads that are classified anew see what they must, and nothing else."""
+"""Probes change nothing; heads that are classified again see what they must, and nothing else."""
 
 import dataclasses
 from fractions import Fraction
@@ -17,7 +17,7 @@ from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
 
 WIDE, NARROW = Guard(every=2, tolerance=1), Guard(every=1, tolerance=0)
 """Nothing leaves the one. Whatever moves at all leaves the other: the plan of chunk 1 is probed in chunks 2
-and 3, heads are classified anew in 4, probed in 5 and 6, and so on."""
+and 3, heads are classified again in 4, probed in 5 and 6, and so on."""
 
 BUDGET = dataclasses.replace(long(12), budget=Fraction(4))
 POLICIES = ["dummy", "anchored", BUDGET, "dummy:9", "official", "official:2,1"]
@@ -30,8 +30,8 @@ def start(model, policy="dummy", batch=1, **options):
     return BlockSampler(model, prompt, policy, SCHEDULE, (batch, *SHAPE), **options)
 
 
-def video(session):
-    return torch.cat(list(session), 1)
+def video(sampler):
+    return torch.cat(list(sampler), 1)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -41,8 +41,8 @@ def test_a_probe_does_not_change_the_video(policy, batch):
     plain, guarded = start(model, policy, batch), start(model, policy, batch, guard=WIDE)
     assert torch.equal(video(guarded), video(plain))
     assert guarded.plans == plain.plans
-    assert len(guarded.probe) == batch
-    assert all(0 < share < 1 for share in guarded.probe)
+    assert len(guarded.heads.probe) == batch
+    assert all(0 < share < 1 for share in guarded.heads.probe)
 
 
 def test_chunks_are_scored_where_the_guard_says():
@@ -50,13 +50,13 @@ def test_chunks_are_scored_where_the_guard_says():
     found = start(model, frames=6)
     list(found)
     for plan, due in ((None, [1, 4, 7]), (found.plan, [3, 6])):
-        session = start(model, plan=plan, guard=Guard(every=3, tolerance=1), frames=27)
+        sampler = start(model, plan=plan, guard=Guard(every=3, tolerance=1), frames=27)
         scored = []
         for number in range(9):
-            scored += [number] if session.scores_next else []
-            session.next_chunk()
+            scored += [number] if sampler.scores_next else []
+            sampler.next_chunk()
         assert scored == due
-        assert session.plan.chunk == 1
+        assert sampler.plan.chunk == 1
 
 
 def test_what_a_probe_measures():
@@ -72,14 +72,14 @@ def test_what_a_probe_measures():
                 slots = weights.unflatten(1, (len(group.frames[0]), -1)).sum(-1)
                 for head, frames, mass in zip(heads, group.frames, slots, strict=True):
                     share = sum(m.item() for f, m in zip(frames, mass, strict=True) if f >= 6)
-                    seen.append((session.plan.roles[layer][head], share))
+                    seen.append((sampler.plan.roles[layer][head], share))
 
     policy = dataclasses.replace(dummy(), rows=None)
-    session = start(model, policy, guard=Guard(every=1, tolerance=1), frames=9, observer=observe)
-    list(session)
+    sampler = start(model, policy, guard=Guard(every=1, tolerance=1), frames=9, observer=observe)
+    list(sampler)
     shares = [share for role, share in seen if role == "dummy"]
     assert len(shares) == 4 * 4
-    assert session.probe == [pytest.approx(sum(shares) / len(shares), abs=1e-5)]
+    assert sampler.heads.probe == (pytest.approx(sum(shares) / len(shares), abs=1e-5),)
 
 
 def test_without_dummy_heads_nothing_moves():
@@ -104,18 +104,18 @@ def test_every_attention_is_that_of_the_oracle(policy, options):
     if policy == "dummy:9" and "local_attention_size" in options:
         policy = "dummy:6"
     model = small_model(layers=2, heads=4)
-    session = checked(start(model, policy, guard=NARROW, frames=33, **options))
+    sampler = checked(start(model, policy, guard=NARROW, frames=33, **options))
     chunks = []
     for number in range(11):
         if number in (4, 6):
-            session.set_prompt(small_prompt(model, session.latent_shape[0], seed=number))
-        session.next_chunk()
-        chunks.append(session.plan.chunk)
-    first = session.policy.classify_at_chunk
+            sampler.set_prompt(small_prompt(model, sampler.latent_shape[0], seed=number))
+        sampler.next_chunk()
+        chunks.append(sampler.plan.chunk)
+    first = sampler.heads.policy.classify_at_chunk
     assert chunks == [*[None] * first, *[first] * 3, *[first + 3] * 3, *[first + 6] * 3, first + 9][:11]
 
 
-def test_what_heads_see_while_they_are_classified_anew():
+def test_what_heads_see_while_they_are_classified_again():
     """The first frame, six newest ones and the chunk; scores by an explicit softmax, keys bit by bit."""
     model, recorded, keys = small_model(heads=4), [], {}
 
@@ -136,11 +136,11 @@ def test_what_heads_see_while_they_are_classified_anew():
             keys.setdefault(layer, []).append((group.k[:, span].clone(), group.v[:, span].clone()))
 
     policy = dataclasses.replace(dummy(), rows=None)
-    session = start(model, policy, guard=NARROW, frames=15, observer=observe)
-    list(session)
+    sampler = start(model, policy, guard=NARROW, frames=15, observer=observe)
+    list(sampler)
     for layer in range(2):
         mean = torch.stack([mass for at, mass in recorded if at == layer]).mean(0)
-        torch.testing.assert_close(torch.tensor(session.plan.scores[layer]), mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(sampler.plan.scores[layer]), mean, atol=1e-5, rtol=0)
         once, *later = keys[layer]
         assert later
         assert all(torch.equal(*pair) for pairs in later for pair in zip(once, pairs, strict=True))
@@ -149,9 +149,9 @@ def test_what_heads_see_while_they_are_classified_anew():
 def test_the_past_of_a_new_plan_has_other_keys_only_where_it_must():
     """The newest frames are written again with a shorter past than the first time."""
     model = small_model(heads=4)
-    anew, once = (video(start(model, guard=guard)) for guard in (NARROW, None))
-    assert torch.equal(anew[:, :12], once[:, :12])
-    assert (anew[:, 12:15] - once[:, 12:15]).abs().max() > 1e-3
+    again, once = (video(start(model, guard=guard)) for guard in (NARROW, None))
+    assert torch.equal(again[:, :12], once[:, :12])
+    assert (again[:, 12:15] - once[:, 12:15]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("policy", ["dummy", "anchored", BUDGET, "official"])
@@ -182,11 +182,11 @@ def test_a_given_plan_is_probed_and_replaced():
     model = small_model(heads=4)
     found = start(model, frames=6)
     list(found)
-    session = start(model, plan=found.plan, guard=NARROW, frames=12)
+    sampler = start(model, plan=found.plan, guard=NARROW, frames=12)
     plans = []
     for _ in range(4):
-        session.next_chunk()
-        plans.append(session.plan)
+        sampler.next_chunk()
+        plans.append(sampler.plan)
     assert plans[:3] == [found.plan] * 3
     assert plans[3].chunk == 3
     assert plans[3].policy == "dummy"
@@ -194,12 +194,12 @@ def test_a_given_plan_is_probed_and_replaced():
 
 def test_memory_is_that_of_the_plan():
     model = small_model(heads=4)
-    session = start(model, guard=NARROW, frames=None)
+    sampler = start(model, guard=NARROW, frames=None)
     for _ in range(14):
-        session.next_chunk()
-    assert session.cache.nbytes == start(model, plan=session.plan).cache.nbytes
-    assert session._tail.shape[1] == 6
-    assert session._beginning.shape[1] == 3
+        sampler.next_chunk()
+    assert sampler.cache.nbytes == start(model, plan=sampler.plan).cache.nbytes
+    assert sampler.history.newest.shape[1] == 6
+    assert sampler.history.first.shape[1] == 3
 
 
 def test_the_recalled_past():
@@ -235,6 +235,6 @@ def test_what_cannot_be_guarded():
     for tolerance in (-0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="take 0 to 1"):
             Guard(tolerance=tolerance)
-    for sampler in ("rolling", "recompute"):
-        with pytest.raises(ValueError, match="guard"):
-            SAMPLERS[sampler](model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), guard=Guard())
+    for loop in ("rolling", "recompute"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'guard'"):
+            SAMPLERS[loop](model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), guard=Guard())

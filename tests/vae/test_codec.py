@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dummyforcing.checkpoints.vae import load_vae, open_vae
 from dummyforcing.errors import UserError
@@ -54,7 +56,8 @@ def one_shot(decoder: VideoDecoder, latents: Tensor) -> Tensor:
     """What diffusers decodes, as float32 `(B, n, H, W, 3)` in [0, 1]."""
     config = decoder.vae.config
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-    pixels = decoder.vae.decode(latents.transpose(1, 2) * std + mean).sample
+    z = latents.transpose(1, 2) * std + mean
+    pixels = decoder.vae.decode(z.to(decoder.vae.dtype)).sample.float()
     return (pixels * 0.5 + 0.5).permute(0, 2, 3, 4, 1)
 
 
@@ -63,7 +66,7 @@ def one_shot(decoder: VideoDecoder, latents: Tensor) -> Tensor:
 def test_streaming_is_one_shot(
     decoder: VideoDecoder, split: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
+    monkeypatch.setattr("dummyforcing.vae.codec.PASS_PIXELS", passes)
     latents = latents_of(7, batch=2)
     stream = decoder.stream()
     pieces = [stream.decode_float(chunk) for chunk in latents.split(split, dim=1)]
@@ -79,8 +82,8 @@ def test_channels_of_zeros_change_nothing(decoder: VideoDecoder, monkeypatch: py
     """As on a GPU, where convolutions get as many channels as suit cuDNN."""
     latents = torch.randn(2, 3, 16, 4, 6)
     expected = decoder.stream().decode_float(latents)
-    monkeypatch.setattr("dummyforcing.vae_stream.fast_width", lambda channels, device: channels + 5)
-    monkeypatch.setattr("dummyforcing.vae.fast_convolutions", lambda vae: nullcontext())
+    monkeypatch.setattr("dummyforcing.vae.stream.fast_width", lambda channels, device: channels + 5)
+    monkeypatch.setattr("dummyforcing.vae.codec.fast_convolutions", lambda vae: nullcontext())
     torch.testing.assert_close(decoder.stream().decode_float(latents), expected, atol=1e-5, rtol=0)
 
 
@@ -126,11 +129,35 @@ def test_low_precision_latents_are_denormalised_in_float32(decoder: VideoDecoder
     assert torch.equal(decoder.decode(latents), decoder.decode(latents.float()))
 
 
+class DtypesOfConvolutions(TorchFunctionMode):
+    """Remembers what convolutions are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.conv2d, F.conv3d):
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
 def test_bfloat16(decoder: VideoDecoder, tmp_path: Path) -> None:
+    """It is computed in bfloat16, and errs no more than diffusers' own decoding in it."""
     decoder.vae.save_pretrained(tmp_path)
-    half = load_vae(tmp_path, dtype=torch.bfloat16)
-    difference = half.decode(latents_of(2)).float() - decoder.decode(latents_of(2)).float()
+    half, latents = load_vae(tmp_path, dtype=torch.bfloat16), latents_of(2)
+    with DtypesOfConvolutions() as seen:
+        pixels = half.decode(latents).float()
+        half.encode(torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8))
+    assert seen.dtypes == {torch.bfloat16}
+    difference = pixels - decoder.decode(latents).float()
     assert difference.abs().mean() < 2
+    exact = one_shot(decoder, latents)
+    ours, theirs = (
+        (pixels - exact).abs().mean()
+        for pixels in (half.stream().decode_float(latents), one_shot(half, latents))
+    )
+    assert 0.3 * theirs < ours < 1.3 * theirs
 
 
 @torch.inference_mode()
@@ -188,7 +215,7 @@ def test_wans_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(tensors, tmp_path / "Wan2.1_VAE.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"wrong in shape"):
         open_vae(tmp_path / "Wan2.1_VAE.pth")
-    monkeypatch.setattr("dummyforcing.vae.WAN_VAE", sizes)
+    monkeypatch.setattr("dummyforcing.checkpoints.vae.WAN_VAE", sizes)
     loaded = load_vae(tmp_path / "Wan2.1_VAE.pth")
     assert torch.equal(loaded.decode(latents_of(2)), ours.decode(latents_of(2)))
     pixels = torch.randint(0, 256, (1, 5, 32, 48, 3), dtype=torch.uint8)

@@ -78,7 +78,7 @@ def vae() -> VideoDecoder:
 @pytest.mark.parametrize("split", [[5], [1, 1, 3], [3, 2]])
 def test_streaming_is_the_recursion(vae: VideoDecoder, split: list[int], tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "tiny.pth")
-    decoder = load_small_decoder(vae, tmp_path / "tiny.pth")
+    decoder = load_small_decoder(tmp_path / "tiny.pth", vae)
     latents = latents_of(5, batch=2)
     stream = decoder.stream()
     pieces = [stream.decode_float(part) for part in latents.split(split, dim=1)]
@@ -93,7 +93,7 @@ def test_streaming_is_the_recursion(vae: VideoDecoder, split: list[int], tmp_pat
 
 def test_it_encodes_with_the_vae(vae: VideoDecoder, tmp_path: Path) -> None:
     write_weights(tmp_path / "tiny.pth")
-    decoder = load_small_decoder(vae, tmp_path / "tiny.pth")
+    decoder = load_small_decoder(tmp_path / "tiny.pth", vae)
     pixels = torch.randint(0, 256, (1, 5, 32, 32, 3), dtype=torch.uint8)
     assert torch.equal(decoder.encode(pixels), vae.encode(pixels))
     assert decoder.decode(latents_of(2)).dtype == torch.uint8
@@ -105,9 +105,9 @@ def test_files_that_do_not_fit(vae: VideoDecoder, model_folder: Path, tmp_path: 
     del weights["decoder.1.bias"]
     torch.save(weights, tmp_path / "less.pth")
     with pytest.raises(UserError, match=r"1 missing \(decoder\.1\.bias\)"):
-        load_small_decoder(vae, tmp_path / "less.pth")
+        load_small_decoder(tmp_path / "less.pth", vae)
     with pytest.raises(UserError, match="no file"):
-        load_small_decoder(vae, tmp_path / "nothing.pth")
+        load_small_decoder(tmp_path / "nothing.pth", vae)
 
 
 def test_only_for_latents_of_wan(model_folder: Path, tmp_path: Path) -> None:

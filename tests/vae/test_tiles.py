@@ -73,7 +73,7 @@ def test_tiles_are_one_shot(layout: str, height: int, tiles: int) -> None:
 def test_tiles_in_streams(
     layout: str, batch: int, split: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
+    monkeypatch.setattr("dummyforcing.vae.codec.PASS_PIXELS", passes)
     decoder, latents = VideoDecoder(make_vae(layout)), latents_of(6, 9, batch)
     expected = one_shot(decoder, latents)
     torch.testing.assert_close(decode(decoder, latents, 4, split), expected, atol=1e-5, rtol=0)
@@ -118,11 +118,11 @@ def test_as_few_tiles_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (totals[1] - 1, 3),
         (0, 1 + totals.index(min(totals))),
     ):
-        monkeypatch.setattr("dummyforcing.vae.available_memory", lambda device, free=free: free)
+        monkeypatch.setattr("dummyforcing.vae.codec.available_memory", lambda device, free=free: free)
         stream = decoder.stream()
         assert stream.tiles is None
         pixels = [stream.decode(latents[:, :3])]
-        monkeypatch.setattr("dummyforcing.vae.available_memory", lambda device: 0)
+        monkeypatch.setattr("dummyforcing.vae.codec.available_memory", lambda device: 0)
         pixels.append(stream.decode(latents[:, 3:]))
         assert stream.tiles == tiles
         expected = decoder.stream(1).decode(latents)
@@ -134,8 +134,8 @@ def test_as_few_tiles_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_estimate_bounds_what_is_allocated(
     tiles: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dummyforcing.vae.PASS_PIXELS", passes)
-    monkeypatch.setattr("dummyforcing.memory.PASS_PIXELS", passes)
+    monkeypatch.setattr("dummyforcing.vae.codec.PASS_PIXELS", passes)
+    monkeypatch.setattr("dummyforcing.vae.memory.PASS_PIXELS", passes)
     torch.manual_seed(0)
     decoder = VideoDecoder(AutoencoderKLWan(base_dim=16).eval())
     latents = torch.randn(1, 4, 16, 16, 10)

@@ -23,9 +23,9 @@ from dummyforcing.presets.preset import Preset
 
 
 class Course(TypedDict):
-    """Those of the `Options` of a video that say how long it is, and what it shows when."""
+    """Those of the `VideoOptions` that say how long a video is, and what it shows when."""
 
-    frames: int
+    num_frames: int
     switches: list[tuple[float, str]]
     fade: int
 
@@ -93,7 +93,7 @@ class Story:
     def options(self, preset: Preset) -> Course:
         """Length and changes of prompt, for `generate` and `stream` of a model with this preset."""
         return {
-            "frames": preset.pixel_frames_for(self.seconds),
+            "num_frames": preset.pixel_frames_for(self.seconds),
             "switches": [(scene.at, scene.prompt) for scene in self.scenes[1:]],
             "fade": self.fade,
         }

@@ -18,7 +18,7 @@ from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.sampling.denoise import denoise_chunk
 from dummyforcing.sampling.guard import Guard, recalled_context
-from dummyforcing.sampling.sampler import Received, Sampler, SamplerOptions, SamplerState
+from dummyforcing.sampling.sampler import LoopNeeds, Received, Sampler, SamplerOptions, SamplerState
 from dummyforcing.sampling.schedule import Schedule
 
 
@@ -81,17 +81,12 @@ class BlockSampler(Sampler):
         chunk_frames = options.get("chunk_frames", 3)
         recalled = recalled_context(policy, chunk_frames) if guard and policy.roles else None
         sink, recent = (recalled.sink, recalled.recent or 0) if recalled else (0, 0)
-        super().__init__(
-            model,
-            prompt_embeds,
-            policy,
-            schedule,
-            latent_shape,
+        needs = LoopNeeds(
             guard=guard,
             timesteps=first_schedule.timesteps if first_schedule else (),
             kept_frames=(sink, max(recache_frames, recent)),
-            **options,
         )
+        super().__init__(model, prompt_embeds, policy, schedule, latent_shape, needs, **options)
         self.first_schedule = first_schedule
         self._recache_frames, self._global_sink, self._source = recache_frames, global_sink, source
         self._skips = self._every_call(skips or ())

@@ -1,6 +1,8 @@
 """Passes over the network: the current frames go through all blocks and attend to the past in the cache.
 
-velocity = passes.velocity(x, timestep, text, call)     # a denoising step
+time, tokens = passes.time([timestep], frames), passes.tokens(x)
+hidden = passes.transform(tokens, time, text, call)     # a denoising step
+velocity = passes.velocity(hidden, time)
 passes.commit(x0, text, call)                           # clean frames become past
 """
 
@@ -160,11 +162,18 @@ class Passes:
             if hidden is not None:
                 return hidden
             _tell_of_plain_passes()
-        attention = self._attention(call, scorer, pinned, kv_only)
+        attention = self.attention(call, scorer, pinned, kv_only)
         return self.model.transform(tokens, time, text, rope, attention, kv_only)
 
-    def _attention(self, call: Call, scorer: HeadScorer | None, pinned: bool, kv_only: bool) -> Attention:
-        """Self-attention of the current frames through the cache."""
+    def attention(self, call: Call, scorer: HeadScorer | None, pinned: bool, kv_only: bool) -> Attention:
+        """What answers the model's self-attention in a pass that is not fused: score, cache, attend.
+
+        Args:
+            call: What the pass is for.
+            scorer: Scores the heads in this pass; None: nothing does.
+            pinned: See `KVCache.write`.
+            kv_only: See `transform`.
+        """
         last = self.model.config.num_layers - 1
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

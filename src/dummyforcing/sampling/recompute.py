@@ -13,7 +13,7 @@ from dummyforcing.errors import BadRequest
 from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.sampling.denoise import denoise_chunk
-from dummyforcing.sampling.sampler import Received, Sampler, SamplerOptions
+from dummyforcing.sampling.sampler import LoopNeeds, Received, Sampler, SamplerOptions
 from dummyforcing.sampling.schedule import Schedule
 
 
@@ -65,16 +65,11 @@ class RecomputeSampler(Sampler):
             raise BadRequest(
                 f"Policy '{policy.name}' scores commit passes, and this model has none", "take 'dummy'"
             )
-        super().__init__(
-            model,
-            prompt_embeds,
-            policy,
-            schedule,
-            latent_shape,
+        needs = LoopNeeds(
             cached_frames=context_frames + options.get("chunk_frames", 3),
             kept_frames=(1, context_frames - 1),
-            **options,
         )
+        super().__init__(model, prompt_embeds, policy, schedule, latent_shape, needs, **options)
         self.context_frames = context_frames
         self.first_latent = first_latent
         """Gives the context's first frame; see the arguments."""

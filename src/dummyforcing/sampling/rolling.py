@@ -13,7 +13,7 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.runtime.streams import send
-from dummyforcing.sampling.sampler import Received, Sampler, SamplerOptions, SamplerState
+from dummyforcing.sampling.sampler import LoopNeeds, Received, Sampler, SamplerOptions, SamplerState
 from dummyforcing.sampling.schedule import Schedule, renoise, x0_from_velocity
 
 
@@ -62,16 +62,11 @@ class RollingSampler(Sampler):
             BadRequest: If the length is no multiple of a chunk, or the plan is of another model.
             ValueError: If `prompt_embeds` are not for this batch.
         """
-        super().__init__(
-            model,
-            prompt_embeds,
-            policy,
-            schedule,
-            latent_shape,
+        needs = LoopNeeds(
             current_frames=len(schedule.sigmas) * options.get("chunk_frames", 3),
             region_frames=policy.initial.sink,
-            **options,
         )
+        super().__init__(model, prompt_embeds, policy, schedule, latent_shape, needs, **options)
         self._window = self.history.newest
         self._step = 0
 

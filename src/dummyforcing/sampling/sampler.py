@@ -72,6 +72,25 @@ class SamplerState:
     """Of `SeededNoise`."""
 
 
+@dataclass(frozen=True)
+class LoopNeeds:
+    """What a loop asks of the parts for itself, which is no option of others."""
+
+    guard: Guard | None = None
+    """See `HeadClassifier`."""
+    timesteps: Collection[float] = ()
+    """Of denoising steps besides those of the schedule."""
+    current_frames: int | None = None
+    """Most frames that are denoised at a time; None: a chunk."""
+    cached_frames: int | None = None
+    """How long the whole past gets in heads that see it; None: as long as the video, or until there is a
+    plan."""
+    region_frames: int = 0
+    """At least so many of the oldest visible frames count as first for classification."""
+    kept_frames: tuple[int, int] = (0, 0)
+    """How many first and newest latent frames may be needed again."""
+
+
 class Sampler(ABC):
     """The state of one rollout of a batch of videos up to its latents; the model holds none of it."""
 
@@ -82,6 +101,8 @@ class Sampler(ABC):
         policy: Policy,
         schedule: Schedule,
         latent_shape: tuple[int, int, int, int],
+        needs: LoopNeeds,
+        /,
         *,
         chunk_frames: int = 3,
         seeds: Sequence[int] | NoiseSource = (0,),
@@ -91,12 +112,6 @@ class Sampler(ABC):
         fused: FusedWan | None = None,
         backend: str | None = None,
         observer: Observer | None = None,
-        guard: Guard | None = None,
-        timesteps: Collection[float] = (),
-        current_frames: int | None = None,
-        cached_frames: int | None = None,
-        region_frames: int = 0,
-        kept_frames: tuple[int, int] = (0, 0),
     ) -> None:
         """Build the parts.
 
@@ -106,7 +121,8 @@ class Sampler(ABC):
             policy: How heads get their contexts.
             schedule: The denoising steps of every chunk.
             latent_shape: `(B, C, h, w)` of one latent frame of every sample.
-            chunk_frames: This and what follows up to `observer`: see `SamplerOptions`.
+            needs: Of the loop.
+            chunk_frames: This and what follows: see `SamplerOptions`.
             seeds: Likewise.
             plan: Likewise.
             frames: Likewise.
@@ -114,13 +130,6 @@ class Sampler(ABC):
             fused: Likewise.
             backend: Likewise.
             observer: Likewise.
-            guard: See `HeadClassifier`.
-            timesteps: Of denoising steps besides those of `schedule`.
-            current_frames: Most frames that are denoised at a time; None: a chunk.
-            cached_frames: How long the whole past gets in heads that see it; None: as long as the video, or
-                until there is a plan.
-            region_frames: At least so many of the oldest visible frames count as first for classification.
-            kept_frames: How many first and newest latent frames may be needed again.
 
         Raises:
             BadRequest: If `frames` is no multiple of `chunk_frames`, the plan is of another model, or there
@@ -144,12 +153,13 @@ class Sampler(ABC):
             config,
             policy,
             plan,
-            guard,
+            needs.guard,
             batch=batch,
             chunk_frames=chunk_frames,
-            first_frames=max(policy.first_frames, region_frames),
+            first_frames=max(policy.first_frames, needs.region_frames),
             fingerprint=self.fingerprint,
         )
+        cached_frames = needs.cached_frames
         if cached_frames is None:
             at = self.heads.classify_at
             cached_frames = frames if at is None else (at + 1) * chunk_frames
@@ -158,7 +168,7 @@ class Sampler(ABC):
             self.heads.plans,
             head_dim=config.head_dim,
             tokens_per_frame=(height // patch_height) * (width // patch_width),
-            chunk_frames=current_frames or chunk_frames,
+            chunk_frames=needs.current_frames or chunk_frames,
             local_attention_size=local_attention_size,
             dtype=fused.attention_dtype if fused else weight.dtype,
             device=weight.device,
@@ -168,14 +178,14 @@ class Sampler(ABC):
             model,
             cache,
             (height, width),
-            {*schedule.timesteps, *timesteps},
+            {*schedule.timesteps, *needs.timesteps},
             fused=fused,
             backend=backend,
             observer=observer,
         )
         self.prompts = PromptTrack(model, prompt_embeds, batch)
         empty = torch.empty(batch, 0, *latent_shape[1:], device=weight.device)
-        self.history = LatentHistory(empty, *kept_frames)
+        self.history = LatentHistory(empty, *needs.kept_frames)
         self.noise: NoiseSource = seeds if callable(seeds) else seeded_noise(seeds)
 
     @abstractmethod

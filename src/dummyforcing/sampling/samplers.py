@@ -1,13 +1,13 @@
 """The loops over chunks, by the names that presets use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.rolling import RollingSampler
 from dummyforcing.sampling.sampler import Sampler
 
-SAMPLERS: Mapping[str, type[Sampler]] = {
+SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
     "block": BlockSampler,
     "rolling": RollingSampler,
     "recompute": RecomputeSampler,

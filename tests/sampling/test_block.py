@@ -1,4 +1,4 @@
-"""The rollout: what holds for any policy, and the methods' own promises."""
+"""The block loop: what holds for any policy, and the methods' own promises."""
 
 import dataclasses
 import gc
@@ -10,10 +10,11 @@ import torch
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import dense, dummy, official, parse_policy, window
-from dummyforcing.sampling import schedule as sampling
 from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.samplers import SAMPLERS
+from dummyforcing.sampling.schedule import renoise, x0_from_velocity
 from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official", "official:2,1"]
@@ -34,7 +35,7 @@ def test_dense_rollout_equals_whole_passes_without_a_cache():
     """Every denoising call again as one masked pass over all frames, each with its own timestep."""
     model = small_model()
     text = small_text(model)
-    draw = sampling.seeded_noise([3])
+    draw = seeded_noise([3])
     done = torch.empty(1, 0, *SHAPE)
     for _ in range(3):
         x = draw((1, 3, *SHAPE))
@@ -50,9 +51,9 @@ def test_dense_rollout_equals_whole_passes_without_a_cache():
                 torch.arange(frames),
                 lambda layer, q, k, v, mask=mask: softmax_attention(q, k, v, mask),
             )[:, -3:]
-            x = sampling.x0_from_velocity(x, velocity, sigma)
+            x = x0_from_velocity(x, velocity, sigma)
             if step < 3:
-                x = sampling.renoise(x, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
+                x = renoise(x, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
         done = torch.cat([done, x], 1)
     torch.testing.assert_close(video(model, "dense", [3], frames=9), done, atol=2e-5, rtol=0)
 
@@ -81,15 +82,15 @@ def test_a_batch_equals_its_samples(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_interleaved_sessions_do_not_meet(policy):
+def test_interleaved_rollouts_do_not_meet(policy):
     model = small_model()
     prompts = small_prompt(model, seed=1), small_prompt(model, seed=2)
     expected = [video(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
-    sessions = [start(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
+    samplers = [start(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
     chunks = [[], []]
     for _ in range(5):
-        for session, parts in zip(sessions, chunks, strict=True):
-            parts.append(session.next_chunk())
+        for sampler, parts in zip(samplers, chunks, strict=True):
+            parts.append(sampler.next_chunk())
     for parts, whole in zip(chunks, expected, strict=True):
         assert torch.equal(torch.cat(parts, 1), whole)
 
@@ -97,21 +98,21 @@ def test_interleaved_sessions_do_not_meet(policy):
 def test_any_number_of_chunks_and_constant_memory():
     model = small_model()
     for policy in ("window:1,2", "dummy", "official"):
-        session = start(model, policy)
+        sampler = start(model, policy)
         sizes = []
         for _ in range(12):
-            session.next_chunk()
-            sizes.append(session.cache.nbytes)
-        assert session.frames == 36
+            sampler.next_chunk()
+            sizes.append(sampler.cache.nbytes)
+        assert sampler.frames == 36
         assert len(set(sizes[2:])) == 1
-    dense_session = start(model, "dense", frames=36)
-    assert dense_session.cache.nbytes > 3 * sizes[-1]
+    dense_sampler = start(model, "dense", frames=36)
+    assert dense_sampler.cache.nbytes > 3 * sizes[-1]
 
 
 def test_iteration_ends_with_the_video():
-    session = start(small_model(), "dense", frames=6)
-    assert [chunk.shape for chunk in session] == [(1, 3, *SHAPE)] * 2
-    assert list(session) == []
+    sampler = start(small_model(), "dense", frames=6)
+    assert [chunk.shape for chunk in sampler] == [(1, 3, *SHAPE)] * 2
+    assert list(sampler) == []
 
 
 def test_arguments_that_do_not_fit():
@@ -128,12 +129,12 @@ def test_arguments_that_do_not_fit():
 
 def test_heads_are_classified_once_and_the_cache_shrinks():
     model = small_model(heads=4)
-    session = start(model, "dummy", frames=18)
-    assert session.plan.roles == (("uniform",) * 4,) * 2
+    sampler = start(model, "dummy", frames=18)
+    assert sampler.plan.roles == (("uniform",) * 4,) * 2
     sizes = []
     for _ in range(4):
-        session.next_chunk()
-        sizes.append((session.plan, session.cache.nbytes))
+        sampler.next_chunk()
+        sizes.append((sampler.plan, sampler.cache.nbytes))
     assert sizes[0][0].scores is None
     assert sizes[0][1] == start(model, "dense", frames=6).cache.nbytes, "room for what comes before the plan"
     plan = sizes[1][0]
@@ -159,8 +160,8 @@ def test_scores_are_those_of_the_pass_that_the_policy_names():
     for score_pass in ("denoise", "commit"):
         recorded.clear()
         policy = dataclasses.replace(dummy(), score_pass=score_pass, rows=None)
-        session = start(model, policy, frames=6, observer=record)
-        list(session)
+        sampler = start(model, policy, frames=6, observer=record)
+        list(sampler)
         expected = torch.zeros(2, 4, 3)
         for layer in range(2):
             (past,) = (k for chunk, commit, at, _, k in recorded if (chunk, commit, at) == (0, True, layer))
@@ -176,7 +177,7 @@ def test_scores_are_those_of_the_pass_that_the_policy_names():
                 tokens = past.shape[1] // 3
                 parts = weights[:, :tokens], weights[:, tokens : 3 * tokens], weights[:, 3 * tokens :]
                 expected[layer] += torch.stack([part.sum(1) for part in parts], -1) / len(calls)
-        torch.testing.assert_close(torch.tensor(session.plan.scores), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(sampler.plan.scores), expected, atol=1e-5, rtol=0)
 
 
 def test_official_and_dummy_part_where_they_should():
@@ -185,7 +186,7 @@ def test_official_and_dummy_part_where_they_should():
     ours, theirs = (start(model, dataclasses.replace(policy, rows=None)) for policy in (dummy(), official()))
     for _ in range(2):
         torch.testing.assert_close(ours.next_chunk(), theirs.next_chunk(), atol=2e-5, rtol=0)
-    scores = [torch.tensor(session.plan.scores) for session in (ours, theirs)]
+    scores = [torch.tensor(sampler.plan.scores) for sampler in (ours, theirs)]
     assert (scores[0] - scores[1]).abs().max() > 1e-2
     assert ours.plan.roles != theirs.plan.roles
     assert (ours.next_chunk() - theirs.next_chunk()).abs().max() > 1e-3
@@ -196,12 +197,12 @@ def test_a_given_plan_is_small_from_the_first_chunk(tmp_path):
     found = start(model, "dummy", frames=15)
     list(found)
     found.plan.save(tmp_path / "plan.json")
-    session = start(model, "dummy", plan=Plan.load(tmp_path / "plan.json"), frames=15)
-    assert session.cache.nbytes == found.cache.nbytes
-    first = session.cache.nbytes
-    chunks = torch.cat(list(session), 1)
-    assert session.cache.nbytes == first
-    assert session.plan == found.plan
+    sampler = start(model, "dummy", plan=Plan.load(tmp_path / "plan.json"), frames=15)
+    assert sampler.cache.nbytes == found.cache.nbytes
+    first = sampler.cache.nbytes
+    chunks = torch.cat(list(sampler), 1)
+    assert sampler.cache.nbytes == first
+    assert sampler.plan == found.plan
     assert torch.equal(chunks, video(model, "dense", plan=found.plan))
 
 
@@ -226,8 +227,8 @@ def test_a_plan_that_keeps_everything_is_dense():
 def test_chunks_of_other_lengths():
     model = small_model()
     for chunk in (1, 2, 4):
-        session = start(model, "dummy", chunk_frames=chunk, frames=4 * chunk)
-        assert torch.cat(list(session), 1).shape == (1, 4 * chunk, *SHAPE)
+        sampler = start(model, "dummy", chunk_frames=chunk, frames=4 * chunk)
+        assert torch.cat(list(sampler), 1).shape == (1, 4 * chunk, *SHAPE)
 
 
 def test_noise_source_is_asked_in_order():
@@ -255,21 +256,22 @@ def test_skipped_calls_reuse_the_last_residual():
     assert len(runs) == 6
     assert (skipping - plain).abs().max() > 1e-3
 
-    draw = sampling.seeded_noise([0])
-    session = start(model, "dummy", [0], frames=6)
+    draw, text = seeded_noise([0]), small_text(model)
     rope = model.rope(torch.arange(3), *SHAPE[1:])
     x = draw((1, 3, *SHAPE))
     residual = None
     with torch.inference_mode():
         for step, skip in enumerate([False, True, False, True]):
-            tokens, time = model.patchify(x), session._times[SCHEDULE.timesteps[step]]
-            if not skip:
-                attention = session._attention(step)
-                residual = model.transform(tokens, time, session._text, rope, attention) - tokens
+            tokens, time = model.patchify(x), model.embed_time(torch.tensor([[SCHEDULE.timesteps[step]]]))
+            if not skip:  # all frames so far are the chunk's own, and every head sees them
+                attended = model.transform(
+                    tokens, time, text, rope, lambda layer, q, k, v: softmax_attention(q, k, v)
+                )
+                residual = attended - tokens
             velocity = model.unpatchify(tokens + residual, time, *SHAPE[1:])
-            x = sampling.x0_from_velocity(x, velocity, SCHEDULE.sigmas[step])
+            x = x0_from_velocity(x, velocity, SCHEDULE.sigmas[step])
             if step < 3:
-                x = sampling.renoise(x, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
+                x = renoise(x, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
     torch.testing.assert_close(skipping[:, :3], x, atol=2e-5, rtol=0)
 
 
@@ -279,11 +281,11 @@ def test_half_precision_models_keep_latents_in_float32(policy, backend):
     model = small_model()
     exact = video(model, policy, frames=9)
     model.to(torch.bfloat16)
-    session = start(model, policy, frames=9, backend=backend)
-    out = torch.cat(list(session), 1)
+    sampler = start(model, policy, frames=9, backend=backend)
+    out = torch.cat(list(sampler), 1)
     assert out.dtype == torch.float32
     assert out.isfinite().all()
-    assert session.cache[0].buffers[0].k.dtype == torch.bfloat16
+    assert sampler.cache.layers[0].groups[0].k.dtype == torch.bfloat16
     if policy == "dense":
         assert (out[:, :3] - exact[:, :3]).abs().mean() < 0.2 * exact.std()
 
@@ -295,18 +297,19 @@ def test_backends_agree():
 
 
 @pytest.mark.parametrize("kind", SAMPLERS.values(), ids=SAMPLERS)
-def test_memory_is_freed_with_the_session(kind) -> None:
+def test_memory_is_freed_with_the_sampler(kind) -> None:
     """Without the garbage collector, which does not know how much memory of a GPU hangs on a cycle."""
     model = small_model()
     options = {"first_latent": lambda: torch.zeros(1, 1, *SHAPE)} if kind is RecomputeSampler else {}
-    session = kind(model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), frames=12, **options)
+    sampler = kind(model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), frames=12, **options)
     gc.collect()
     gc.disable()
     try:
         for _ in range(4):
-            session.next_chunk()
-        held = [weakref.ref(session), weakref.ref(session.cache), weakref.ref(session.cache[0].buffers[0].k)]
-        del session
-        assert [ref() for ref in held] == [None] * 3
+            sampler.next_chunk()
+        parts = sampler, sampler.passes, sampler.cache, sampler.cache.layers[0].groups[0].k
+        held = [weakref.ref(part) for part in parts]
+        del sampler, parts
+        assert [ref() for ref in held] == [None] * 4
     finally:
         gc.enable()
