@@ -1,7 +1,9 @@
 """Tiny real components, shared by all tests."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "random"
     write_model(folder)
     return folder
+
+
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """Let a GPU compute float32 products in float32, not in TF32."""
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
 
 
 def write_model(folder: Path, seed: int = 0) -> None:

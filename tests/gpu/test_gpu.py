@@ -30,9 +30,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("policy", ["dense", "dummy"])
-def test_a_sampler_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+@pytest.mark.usefixtures("exact_float32")
+def test_a_sampler_gives_what_the_cpu_gives(policy: str) -> None:
     latents, plans = [], []
     for device in ("cpu", "cuda"):
         model = small_model()
@@ -49,12 +48,9 @@ def test_a_sampler_gives_what_the_cpu_gives(policy: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_fused_path_gives_what_the_plain_one_gives(
-    policy: str, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("exact_float32")
+def test_the_fused_path_gives_what_the_plain_one_gives(policy: str, batch: int) -> None:
     """Eight chunks: eager passes, a change of the plan, recorded graphs, a new prompt in between."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
     videos = []
     for fused in (None, FusedWan(model)):
@@ -70,12 +66,9 @@ def test_the_fused_path_gives_what_the_plain_one_gives(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_heads_are_classified_again_among_recorded_graphs(
-    batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("exact_float32")
+def test_heads_are_classified_again_among_recorded_graphs(batch: int) -> None:
     """Plans of chunks 1, 6 and 11, each with two probes and graphs of its own between them."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda")
     videos = []
     for fused in (None, FusedWan(model)):

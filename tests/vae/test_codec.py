@@ -233,11 +233,8 @@ def test_the_public_vae_is_diffusers_default() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("offload", [False, True])
-def test_on_a_gpu(
-    decoder: VideoDecoder, offload: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+@pytest.mark.usefixtures("exact_float32")
+def test_on_a_gpu(decoder: VideoDecoder, offload: bool, tmp_path: Path) -> None:
     decoder.vae.save_pretrained(tmp_path)
     latents = latents_of(7, batch=2)
     expected = one_shot(decoder, latents)

@@ -172,10 +172,9 @@ def test_sizes_of_a_config() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("layout", SIZES)
-def test_on_a_gpu(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("exact_float32")
+def test_on_a_gpu(layout: str) -> None:
     """There the tiles that wait are in the main memory."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     vae, latents = make_vae(layout), latents_of(6, 40, 2)
     expected = one_shot(VideoDecoder(vae), latents)
     decoder = VideoDecoder(vae.cuda())
