@@ -154,8 +154,8 @@ def test_a_prompt_holds_from_the_next_chunk_on():
         (3, None, 1),
     ]
     assert prompts_heard("block", 1) == at_once
-    fading = [share for chunk, step, share in prompts_heard("block", 3) if step == 0]
-    assert fading == [0, 0, 0.5, 1]
+    fading = [share for chunk, step, share in prompts_heard("block", 2) if step == 0]
+    assert fading == [0, 0.5, 1, 1]
 
 
 def test_the_recomputed_context_hears_a_new_prompt_one_chunk_late():

@@ -326,9 +326,11 @@ class Rollout:
         assert self._latents is not None
         last = self._latents[:, 1 - self._parts.preset.overlap_frames :].to(self._parts.device)
         start = torch.cat([self._decoder.first_latent().to(last.device), last], 1)
-        noise = self.sampler.noise
+        noise, prompts, heads = self.sampler.noise, self.sampler.prompts, self.sampler.heads
+        chunks = (self.sampler.frames - start.shape[1]) // self.sampler.chunk_frames
         del self.sampler  # its cache is gone before there is another one
         self.sampler = self._new_sampler(noise)
+        self.sampler.take_over(prompts, heads, chunks)
         self.sampler.extend(start)
         self._decoder.begin_again(start)
 

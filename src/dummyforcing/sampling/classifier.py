@@ -121,6 +121,18 @@ class HeadClassifier:
         self._probe_at = chunk + self.guard.every if self.guard else None
         return self.plans if classifies else None
 
+    def take_over(self, other: "HeadClassifier", chunks: int) -> None:
+        """Go on with what another classifier found.
+
+        Args:
+            other: Of the chunks before.
+            chunks: The number in its video of this one's chunk 0.
+        """
+        self.load_state(other.state())
+        self._classify_at, self._probe_at = (
+            at and max(at - chunks, 1) for at in (self._classify_at, self._probe_at)
+        )
+
     def forget(self, context: HeadContext) -> Sequence[Plan]:
         """Give all heads the same context, in which they are to be classified again."""
         self.plans = (self.everyone(context),) * self._batch

@@ -1,7 +1,7 @@
 """The prompt of a rollout as the network sees it, and how it changes."""
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,17 +10,30 @@ from dummyforcing.models.wan import CausalWan, TextKV
 
 
 @dataclass(frozen=True)
+class Fade:
+    """A change of the prompt over some chunks."""
+
+    old: Tensor
+    """Embeddings of the prompt that it starts from, `(B, text_len, text_dim)`."""
+    new: Tensor
+    """Of the one that it ends with, likewise."""
+    chunks: int
+    """How many chunks it takes."""
+    done: int = 0
+    """How many of them have taken their step."""
+
+
+@dataclass(frozen=True)
 class PromptState:
-    """The prompt, and those that it fades into."""
+    """The present prompt, and the fade that is under way."""
 
     embeds: Tensor
     """Of the present prompt, `(B, text_len, text_dim)`."""
-    coming: tuple[Tensor, ...]
-    """Of the next chunks, likewise."""
+    fade: Fade | None
 
 
 class PromptTrack:
-    """The present prompt of a batch, and those of the next chunks."""
+    """The present prompt of a batch, and the one that it fades into."""
 
     def __init__(self, model: CausalWan, embeds: Tensor, batch: int) -> None:
         """Begin with a prompt.
@@ -34,7 +47,7 @@ class PromptTrack:
             ValueError: If the prompts are not for this batch.
         """
         self._model, self._batch = model, batch
-        self._coming: tuple[Tensor, ...] = ()
+        self._fade: Fade | None = None
         self._use(embeds)
 
     @property
@@ -52,32 +65,34 @@ class PromptTrack:
 
         Args:
             embeds: As at the start.
-            chunks: Over how many chunks the old prompt fades into the new one, in equal steps from the old
-                one itself; 1: the next chunk has the new one.
+            chunks: In how many equal steps, one a chunk, the old prompt fades into the new one; 1: the next
+                chunk has the new one.
 
         Raises:
             ValueError: If the prompts are not for this batch.
         """
-        old, new = self._embeds, self._checked(embeds)
-        shares = torch.linspace(0, 1, chunks).tolist() if chunks > 1 else [1.0]
-        self._coming = tuple(torch.lerp(old, new, share) for share in shares)
+        self._fade = Fade(self._embeds, self._checked(embeds), chunks)
 
     def advance(self) -> bool:
         """Take the next chunk's prompt; tells whether it is another one."""
-        if not self._coming:
+        fade = self._fade
+        if fade is None:
             return False
-        self._use(self._coming[0])
-        self._coming = self._coming[1:]
+        done = fade.done + 1
+        self._use(torch.lerp(fade.old, fade.new, done / fade.chunks))
+        self._fade = replace(fade, done=done) if done < fade.chunks else None
         return True
 
     def state(self) -> PromptState:
-        """The prompt, and those that it fades into."""
-        return PromptState(self._embeds, self._coming)
+        """Give the state."""
+        return PromptState(self._embeds, self._fade)
 
     def load_state(self, state: PromptState) -> None:
         """Go on from what `state` gave."""
         self._use(state.embeds)
-        self._coming = tuple(embeds.to(self._embeds.device) for embeds in state.coming)
+        self._fade = state.fade and replace(
+            state.fade, old=self._checked(state.fade.old), new=self._checked(state.fade.new)
+        )
 
     def copy(self) -> "PromptTrack":
         """Another one that goes on from here."""

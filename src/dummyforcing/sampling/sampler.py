@@ -280,6 +280,19 @@ class Sampler(ABC):
         self.history.load_state(state.history)
         self.noise = SeededNoise.from_state(state.noise)
 
+    def take_over(self, prompts: PromptTrack, heads: HeadClassifier, chunks: int) -> None:
+        """Go on with the prompts and the plans of another sampler, whose video this one continues.
+
+        Args:
+            prompts: Of the other sampler, a fade that is under way included.
+            heads: Likewise.
+            chunks: The number in its video of this one's chunk 0.
+        """
+        self.prompts = prompts
+        self.heads.take_over(heads, chunks)
+        if self.heads.is_planned:
+            self.cache.apply(self.heads.plans)
+
     def call(self, step: int | None) -> Call:
         """Name a pass over the present chunk."""
         return Call(self.frames // self.chunk_frames, step)
