@@ -10,17 +10,24 @@ HEAVY = ("torch", "diffusers", "transformers", "av", "matplotlib")
 
 def test_public_names() -> None:
     assert dummyforcing.__all__ == [
+        "BadFile",
+        "BadRequest",
         "Chunk",
+        "DummyForcingPipeline",
         "Guard",
         "HeadContext",
         "Measures",
-        "DummyForcingPipeline",
+        "NoSuchDevice",
+        "NotEnoughMemory",
         "Plan",
         "Policy",
+        "Rollout",
         "Timings",
+        "TrainedLengthWarning",
         "UnknownWordsWarning",
         "UserError",
         "Video",
+        "VideoOutput",
         "load",
     ]
     for name in dummyforcing.__all__:
@@ -38,7 +45,7 @@ def test_import_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_core_needs_no_media_libraries() -> None:
-    code = "from dummyforcing import Policy, Plan, HeadContext; import dummyforcing.sampling.session, sys\n"
+    code = "from dummyforcing import Policy, Plan, HeadContext; import dummyforcing.sampling.samplers, sys\n"
     code += f"print([name for name in {HEAVY[1:]} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

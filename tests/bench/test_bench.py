@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,19 +48,19 @@ def test_counted_work_is_what_torch_counts(seed: int, local_attention_size: int 
     pool = [HeadContext(1, 0), HeadContext(0, 1), HeadContext(2, 3), HeadContext(0, None)]
     plan = random_plan(2, 3, seed, pool)
     prompt, policy = small_prompt(model), parse_policy("dense")
-    session = BlockSampler(
+    sampler = BlockSampler(
         model, prompt, policy, SCHEDULE, (1, *SHAPE), plan=plan, local_attention_size=local_attention_size
     )
-    work = Work(model.config, TOKENS, session.chunk_frames, local_attention_size)
+    work = Work(model.config, TOKENS, sampler.chunk_frames, local_attention_size)
     for past in range(0, 15, 3):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            session.next_chunk()
-        unread = 2 * session.chunk_frames * TOKENS * model.config.dim**2
+            sampler.next_chunk()
+        unread = 2 * sampler.chunk_frames * TOKENS * model.config.dim**2
         assert work.chunk(plan, past, len(SCHEDULE.sigmas)).total + unread == counter.get_total_flops()
 
 
 def test_self_attention_is_the_sum_over_heads_and_frames() -> None:
-    """Brute force: every query with every key of every frame that is in the groups of a session."""
+    """Brute force: every query with every key of every frame that is in the groups of a rollout."""
     model, seen = small_model(layers=2, heads=3), Counter()
 
     def observer(call, layer, q, groups) -> None:
@@ -67,12 +69,12 @@ def test_self_attention_is_the_sum_over_heads_and_frames() -> None:
                 seen[call.chunk, call.step] += 4 * q.shape[1] * len(frames) * TOKENS * q.shape[-1]
 
     plan = random_plan(2, 3, 1, [HeadContext(1, 0), HeadContext(0, 4)])
-    session = BlockSampler(
+    sampler = BlockSampler(
         model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE), plan=plan, observer=observer
     )
     work = Work(model.config, TOKENS, 3)
     for chunk in range(4):
-        session.next_chunk()
+        sampler.next_chunk()
         assert work.forward(plan, 3 * chunk).self_attention == seen[chunk, 1]
 
 
@@ -133,8 +135,8 @@ def test_random_weights_keep_activations_in_range() -> None:
     assert all((w == 1).all() for name, w in model.named_parameters() if "norm" in name and "weight" in name)
     again = random_model(config, CPU, torch.float32)
     assert all(map(torch.equal, model.parameters(), again.parameters()))
-    session = BlockSampler(model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE))
-    assert 0.1 < session.next_chunk().std() < 10
+    sampler = BlockSampler(model, small_prompt(model), parse_policy("dense"), SCHEDULE, (1, *SHAPE))
+    assert 0.1 < sampler.next_chunk().std() < 10
 
 
 def test_rates_and_the_floor() -> None:
@@ -302,14 +304,19 @@ def test_fp8_needs_a_gpu(model_folder: Path, capsys: pytest.CaptureFixture[str])
 def test_ctrl_c_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
     args = ["bench", "--model", model_folder, "--frames", 9 + 12 * 50, "-o", tmp_path / "b.json"]
     command = [sys.executable, "-m", "dummyforcing", *map(str, args)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stderr is not None
+    terminal, theirs = os.openpty()  # its progress is shown on a terminal only
+    termios.tcsetwinsize(terminal, (24, 80))
+    process = subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL)
+    os.close(theirs)
     seen = b""
     while b"diffusion" not in seen:
-        seen += os.read(process.stderr.fileno(), 4096)
+        seen += os.read(terminal, 4096)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors.rstrip().endswith(b"Interrupted.")
+    assert process.wait(timeout=20) == 130
+    with suppress(OSError):  # the terminal ended with the process
+        while part := os.read(terminal, 4096):
+            seen += part
+    os.close(terminal)
+    assert seen.rstrip().endswith(b"Interrupted.")
     assert list(tmp_path.iterdir()) == []

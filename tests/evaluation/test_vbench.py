@@ -181,4 +181,4 @@ def test_obstacles(package, tmp_path, monkeypatch):
 def test_without_its_prompts_nothing_is_computed(tmp_path):
     found = evaluate(tmp_path, None, tmp_path / "out", ["a cat"], list(DIMENSIONS), "cpu")
     assert found.raw == {}
-    assert set(found.not_computed.values()) == {"VBench_full_info.json was not given (--vbench-info)"}
+    assert set(found.not_computed.values()) == {"VBench_full_info.json was not given"}

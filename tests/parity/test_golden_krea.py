@@ -76,11 +76,12 @@ def test_rollout(path, name, known_length):
     golden = read(path)
     variant, stored = golden.meta["variants"][name], golden.under(name)
     sampler = NotingRecompute(golden, name, frames=stored["latents"].shape[1] if known_length else None)
-    fade = variant["interpolate"] or {"before_block": None}
+    fade = variant["interpolate"]
     chunks, prompts = [], []
     for block in range(variant["blocks"]):
-        if block == fade["before_block"]:
-            sampler.set_prompt(golden[f"prompt_embeds/{fade['target']}"], chunks=fade["steps"])
+        # The public code counts the old prompt as the first step of a fade, which changes nothing.
+        if fade and block == fade["before_block"] + 1:
+            sampler.set_prompt(golden[f"prompt_embeds/{fade['target']}"], chunks=fade["steps"] - 1)
         chunks.append(sampler.next_chunk())
         prompts.append(sampler.prompts.embeds)
     noted = {**sampler.noted, "latents": torch.cat(chunks, 1)}

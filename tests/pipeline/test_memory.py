@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import UserError
+from dummyforcing.errors import NotEnoughMemory
 from dummyforcing.pipeline.memory import MemoryEstimate, estimate, estimates, require_memory
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.vae.memory import available_memory, fewest_tiles
@@ -24,18 +25,30 @@ def test_parts_add_up() -> None:
     assert replace(SMALL, denoising=9).on_gpu().offloaded().total == 4 + 3 + 9
 
 
-def test_require_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_memory(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e6 < available_memory(CPU) < 1e14
-    assert require_memory([SMALL], CPU) == 1
+    files = ModelFiles.open(model_folder)
+    request = make_request(files, "a red ball")
+
+    def require(
+        need: MemoryEstimate,
+        device: torch.device = CPU,
+        remedies: Sequence[tuple[str, list[MemoryEstimate]]] = (),
+    ) -> int:
+        monkeypatch.setattr("dummyforcing.pipeline.memory.estimates", lambda *args, **options: [need])
+        monkeypatch.setattr("dummyforcing.pipeline.memory._remedies", lambda *args: iter(remedies))
+        return require_memory(files, request, torch.float32, device)
+
+    assert require(SMALL) == 1
     huge = MemoryEstimate(0, 1e12, 0, 2e12, 3e12, 0, 4e12)
     message = r"about 10000\.0 GB .*4000\.0 GB decoded frames.*; take a smaller size or fewer frames\.$"
-    with pytest.raises(UserError, match=message):
-        require_memory([huge], CPU)
-    remedies = [("--frames 9", [huge]), ("--size 16x16", [huge, SMALL]), ("nothing", [SMALL])]
-    with pytest.raises(UserError, match=r"; take --size 16x16 \(0\.0 GB\)\.$"):
-        require_memory([huge], CPU, remedies)
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 7e12)
-    require_memory([huge], GPU)  # decoded frames are not on the GPU
+    with pytest.raises(NotEnoughMemory, match=message):
+        require(huge)
+    remedies = [("num_frames=9", [huge]), ('size="16x16"', [huge, SMALL]), ("nothing", [SMALL])]
+    with pytest.raises(NotEnoughMemory, match=r'; take size="16x16" \(0\.0 GB\)\.$'):
+        require(huge, CPU, remedies)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: 7e12)
+    assert require(huge, GPU) == 1  # decoded frames are not on the GPU
 
 
 def test_fewest_tiles() -> None:
@@ -45,11 +58,11 @@ def test_fewest_tiles() -> None:
 @pytest.mark.parametrize(("free", "tiles"), [(50e9, 1), (40e9, 2), (32e9, 7)])
 def test_what_fits_only_in_tiles(free: float, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """1080p on a GPU; what waits in the main memory does not count there, and does on a CPU."""
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: free)
     files = ModelFiles.open("self-forcing")
     request = make_request(files, "x", size=(1088, 1920))
     assert require_memory(files, request, torch.bfloat16, GPU) == tiles
-    needs = [estimate.on_gpu().total for estimate in estimates(files, request, torch.bfloat16)]
+    needs = [need.on_gpu().total for need in estimates(files, request, torch.bfloat16)]
     assert needs == sorted(needs, reverse=True)
     assert len(needs) == 136
     assert needs[tiles - 1] <= free
@@ -58,56 +71,58 @@ def test_what_fits_only_in_tiles(free: float, tiles: int, monkeypatch: pytest.Mo
 
 def test_what_fits_in_no_number_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU all tiles count, so many are no help; the message tells the least that would do."""
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: 32e9)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: 32e9)
     files = ModelFiles.open("self-forcing")
     request = make_request(files, "x", size=(1088, 1920))
-    needs = [estimate.total for estimate in estimates(files, request, torch.bfloat16)]
+    needs = [need.total for need in estimates(files, request, torch.bfloat16)]
     assert needs[0] > min(needs) > 32e9
     assert needs[-1] > needs[0]
-    with pytest.raises(UserError, match=rf"needs about {min(needs) / 1e9:.1f} GB .*; take --size 960x544"):
+    with pytest.raises(
+        NotEnoughMemory, match=rf'needs about {min(needs) / 1e9:.1f} GB .*; take size="960x544"'
+    ):
         require_memory(files, request, torch.bfloat16, CPU)
 
 
 def test_estimates_of_the_public_models() -> None:
     """The bytes that are known of the public models at 480p, in bfloat16."""
-    files = ModelFiles.open("self-forcing")
-    estimate = estimate(files, make_request(files, "x", policy="dense"), torch.bfloat16)
-    assert estimate.transformer == 2_837_993_600
-    assert estimate.text_encoder == 2 * 5_680_910_336
-    assert estimate.vae == 2 * 126_892_531
-    assert estimate.cache / 2**20 == pytest.approx(21 * 274.2, rel=1e-3)
-    longlive = ModelFiles.open("longlive")
-    cache = longlive.estimate(longlive.request("x", num_frames=957, policy="native"), torch.bfloat16).cache
-    assert cache / 2**20 == pytest.approx(12 * 274.2, rel=1e-3)
-    rolling = ModelFiles.open("rolling-forcing")
-    request = rolling.request("x", num_frames=501, policy="native")
-    assert rolling.estimate(request, torch.bfloat16).cache / 2**20 == pytest.approx(36 * 274.2, rel=1e-3)
-    krea = ModelFiles.open("krea-realtime")
-    estimate = krea.estimate(krea.request("x", num_frames=501, policy="native"), torch.bfloat16)
-    assert estimate.transformer == 28_576_983_168
-    assert estimate.cache / 2**20 == pytest.approx(6 * 1218.75, rel=1e-3)
-    block = ModelFiles.open("krea-block")
-    cache = block.estimate(block.request("x", policy="dense"), torch.bfloat16).cache
-    assert cache / 2**20 == pytest.approx(21 * 1218.75, rel=1e-3)
+
+    def needed(model: str, **options: object) -> MemoryEstimate:
+        files = ModelFiles.open(model)
+        return estimate(files, make_request(files, "x", **options), torch.bfloat16)
+
+    need = needed("self-forcing", policy="dense")
+    assert need.transformer == 2_837_993_600
+    assert need.text_encoder == 2 * 5_680_910_336
+    assert need.vae == 2 * 126_892_531
+    assert need.cache / 2**20 == pytest.approx(21 * 274.2, rel=1e-3)
+    need = needed("longlive", num_frames=957, policy="native")
+    assert need.cache / 2**20 == pytest.approx(12 * 274.2, rel=1e-3)
+    need = needed("rolling-forcing", num_frames=501, policy="native")
+    assert need.cache / 2**20 == pytest.approx(36 * 274.2, rel=1e-3)
+    need = needed("krea-realtime", num_frames=501, policy="native")
+    assert need.transformer == 28_576_983_168
+    assert need.cache / 2**20 == pytest.approx(6 * 1218.75, rel=1e-3)
+    need = needed("krea-block", policy="dense")
+    assert need.cache / 2**20 == pytest.approx(21 * 1218.75, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("device", "free", "policy", "remedy"),
     [
-        (CPU, 23e9, "dense", r"--policy dummy \("),
-        (GPU, 17.5e9, "dummy", r"--offload \("),
-        (GPU, 10e9, "dense", r"--policy dummy --offload \("),
-        (CPU, 18e9, "dummy", r"--size 416x240 \("),
+        (CPU, 23e9, "dense", r'policy="dummy" \('),
+        (GPU, 17.5e9, "dummy", r"offload=True \("),
+        (GPU, 10e9, "dense", r'policy="dummy" offload=True \('),
+        (CPU, 18e9, "dummy", r'size="416x240" \('),
         (CPU, 1e9, "dummy", r"a smaller size or fewer frames\."),
     ],
 )
 def test_what_would_fit(
     device: torch.device, free: float, policy: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: free)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: free)
     files = ModelFiles.open("self-forcing")
     request = make_request(files, "x", policy=policy)
-    with pytest.raises(UserError, match=f"take {remedy}"):
+    with pytest.raises(NotEnoughMemory, match=f"take {remedy}"):
         require_memory(files, request, torch.bfloat16, device)
 
 

@@ -61,7 +61,7 @@ def test_every_chunk_has_the_measures_of_each_video(pipeline: DummyForcingPipeli
 
 
 def test_a_guard_shows_in_the_plans(pipeline: DummyForcingPipeline) -> None:
-    guards = None, Guard(every=1, tile=0), Guard(every=1, tile=1)
+    guards = None, Guard(every=1, tolerance=0), Guard(every=1, tolerance=1)
     chunks = [list(pipeline.stream(PROMPT, num_frames=69, guard=guard)) for guard in guards]
     found = [[chunk.plans[0].chunk for chunk in stream] for stream in chunks]
     assert found == [[None, None, 1, 1, 1, last, last] for last in (1, 4, 1)]
@@ -160,17 +160,17 @@ def test_find_plan_needs_roles(pipeline: DummyForcingPipeline) -> None:
 
 
 def test_policy_defaults_are_the_presets(model_folder: Path) -> None:
-    folder = ModelFiles.open(model_folder)
-    defaults = replace(folder.preset.dummy, classify_at_chunk=2, neighbor_frames=6, dummy_fraction=0.25)
-    folder = replace(folder, preset=replace(folder.preset, dummy=defaults))
-    policy = folder.request(PROMPT).policy
+    files = ModelFiles.open(model_folder)
+    defaults = replace(files.preset.dummy, classify_at_chunk=2, neighbor_frames=6, dummy_fraction=0.25)
+    files = replace(files, preset=replace(files.preset, dummy=defaults))
+    policy = make_request(files, PROMPT).policy
     assert policy.roles is not None
     assert (policy.classify_at_chunk, policy.dummy_fraction) == (2, 0.25)
     assert HeadContext(0, 6) in policy.roles.values()
-    assert folder.request(PROMPT, dummy_fraction=0.75).policy.dummy_fraction == 0.75
-    assert folder.request(PROMPT, policy="official").policy.classify_at_chunk == 2
-    assert not folder.request(PROMPT, num_frames=21).has_plan
-    assert folder.request(PROMPT, num_frames=33).has_plan
+    assert make_request(files, PROMPT, dummy_fraction=0.75).policy.dummy_fraction == 0.75
+    assert make_request(files, PROMPT, policy="official").policy.classify_at_chunk == 2
+    assert not make_request(files, PROMPT, num_frames=21).has_plan
+    assert make_request(files, PROMPT, num_frames=33).has_plan
 
 
 def test_frame_wise_model(model_folder: Path, tmp_path: Path) -> None:
@@ -223,17 +223,17 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 80}, r"80 pixel frames .* take 69 or 81\."),
+        ({"num_frames": 80}, r"80 pixel frames .* take 69 or 81\."),
         ({"size": (100, 50)}, r"Size 50x100 .* nearest is 48x96\."),
         ({"size": (0, 16)}, r"nearest is 16x16\."),
-        ({"seed": -1}, "out of range"),
+        ({"seed": -1}, r"seed=-1 is out of range; take 0 or more and 9223372036854775807 at most\.$"),
         (
             {"policy": "sparse"},
             "no policy 'sparse'; the policies are dense, window, dummy, anchored, long, official",
         ),
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
-        ({"dummy_fraction": 1.5}, "between 0 and 1"),
+        ({"dummy_fraction": 1.5}, r"dummy_fraction=1\.5 is out of range; take 0 or more and 1 at most\.$"),
         ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \([\d.]+ GB KV cache, [\d.]+ GB act"),
     ],
 )
@@ -262,9 +262,9 @@ def test_estimate_of_the_cache_is_exact(pipeline: DummyForcingPipeline, policy: 
 def test_estimate_bounds_the_cache_of_a_classified_video(pipeline: DummyForcingPipeline) -> None:
     request = make_request(pipeline.files, PROMPT, num_frames=57)
     largest = max(chunk.cache_bytes for chunk in pipeline.run(request))
-    estimate = estimate(pipeline.files, request, torch.float32)
     dense = make_request(pipeline.files, PROMPT, num_frames=57, policy="dense")
-    assert largest <= estimate.cache < estimate(pipeline.files, dense, torch.float32).cache
+    most, all_of_it = (estimate(pipeline.files, asked, torch.float32).cache for asked in (request, dense))
+    assert largest <= most < all_of_it
 
 
 def test_estimate_of_weights(pipeline: DummyForcingPipeline, model_folder: Path) -> None:
@@ -277,15 +277,15 @@ def test_estimate_of_weights(pipeline: DummyForcingPipeline, model_folder: Path)
 def test_what_fits_only_in_tiles(pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_request(pipeline.files, PROMPT, num_frames=21, size=(320, 320))
     expected = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
-    needs = [estimate.total for estimate in estimates(pipeline.files, request, torch.float32, loaded=True)]
+    needs = [need.total for need in estimates(pipeline.files, request, torch.float32, loaded=True)]
     assert needs[0] > needs[1] > needs[2]
     asked, begin = [], pipeline.vae.stream
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: needs[2])
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: needs[2])
     monkeypatch.setattr(pipeline.vae, "stream", lambda tiles: asked.append(tiles) or begin(tiles))
     frames = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
     assert asked == [3]
     assert np.abs(frames.astype(int) - expected).max() <= 1
-    monkeypatch.setattr("dummyforcing.memory.available_memory", lambda device: min(needs) - 1)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: min(needs) - 1)
     with pytest.raises(UserError, match=r"only .* are free"):
         pipeline.run(request)
 

@@ -1,7 +1,9 @@
-"""Videos as presets and requests describe them, against sessions and VAE calls put together by hand."""
+"""Videos as presets and requests describe them, against samplers and VAE calls put together by hand."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import ScheduleArgs
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.noise import seeded_noise
+from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.recompute import RecomputeSampler
+from dummyforcing.sampling.sampler import Sampler
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.sampling.teacache import skip_table
 
@@ -36,9 +40,9 @@ def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForci
     return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
 
 
-def session(
-    pipeline: DummyForcingPipeline, kind: type[BlockSampler] = BlockSampler, **options: object
-) -> BlockSampler:
+def sampler(
+    pipeline: DummyForcingPipeline, kind: Callable[..., Sampler] = BlockSampler, **options: Any
+) -> Sampler:
     preset = pipeline.files.preset
     return kind(
         pipeline.model,
@@ -78,7 +82,7 @@ def test_a_clip_is_the_first_chunk(pipeline: DummyForcingPipeline, clip: Path) -
     one = with_preset(pipeline, start="clip")
     video = one.generate(PROMPT, num_frames=21, seed=5, policy="dense", video=clip)
     latents = one.vae.encode(torch.from_numpy(read_video(clip, 9, SIZE))[None])
-    by_hand = session(one)
+    by_hand = sampler(one)
     by_hand.extend(latents)
     expected = one.vae.decode(torch.cat([latents, by_hand.next_chunk()], 1))
     assert_same(video.frames, expected)
@@ -90,7 +94,7 @@ def test_an_image_is_the_first_frame(pipeline: DummyForcingPipeline, image: Path
     )
     video = one.generate(PROMPT, num_frames=9, seed=5, policy="dense", image=image)
     latents = one.vae.encode(torch.from_numpy(np.asarray(Image.open(image)))[None, None])
-    by_hand = session(one, first_schedule=make_schedule([1000, 700, 300], 5))
+    by_hand = sampler(one, first_schedule=make_schedule([1000, 700, 300], 5))
     by_hand.extend(latents)
     made = [by_hand.next_chunk() for _ in range(2)]
     assert_same(video.frames, one.vae.decode(torch.cat([latents, *made], 1)))
@@ -114,7 +118,7 @@ def test_a_context_with_an_encoded_first_frame(
         used.append(sum(p.shape[1] for p in pixels) - 9)
         return one.vae.encode(torch.cat(pixels, 1)[:, used[-1]][:, None])
 
-    by_hand = session(one, RecomputeSampler, context_frames=3, first_latent=None if keep else first_latent)
+    by_hand = sampler(one, RecomputeSampler, context_frames=3, first_latent=None if keep else first_latent)
     by_hand.extend(latents)
     pixels.append(stream.decode(latents))
     for _ in range(3):
@@ -128,22 +132,22 @@ def test_a_video_is_made_anew_from_another(pipeline: DummyForcingPipeline, clip:
     video = one.generate(PROMPT, num_frames=21, seed=5, policy="dense", video=clip, strength=0.6)
     source = one.vae.encode(torch.from_numpy(read_video(clip, 21, SIZE))[None])
     schedule = make_schedule([600, 300], 5)
-    first_steps: list[torch.Tensor] = []
+    noted: list[torch.Tensor] = []
 
-    class Noting(BlockSampler):
-        def _denoise(self, x: torch.Tensor, step: int) -> torch.Tensor:
-            if step == 0:
-                first_steps.append(x)
-            return super()._denoise(x, step)
+    class Noting(Passes):
+        def tokens(self, x: torch.Tensor) -> torch.Tensor:
+            noted.append(x)
+            return super().tokens(x)
 
-    by_hand = session(one, Noting, schedule=schedule, source=source)
+    by_hand = sampler(one, schedule=schedule, source=source)
+    by_hand.passes.__class__ = Noting
     made = torch.cat([by_hand.next_chunk() for _ in range(2)], 1)
     assert_same(video.frames, one.vae.decode(made))
     generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(first_steps[0].shape[1:], generator=generator)[None]
+    noise = torch.randn(noted[0].shape[1:], generator=generator)[None]
     sigma = schedule.sigmas[0]
     assert 0.8 < sigma < 0.95  # 600 of 1000, shifted by 5
-    torch.testing.assert_close(first_steps[0], (1 - sigma) * source[:, :3] + sigma * noise)
+    torch.testing.assert_close(noted[0], (1 - sigma) * source[:, :3] + sigma * noise)
 
 
 def test_a_long_video_of_several_rollouts(pipeline: DummyForcingPipeline) -> None:
@@ -153,7 +157,7 @@ def test_a_long_video_of_several_rollouts(pipeline: DummyForcingPipeline) -> Non
     noise = seeded_noise([5])
     pixels, start = [], None
     for _ in range(3):
-        by_hand = session(one, seeds=noise)
+        by_hand = sampler(one, seeds=noise)
         latents = []
         if start is not None:
             by_hand.extend(start)
@@ -176,7 +180,7 @@ def test_the_prompt_changes_on_the_way(pipeline: DummyForcingPipeline, recache: 
     one = with_preset(pipeline, recache_frames=recache)
     # 1 s is pixel frame 16, which latent frame 4 begins before and 5 after: the next chunk begins at 6.
     video = one.generate(PROMPT, num_frames=45, seed=5, policy="dense", switches=[(1.0, OTHER)], fade=fade)
-    by_hand = session(one, recache_frames=recache, global_sink=one.files.preset.global_sink)
+    by_hand = sampler(one, recache_frames=recache, global_sink=one.files.preset.global_sink)
     made = [by_hand.next_chunk() for _ in range(2)]
     by_hand.set_prompt(one.text.encode(OTHER), chunks=fade)
     made += [by_hand.next_chunk() for _ in range(2)]
@@ -209,9 +213,17 @@ def test_every_sampler_with_every_policy(pipeline: DummyForcingPipeline) -> None
         (None, {"image": "image.png"}, "starts from a prompt alone"),
         ("clip", {"image": "image.png"}, "goes on from a clip of 9 pixel frames"),
         ("frame", {"image": "image.png", "video": "clip.mp4"}, "give one of them"),
-        ("chunk", {"strength": 0.5}, "--strength goes with --video"),
-        ("chunk", {"video": "clip.mp4", "strength": 1.5, "frames": 21}, "strength of 1.5 is out of range"),
-        ("chunk", {"video": "clip.mp4", "frames": 81}, "is too short"),
+        ("chunk", {"strength": 0.5}, "A strength goes with a video on models that make one from it"),
+        (
+            "chunk",
+            {"video": "clip.mp4", "strength": 1.5, "num_frames": 21},
+            r"strength=1\.5 is out of range; take more than 0 and 1 at most",
+        ),
+        (
+            "chunk",
+            {"video": "clip.mp4", "num_frames": 81},
+            "is too short, it lasts 1.31 s; give 5.06 s or more",
+        ),
         (
             None,
             {"switches": [(4.9, OTHER)]},
@@ -219,7 +231,7 @@ def test_every_sampler_with_every_policy(pipeline: DummyForcingPipeline) -> None
         ),
         (None, {"switches": [(0.0, OTHER)]}, "cannot change at 0 s"),
         (None, {"switches": [(1.0, "  ")]}, "prompt to change to is empty"),
-        (None, {"switches": [(1.0, OTHER)], "fade": 0}, "cannot fade over 0 chunks"),
+        (None, {"switches": [(1.0, OTHER)], "fade": 0}, r"fade=0 is out of range; take 1 or more chunks"),
         (None, {"teacache": 0.0}, "threshold of 0 is out of range"),
         (None, {"teacache": [0]}, "Step 0 cannot be left out"),
         (None, {"teacache": [2]}, "Step 2 cannot be left out: the first one always runs; take 1 to 1"),
@@ -249,10 +261,10 @@ def test_teacache_leaves_out_the_steps_of_its_table(pipeline: DummyForcingPipeli
     table = skip_table([one.model.embed_time(torch.tensor([[t]])) for t in timesteps], timesteps, 0.2)
     assert any(table)
     skipped = tuple(step for step, is_skipped in enumerate(table) if is_skipped)
-    expected = one.vae.decode(torch.cat(list(session(one, schedule=steps, skips=table, frames=9)), 1))
+    expected = one.vae.decode(torch.cat(list(sampler(one, schedule=steps, skips=table, frames=9)), 1))
     plain = one.generate(PROMPT, num_frames=33, size=SIZE, seed=5, policy="dense").frames
     for teacache in (0.2, skipped):
-        options = {"frames": 33, "size": SIZE, "seed": 5, "policy": "dense", "teacache": teacache}
+        options = {"num_frames": 33, "size": SIZE, "seed": 5, "policy": "dense", "teacache": teacache}
         assert one.skipped_steps(make_request(one.files, PROMPT, **options)) == skipped
         frames = one.generate(PROMPT, **options).frames
         assert_same(frames, expected)
@@ -260,9 +272,11 @@ def test_teacache_leaves_out_the_steps_of_its_table(pipeline: DummyForcingPipeli
     assert one.skipped_steps(make_request(one.files, PROMPT)) == ()
 
 
-@pytest.mark.parametrize("sampler", ["rolling", "recompute"])
-def test_teacache_needs_steps_of_their_own(pipeline: DummyForcingPipeline, sampler: str) -> None:
-    files = with_preset(pipeline, sampler=sampler, context_frames=3).files
+@pytest.mark.parametrize("changes", [{"sampler": "rolling"}, {"sampler": "recompute", "context_frames": 3}])
+def test_teacache_needs_steps_of_their_own(
+    pipeline: DummyForcingPipeline, changes: dict[str, object]
+) -> None:
+    files = with_preset(pipeline, **changes).files
     with pytest.raises(UserError, match="take a model of sampler 'block'"):
         make_request(files, PROMPT, teacache=0.2)
 

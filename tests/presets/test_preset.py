@@ -1,14 +1,16 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from dummyforcing.checkpoints.transformer import WAN_SIZES
-from dummyforcing.errors import UserError
+from dummyforcing.errors import BadFile, UserError
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.presets.preset import (
     PUBLIC,
     PUBLIC_TABLES,
+    SAMPLERS_WITH,
     SIZE_MULTIPLE,
     SIZES,
     DummyDefaults,
@@ -101,6 +103,20 @@ def test_bad_preset_names_the_field(tmp_path: Path, change: dict[str, object], m
     (tmp_path / "preset.json").write_text(json.dumps(GOOD | change))
     with pytest.raises(UserError, match=message):
         find_preset(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["rolling", "recompute"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("recache_frames", 3), ("first_schedule", {"steps": [1000, 500], "shift": 5})]
+)
+def test_fields_that_a_sampler_has_no_use_for(tmp_path: Path, sampler: str, name: str, value: object) -> None:
+    (tmp_path / "preset.json").write_text(json.dumps(GOOD | {"sampler": sampler, name: value}))
+    with pytest.raises(
+        UserError, match=f"has {name}, which sampler '{sampler}' has no use for; leave {name} out"
+    ):
+        find_preset(tmp_path)
+    (tmp_path / "preset.json").write_text(json.dumps(GOOD | {"sampler": "block", name: value}))
+    find_preset(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
@@ -212,3 +228,59 @@ def test_unknown_model(tmp_path: Path) -> None:
         find_preset("longlife")
     with pytest.raises(UserError, match=r'holds no preset\.json .*model="self-forcing" weights="'):
         find_preset(tmp_path)
+
+
+USES = {
+    "first_schedule": {"steps": [1000, 500], "shift": 5},
+    "overlap_frames": 3,
+    "recache_frames": 12,
+    "global_sink": True,
+    "context_frames": 3,
+    "keep_first_frame": True,
+}
+"""Fields that only some samplers have a use for, with a value."""
+
+
+@pytest.mark.parametrize("field", USES)
+@pytest.mark.parametrize("sampler", ["block", "rolling", "recompute"])
+def test_fields_belong_to_samplers(tmp_path: Path, sampler: str, field: str) -> None:
+    path = tmp_path / "mine.json"
+    preset = {**GOOD, "sampler": sampler, "max_frames": 21, field: USES[field]}
+    preset |= {"context_frames": 3} if sampler == "recompute" else {}
+    path.write_text(json.dumps(preset))
+    its_own = "recompute" if field in ("context_frames", "keep_first_frame") else "block"
+    if sampler == its_own:
+        assert getattr(read_preset(path), field)
+        return
+    refusal = (
+        rf"mine\.json: Preset 'm' has {field}, which sampler '{sampler}' has no use for; "
+        rf"leave {field} out, or take sampler '{its_own}'\.$"
+    )
+    with pytest.raises(BadFile, match=refusal):
+        read_preset(path)
+    # Its default says nothing: a preset that is like another one can take a field back.
+    default = next(one.default for one in dataclasses.fields(Preset) if one.name == field)
+    if default is not None:
+        path.write_text(json.dumps({**preset, field: default}))
+        assert getattr(read_preset(path), field) == default
+
+
+def test_a_context_of_no_frames_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({**GOOD, "sampler": "recompute"}))
+    with pytest.raises(BadFile, match=r"builds its cache from context_frames, and there are none; give 1 or"):
+        read_preset(tmp_path / "mine.json")
+
+
+def test_every_field_that_belongs_to_a_sampler_is_known() -> None:
+    assert SAMPLERS_WITH.keys() == USES.keys()
+    assert SAMPLERS_WITH.keys() <= {one.name for one in dataclasses.fields(Preset)}
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.toml"])
+def test_an_old_name_of_a_field_is_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(
+        json.dumps({**GOOD, "reach": 21}) if name.endswith("json") else 'like = "longlive"\nreach = 12\n'
+    )
+    with pytest.raises(BadFile, match=r"field 'reach' is called 'local_attention_size' by now; rename it"):
+        find_preset(path)

@@ -85,7 +85,7 @@ class Atlas:
         """`regions` of the calls that a policy scores.
 
         Raises:
-            UserError: If none of them was watched.
+            BadRequest: If none of them was watched.
         """
         calls = self.commit if policy.score_pass == "commit" else self.denoising
         if not calls:
@@ -102,7 +102,7 @@ class Atlas:
         looks rather than by how often it passes a cut, and is the optimum for the average video.
 
         Raises:
-            UserError: If the policy has no roles, or scores what was not watched.
+            BadRequest: If the policy has no roles, or scores what was not watched.
         """
         if policy.roles is None:
             raise BadRequest(f"Policy '{policy.name}' does not classify heads", "take 'dummy'")
@@ -115,7 +115,7 @@ class Atlas:
         """Write everything into one `.npz` file; it appears whole or not at all.
 
         Raises:
-            UserError: If it cannot be written.
+            BadFile: If it cannot be written.
         """
         about = json.dumps({"format": FORMAT, **asdict(self.settings)})
         with replacing(Path(path)) as part, part.open("wb") as file:
@@ -126,7 +126,7 @@ class Atlas:
         """Read what `save` wrote.
 
         Raises:
-            UserError: If there is no readable atlas.
+            BadFile: If there is no readable atlas.
         """
         try:
             with np.load(path, allow_pickle=False) as file:

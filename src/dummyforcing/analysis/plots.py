@@ -19,7 +19,7 @@ def save_head_map(path: str | Path, plan: Plan) -> None:
     """Draw a plan and save it as a PNG.
 
     Raises:
-        UserError: If the file cannot be written; nothing is left then.
+        BadFile: If the file cannot be written; nothing is left then.
     """
     with replacing(Path(path)) as part:
         head_map(plan).savefig(part, format="png", dpi=150)

@@ -184,7 +184,7 @@ def require(backend: str) -> None:
     """Refuse a backend whose package is not installed.
 
     Raises:
-        UserError: If it is missing.
+        BadRequest: If it is missing.
     """
     package = {"flash4": ("flash_attn", "flash-attn-4"), "fp8": ("cudnn", "nvidia-cudnn-frontend")}.get(
         backend

@@ -33,7 +33,7 @@ def fixture_plan(
         The plan, the same at every call; it fits any model of this size.
 
     Raises:
-        UserError: If there are fewer heads than neighbors.
+        BadRequest: If there are fewer heads than neighbors.
     """
     total = layers * heads
     count = total // 4 if neighbors is None else neighbors
@@ -71,7 +71,7 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
         The plan of the first two; None: the policy does without.
 
     Raises:
-        UserError: If there is no such policy, or the numbers do not fit it.
+        BadRequest: If there is no such policy, or the numbers do not fit it.
     """
     name, _, numbers = policy.partition(":")
     layers, heads = config.num_layers, config.num_heads

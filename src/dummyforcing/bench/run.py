@@ -148,7 +148,7 @@ class Benchmark:
             The results, ready for `write_results`.
 
         Raises:
-            UserError: If files are missing or damaged.
+            BadFile: If files are missing or damaged.
         """
         modes = tuple(dict.fromkeys(row.fp8 for row in self.rows))
         rates = Rates(matmul_rate(self.device, self.dtype))

@@ -39,7 +39,7 @@ def read_component_config(folder: Path) -> dict[str, Any]:
     """Read the `config.json` of a component.
 
     Raises:
-        UserError: If it is missing or no table.
+        BadFile: If it is missing or no table.
     """
     path = folder / "config.json"
     if not path.is_file():

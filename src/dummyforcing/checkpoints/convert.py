@@ -71,7 +71,7 @@ def open_part(
         The module on the meta device, and exactly its tensors by name.
 
     Raises:
-        UserError: If a file is missing or damaged, or the tensors are not those of the part.
+        BadFile: If a file is missing or damaged, or the tensors are not those of the part.
     """
     if part == "transformer":
         loras = [LoRA(fetch(place, here=here), scale) for place, scale in files.loras]
@@ -103,7 +103,7 @@ def check_file(path: Path) -> PartReport:
     """Look at a file or folder of weights that belongs to no model yet: what it is, and whether it is whole.
 
     Raises:
-        UserError: If there is nothing that can be read, or it is of no kind that a model needs.
+        BadFile: If there is nothing that can be read, or it is of no kind that a model needs.
     """
     tensors = open_tensors(path, "generator_ema")
     match kind_of(bare_names(tensors)):
@@ -137,7 +137,7 @@ def convert(
         The files of weights, relative to the folder, as they are finished.
 
     Raises:
-        UserError: If a part is missing or damaged, or the folder cannot be written.
+        BadFile: If a part is missing or damaged, or the folder cannot be written.
     """
     with new_folder(folder) as new:
         for part in parts:

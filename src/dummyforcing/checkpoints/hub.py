@@ -40,7 +40,7 @@ def find_base(text: str) -> Path | HubFile:
     """Read the name of a folder, or of a repository on the Hub.
 
     Raises:
-        UserError: If it can be neither.
+        BadFile: If it can be neither.
     """
     if text and Path(text).is_dir():
         return Path(text)
@@ -53,7 +53,7 @@ def find_weights(text: str) -> Path | HubFile:
     """Read the name of a file, a folder, or a file of a repository on the Hub, `OWNER/NAME:FILE`.
 
     Raises:
-        UserError: If it is none of these.
+        BadFile: If it is none of these.
     """
     if Path(text).exists():
         return Path(text)
@@ -72,7 +72,7 @@ def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
         here: Download nothing: only look whether it is here.
 
     Raises:
-        UserError: If it cannot be had; says how to put it in place by hand.
+        BadFile: If it cannot be had; says how to put it in place by hand.
     """
     if isinstance(place, Path):
         return place
@@ -100,7 +100,7 @@ def find_part(base: Path, part: str) -> Path:
     """The file or folder of an entry of `PARTS` in a folder of either layout.
 
     Raises:
-        UserError: If it is not there.
+        BadFile: If it is not there.
     """
     for name in PARTS[part]:
         if (base / name).exists():

@@ -15,7 +15,7 @@ from torch import Tensor
 from dummyforcing.checkpoints.names import WRAPPERS, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
 from dummyforcing.errors import BadFile
-from dummyforcing.files.writing import split_number
+from dummyforcing.files.text import split_number
 
 ENTRY = "generator_lora"
 """Where LongLive's file has it; other files have it at their top."""
@@ -44,7 +44,8 @@ def parse_lora(text: str) -> tuple[Path, float]:
     """Read FILE or FILE:SCALE.
 
     Raises:
-        UserError: If there is no such file, or the scale is no number.
+        BadFile: If there is no such file.
+        BadRequest: If the scale is no number.
     """
     path, scale = split_number(text, "scale", "LoRA")
     if not Path(path).exists():
@@ -68,7 +69,7 @@ def merge_loras(tensors: Mapping[str, StoredTensor], loras: Sequence[LoRA]) -> d
         The same names and shapes.
 
     Raises:
-        UserError: If a LoRA is damaged or changes a layer that the transformer does not have in this shape.
+        BadFile: If a LoRA is damaged or changes a layer that the transformer does not have in this shape.
     """
     merged = dict(tensors)
     for lora in loras:

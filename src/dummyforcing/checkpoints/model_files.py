@@ -16,7 +16,7 @@ from dummyforcing.checkpoints.lora import parse_lora
 from dummyforcing.checkpoints.transformer import PARAMETERS, WAN_SIZES, count_parameters, read_config
 from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import ModelConfig
 from dummyforcing.presets.preset import Preset, find_preset
 from dummyforcing.vae.memory import DecoderSizes
@@ -76,8 +76,10 @@ class ModelFiles:
         elif folder is not None:
             transformer = folder / "transformer"
         else:
-            raise BadFile(
-                f"Preset '{preset.name}' names no weights", 'give weights="FILE", or a source in it'
+            raise BadRequest(
+                f"Preset '{preset.name}' names no weights",
+                'give weights="FILE", or a source in it',
+                "weights",
             )
         if weights is None and source is not None and source.lora:
             beside = HubFile(source.repo, source.lora) if source.repo else Path(source.lora)
@@ -87,7 +89,9 @@ class ModelFiles:
         else:
             own = folder is not None and ((folder / "text_encoder").exists() or not preset.base)
             if not own and not preset.base:
-                raise BadFile(f"Preset '{preset.name}' names no base", 'give base="FOLDER", or one in it')
+                raise BadRequest(
+                    f"Preset '{preset.name}' names no base", 'give base="FOLDER", or one in it', "base"
+                )
             parts = folder if own and folder is not None else find_base(preset.base)
         config = _config(transformer, preset, own_folder=folder is not None and weights is None)
         counts = {"transformer": count_parameters(config), **PARAMETERS}

@@ -45,7 +45,7 @@ def open_tensors(path: Path, key: str = "") -> dict[str, StoredTensor]:
             and `generator_ema` is taken, else `model`, else the tensors at the top.
 
     Raises:
-        UserError: If nothing is there, it is damaged, or it is not clear which entry is meant.
+        BadFile: If nothing is there, it is damaged, or it is not clear which entry is meant.
     """
     if path.is_dir():
         tensors: dict[str, StoredTensor] = {}

@@ -37,7 +37,7 @@ def open_text_encoder(path: Path) -> tuple[UMT5EncoderModel, dict[str, StoredTen
         The module on the meta device, and exactly its tensors by name.
 
     Raises:
-        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
+        BadFile: If a file is missing or damaged, or the tensors are not exactly those of the config.
     """
     sizes = read_component_config(path) if path.is_dir() else UMT5_XXL
     try:
@@ -59,7 +59,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load a tokenizer's folder.
 
     Raises:
-        UserError: If it is missing or damaged.
+        BadFile: If it is missing or damaged.
     """
     try:
         with quiet():

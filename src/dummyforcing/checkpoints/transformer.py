@@ -43,7 +43,7 @@ def normalise(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Give a transformer's tensors Wan's own names, whoever saved them, and split a fused q, k and v.
 
     Raises:
-        UserError: If two tensors get the same name.
+        BadFile: If two tensors get the same name.
     """
     named: dict[str, StoredTensor] = {}
     for stored_name, bare_name in bare_names(tensors).items():
@@ -72,7 +72,7 @@ def read_config(folder: Path) -> ModelConfig:
     """Read the sizes of a transformer from its `config.json`, in Wan's or in diffusers' words.
 
     Raises:
-        UserError: If the file is missing or lacks a size.
+        BadFile: If the file is missing or lacks a size.
     """
     path = folder / "config.json"
     try:
@@ -109,7 +109,7 @@ def open_transformer(
         The module on the meta device, and exactly its tensors by name.
 
     Raises:
-        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
+        BadFile: If a file is missing or damaged, or the tensors are not exactly those of the config.
     """
     with torch.device("meta"):
         model = CausalWan(config)

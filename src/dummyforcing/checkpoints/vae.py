@@ -34,14 +34,14 @@ def open_vae(path: Path) -> tuple[AutoencoderKLWan, dict[str, StoredTensor]]:
         The module on the meta device, and exactly its tensors by name.
 
     Raises:
-        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
+        BadFile: If a file is missing or damaged, or the tensors are not exactly those of the config.
     """
     sizes = read_component_config(path) if path.is_dir() else WAN_VAE
     try:
         with torch.device("meta"), quiet():
             vae = AutoencoderKLWan.from_config(sizes)
     except Exception as error:  # whatever a nonsensical size causes
-        raise BadRequest(
+        raise BadFile(
             f"{path / 'config.json'} does not describe a Wan VAE ({error})", "give the folder of one"
         ) from error
     tensors = {vae_name(name): tensor for name, tensor in open_tensors(path).items()}
@@ -77,12 +77,15 @@ def load_small_decoder(path: Path, vae: VideoDecoder) -> SmallDecoder:
         vae: Encodes; says on which device and in which dtype to decode, too.
 
     Raises:
-        BadFile: If the file is missing or damaged or holds something else, or the VAE is not Wan 2.1's.
+        BadFile: If the file is missing or damaged, or holds something else.
+        BadRequest: If the VAE has other latents than Wan 2.1's.
     """
     with torch.device("meta"):
         wan, layers = AutoencoderKLWan(num_res_blocks=1, base_dim=8).config, SmallLayers()
     if vae.vae.config.latents_mean != wan.latents_mean or vae.vae.config.z_dim != wan.z_dim:
-        raise BadFile(f"{path} decodes latents of Wan 2.1, and this model's are others", "leave it out")
+        raise BadRequest(
+            f"{path} decodes latents of Wan 2.1, and this model's are others", "leave it out", "vae"
+        )
     tensors = open_tensors(path)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
     check_names(tensors, layers, path)
@@ -93,7 +96,7 @@ def decoder_sizes(folder: Path) -> DecoderSizes:
     """Sizes of a VAE's decoder; without a folder, those of Wan 2.1.
 
     Raises:
-        UserError: If its `config.json` describes no Wan VAE.
+        BadFile: If its `config.json` describes no Wan VAE.
     """
     if not folder.exists():
         return DecoderSizes()

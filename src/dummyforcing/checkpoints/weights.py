@@ -24,7 +24,7 @@ def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Pa
     """Require exactly the parameters of `module`, each in its shape.
 
     Raises:
-        UserError: If there is a difference; counts all, names the first few and the nearest missing.
+        BadFile: If there is a difference; counts all, names the first few and the nearest missing.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     missing = [name for name in expected if name not in tensors]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from dummyforcing.cli.flags import IS_QUIET, FlagsOf, Given
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.writing import temporary
 from dummyforcing.pipeline.options import LoadOptions, choose
 
@@ -94,5 +94,5 @@ def check_output(path: Path | None, *suffixes: str) -> None:
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise BadRequest(f"Cannot write {path}", f"give a file name that ends in {' or '.join(suffixes)}")
+        raise BadFile(f"Cannot write {path}", f"give a file name that ends in {' or '.join(suffixes)}")
     temporary(path).unlink()

@@ -21,7 +21,7 @@ from dummyforcing.cli.common import (
 )
 from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.errors import BadRequest
-from dummyforcing.files.writing import read_prompts
+from dummyforcing.files.text import read_prompts
 from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:

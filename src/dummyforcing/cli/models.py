@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from dummyforcing.cli.common import FILES, open_files
 from dummyforcing.cli.flags import FlagsOf, Given, command
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadFile
 from dummyforcing.pipeline.options import VideoOptions
 
 DESCRIPTION = """Show, check and convert models; without a command, list them.
@@ -92,7 +92,7 @@ def check(
     print_reports(reports)
     problems = sum(bool(report.problem) for report in reports)
     if problems:
-        raise BadRequest(f"{problems} of the {len(reports)} parts of '{model}' cannot be used", "see above")
+        raise BadFile(f"{problems} of the {len(reports)} parts of '{model}' cannot be used", "see above")
 
 
 @command(load=FILES)

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 from dummyforcing.cli.common import LOAD, Model, bar, check_output, load_for, open_files
 from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.errors import BadRequest
-from dummyforcing.files.writing import read_prompts
+from dummyforcing.files.text import read_prompts
 from dummyforcing.pipeline.options import VideoOptions
 
 VIDEO = ("policy", "num_frames", "size")

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.evaluation.bootstrap import EstimateJson
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import Measures, aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
-from dummyforcing.files.writing import explaining, read_prompts, replacing
+from dummyforcing.files.text import read_prompts
+from dummyforcing.files.writing import explaining, replacing
 from dummyforcing.media.video import read_mp4, write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
@@ -64,7 +65,7 @@ class PromptSet:
         """Read prompts, one per line, and their extensions, one per line in the same order.
 
         Raises:
-            UserError: If a file cannot be read, the two differ in length, a prompt occurs twice, or a prompt
+            BadFile: If a file cannot be read, the two differ in length, a prompt occurs twice, or a prompt
                 cannot be a file name.
         """
         short = read_prompts(prompts)
@@ -127,7 +128,7 @@ class VideoFolder:
             device: For the manifest.
 
         Raises:
-            UserError: If the settings differ; says which. If the folder cannot be written.
+            BadFile: If the settings differ; says which. If the folder cannot be written.
         """
         with explaining(path):
             for folder in ("videos", "measures"):
@@ -179,7 +180,7 @@ class VideoFolder:
             options: All but the seed.
 
         Raises:
-            UserError: If it cannot be written.
+            BadFile: If it cannot be written.
         """
         self.measures(job).unlink(missing_ok=True)
         stream = pipeline.run(request(job, pipeline.files, options))
@@ -197,7 +198,7 @@ class VideoFolder:
         """Measure a video as its file shows it.
 
         Raises:
-            UserError: If the video cannot be read or the measures cannot be written.
+            BadFile: If the video cannot be read or the measures cannot be written.
         """
         found = measure(read_mp4(self.video(job)), chunk_frames=chunk_frames, fps=fps)
         with replacing(self.measures(job)) as part:
@@ -207,7 +208,7 @@ class VideoFolder:
         """Read the measures of each video.
 
         Raises:
-            UserError: If one cannot be read.
+            BadFile: If one cannot be read.
         """
         rows = []
         for job in jobs:
@@ -242,7 +243,7 @@ def summarize(videos: VideoFolder, jobs: Sequence[Job], flicker: Sequence[Job], 
         vbench: What VBench said.
 
     Raises:
-        UserError: If VBench's scores cannot be.
+        BadRequest: If VBench's scores cannot be.
     """
     rows = dict(zip((job.name for job in jobs), videos.read_measures(jobs), strict=True))
     standing = [rows[job.name].flicker for job in flicker if job.index < SAMPLES]
@@ -273,11 +274,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Read `i/n`: part i of n, counted from 0.
 
     Raises:
-        UserError: If it is no such text.
+        BadRequest: If it is no such text.
     """
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise BadFile(f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4")
+        raise BadRequest(f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4")
     return int(part), int(parts)
 
 

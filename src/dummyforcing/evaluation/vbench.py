@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 
 FLICKER = "temporal_flickering"
 SAMPLES = 5
@@ -86,12 +86,12 @@ def scores(raw: Mapping[str, float]) -> Scores:
         raw: Dimension -> raw score, 0 to 1.
 
     Raises:
-        UserError: If a dimension is unknown or a score is out of range.
+        BadRequest: If a dimension is unknown or a score is out of range.
     """
     for name, value in raw.items():
         require_dimensions([name])
         if not 0 <= value <= 1:
-            raise BadFile(
+            raise BadRequest(
                 f"raw score {value:g} of {name} is not between 0 and 1", "divide scores in percent by 100"
             )
     quality, semantic = _group(raw, "quality"), _group(raw, "semantic")
@@ -115,11 +115,11 @@ def require_dimensions(names: Collection[str]) -> None:
     """Refuse names that are no dimensions.
 
     Raises:
-        UserError: Names the dimensions.
+        BadRequest: Names the dimensions.
     """
     for name in names:
         if name not in DIMENSIONS:
-            raise BadFile(f"VBench has no dimension '{name}'", f"it has {', '.join(DIMENSIONS)}")
+            raise BadRequest(f"VBench has no dimension '{name}'", f"it has {', '.join(DIMENSIONS)}")
 
 
 def read_results(path: Path) -> dict[str, float]:
@@ -133,7 +133,7 @@ def read_results(path: Path) -> dict[str, float]:
         Dimension -> raw score.
 
     Raises:
-        UserError: If there are none, they cannot be read, or two files disagree about a dimension.
+        BadFile: If there are none, they cannot be read, or two files disagree about a dimension.
     """
     files = sorted(path.rglob("*_eval_results.json")) if path.is_dir() else [path]
     if not files:
@@ -157,7 +157,7 @@ def read_info(path: Path) -> dict[str, list[str]]:
     """Read VBench's `VBench_full_info.json`: the prompts of every dimension.
 
     Raises:
-        UserError: If it is no such file.
+        BadFile: If it is no such file.
     """
     prompts: dict[str, list[str]] = {name: [] for name in DIMENSIONS}
     try:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 
 Record = TypeVar("Record")
 
@@ -30,7 +30,8 @@ def build(kind: type[Record], data: object, where: str) -> Record:
         The record; fields that are not given have their defaults.
 
     Raises:
-        UserError: If a field is unknown (names the nearest), missing or of another type.
+        BadFile: If a field is unknown (names the nearest), missing or of another type, or the record refuses
+            the values.
     """
     known: Any = fields(kind)  # type: ignore[arg-type]
     names = [field.name for field in known]
@@ -45,7 +46,11 @@ def build(kind: type[Record], data: object, where: str) -> Record:
     if missing:
         raise BadFile(f"{where}: field '{missing[0]}' is missing", "give it")
     hints = get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+    values = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except BadRequest as error:  # rules of its own
+        raise BadFile(f"{where}: {error.problem}", error.remedy) from error
 
 
 def as_text(fields: Mapping[str, object]) -> str:

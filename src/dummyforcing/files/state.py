@@ -72,15 +72,20 @@ def read_state(path: Path, kind: str, version: str, state: type[State]) -> State
         raise BadFile(f"{path} is damaged or no {kind} ({error})", remedy) from error
     if about.get("format") != kind:
         raise BadFile(f"{path} is damaged or no {kind}", remedy)
-    if about["version"] != version:
+    if (theirs := about.get("version")) != version:
         raise BadFile(
-            f"{path} is of version {about['version']} of the format, and this library reads {version}",
+            f"{path} is of version {theirs} of the format, and this library reads {version}",
             "use the version of the library that saved it",
         )
     if about.get("checksum") != _checksum(about.get("state", ""), tensors):
         raise BadFile(f"{path} is damaged (its checksum differs)", remedy)
     known = {found.__name__: found for found in _kinds(state)}
-    result: State = _decode(json.loads(about["state"]), tensors, known)
+    try:
+        result = _decode(json.loads(about["state"]), tensors, known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{path} is damaged or no {kind} ({error!r})", remedy) from error
+    if not isinstance(result, state):
+        raise BadFile(f"{path} is damaged or no {kind}", remedy)
     return result
 
 

@@ -176,4 +176,5 @@ def _thumbnails(colors: NDArray[np.float32]) -> NDArray[np.float32]:
     )
     sums = np.add.reduceat(np.add.reduceat(colors, rows, 2), columns, 3)
     cells: NDArray[np.float32] = (sums / np.outer(heights, widths)).astype(np.float32)
-    return np.moveaxis(cells, 0, 1)
+    # In order: numpy sums as memory goes, and what is restored from a file has no other order.
+    return np.ascontiguousarray(np.moveaxis(cells, 0, 1))

@@ -53,7 +53,7 @@ class SceneSheet:
         """Write a PNG, once all frames are there.
 
         Raises:
-            UserError: If the file cannot be written; nothing is left then.
+            BadFile: If the file cannot be written; nothing is left then.
         """
         rows = [np.stack([self._kept[number] for number in row]) for row in self._rows]
         save_contact_sheet(path, rows, self._columns, self._labels)

@@ -17,7 +17,7 @@ from typing import TypedDict
 
 import yaml
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.records import build
 from dummyforcing.presets.preset import Preset
 
@@ -53,18 +53,19 @@ class Story:
         """Refuse what cannot be told.
 
         Raises:
-            UserError: If there are no scenes, the first does not begin at 0, or one not after the one before.
+            BadRequest: If there are no scenes, the first does not begin at 0, or one not after the one
+                before.
         """
         if not self.scenes:
-            raise BadFile("A story without scenes shows nothing", "give one, with its prompt")
+            raise BadRequest("A story without scenes shows nothing", "give one, with its prompt")
         if self.scenes[0].at != 0:
-            raise BadFile(
+            raise BadRequest(
                 f"The first scene of a story begins at {self.scenes[0].at:g} s",
                 "let it begin at 0, or leave 'at' out",
             )
         for number, (before, scene) in enumerate(pairwise(self.scenes), start=2):
             if not scene.at > before.at:
-                raise BadFile(
+                raise BadRequest(
                     f"Scene {number} of a story begins at {scene.at:g} s, the one before at {before.at:g} s",
                     "give every scene but the first an 'at' later than the one before",
                 )
@@ -74,7 +75,7 @@ class Story:
         """Read a story.
 
         Raises:
-            UserError: If the file is missing or no story.
+            BadFile: If the file is missing or no story.
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ class VideoWriter:
             fps: Pixel frames per second.
 
         Raises:
-            UserError: If the name does not end in `.mp4`.
+            BadFile: If the name does not end in `.mp4`.
         """
         self.path, self.fps = Path(path), fps
         if self.path.suffix.lower() != ".mp4":
@@ -68,7 +68,7 @@ class VideoWriter:
             frames: uint8 RGB, `(n, H, W, 3)` or one frame `(H, W, 3)`; H and W even, the same in every call.
 
         Raises:
-            UserError: If the file cannot be written, for example because the disk is full.
+            BadFile: If the file cannot be written, for example because the disk is full.
             ValueError: If the frames are not of that kind.
         """
         for pixels in frames if frames.ndim == 4 else frames[None]:
@@ -132,7 +132,7 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None
         fps: Pixel frames per second.
 
     Raises:
-        UserError: If there are no frames or the file cannot be written; nothing is left then.
+        BadFile: If there are no frames or the file cannot be written; nothing is left then.
     """
     with VideoWriter(path, fps) as writer:
         for piece in frames:
@@ -150,7 +150,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Frames:
         One frame, `(1, H, W, 3)`.
 
     Raises:
-        UserError: If there is no image that can be read.
+        BadFile: If there is no image that can be read.
     """
     try:
         with Image.open(path) as image:
@@ -172,7 +172,7 @@ def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 1
         `(count, H, W, 3)`.
 
     Raises:
-        UserError: If there is no video that can be read, or it is too short.
+        BadFile: If there is no video that can be read, or it is too short.
     """
     picked: list[Frames] = []
     end = 0.0
@@ -204,7 +204,7 @@ def read_mp4(path: str | Path) -> Frames:
         uint8 RGB, `(n, H, W, 3)`.
 
     Raises:
-        UserError: If it cannot be read.
+        BadFile: If it cannot be read.
     """
     try:
         with av.open(str(path)) as container:
@@ -257,7 +257,7 @@ def save_contact_sheet(
     """Write `contact_sheet(videos, columns, labels)` as a PNG.
 
     Raises:
-        UserError: If the file cannot be written; nothing is left then.
+        BadFile: If the file cannot be written; nothing is left then.
     """
     image = Image.fromarray(contact_sheet(videos, columns, labels))
     with replacing(Path(path)) as part:

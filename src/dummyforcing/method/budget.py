@@ -33,7 +33,7 @@ def past_within(text: str, current: int, frame_bytes: int, fixed_bytes: int) -> 
         Past frames, mean over heads; at least 1.
 
     Raises:
-        UserError: If the text cannot be read, or heads with one past frame each cost more already; names the
+        BadRequest: If the text cannot be read, or heads with one past frame each cost more already; names the
             least that works.
     """
     window = re.fullmatch(r"window:(\d+)", text)
@@ -84,7 +84,7 @@ def fit_heads(scores: Tensor, cap: int, past: int) -> tuple[tuple[tuple[Role, ..
         heads.
 
     Raises:
-        UserError: If there is less than one past frame per head.
+        BadRequest: If there is less than one past frame per head.
     """
     layers, heads, _ = scores.shape
     spare = past - layers * heads

@@ -93,7 +93,7 @@ class Plan:
             fingerprint: Of the model; None: compare the sizes only.
 
         Raises:
-            UserError: If the sizes or the fingerprints differ.
+            BadRequest: If the sizes or the fingerprints differ.
         """
         mine = (len(self.roles), len(self.roles[0]))
         if mine != (layers, heads):
@@ -152,7 +152,7 @@ class Plan:
             path: The file; its folder must exist.
 
         Raises:
-            UserError: If it cannot be written.
+            BadFile: If it cannot be written.
         """
         with replacing(Path(path)) as part:
             part.write_text(as_text(self.to_fields()), encoding="utf-8")
@@ -169,7 +169,8 @@ class Plan:
             The plan.
 
         Raises:
-            UserError: If there is no readable plan, or it was made with another model.
+            BadFile: If there is no readable plan.
+            BadRequest: If it was made with another model.
         """
         try:
             plan = cls.from_fields(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -78,7 +78,7 @@ class Policy:
         """Number of dummy heads among `total`.
 
         Raises:
-            UserError: If more dummy heads were asked for than there are heads.
+            BadRequest: If more dummy heads were asked for than there are heads.
         """
         if self.num_dummy is None:
             return round(self.dummy_fraction * total)
@@ -181,7 +181,7 @@ def parse_policy(text: str) -> Policy:
         The policy.
 
     Raises:
-        UserError: If the name is unknown or the numbers do not fit it.
+        BadRequest: If the name is unknown or the numbers do not fit it.
     """
     name, _, numbers = text.partition(":")
     if name not in POLICIES:

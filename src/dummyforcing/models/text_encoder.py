@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadRequest
 
 
 def clean_prompt(prompt: str) -> str:
@@ -39,7 +39,7 @@ class TextEncoder:
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         if not cleaned or not all(cleaned):
-            raise BadFile("the prompt is empty", "say what the video shall show")
+            raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
         # Not verbose: prompts longer than the tokenizer was made for are cut here, knowingly.
         return self.tokenizer(cleaned, add_special_tokens=True, verbose=False, **options)
 
@@ -55,7 +55,7 @@ class TextEncoder:
             token are zero.
 
         Raises:
-            UserError: If a prompt is empty.
+            BadRequest: If a prompt is empty.
         """
         tokens = self._tokenize(
             [prompts] if isinstance(prompts, str) else prompts,

@@ -26,7 +26,7 @@ def check_teacache(
         The field of a `Request`.
 
     Raises:
-        UserError: If the model's sampler has no steps to leave out, the threshold is not positive, a table
+        BadRequest: If the model's sampler has no steps to leave out, the threshold is not positive, a table
             is of other noise levels, or there is no such step.
     """
     if teacache is None:
@@ -65,7 +65,7 @@ def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan 
         The field of a `Request`.
 
     Raises:
-        UserError: If it cannot be done.
+        BadRequest: If it cannot be done.
     """
     if guard is not None and preset.sampler != "block":
         raise BadRequest(
@@ -87,7 +87,7 @@ def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = Non
         frames: Latent frames of the video; None: no end.
 
     Raises:
-        UserError: If there is no such policy, or its heads see further than the model can.
+        BadRequest: If there is no such policy, or its heads see further than the model can.
     """
     if isinstance(policy, Policy):
         return policy
@@ -130,7 +130,7 @@ def choose_heads(
         budget: See `Options`; needs the sizes of the model, so it is only checked that it has an effect.
 
     Raises:
-        UserError: If the fraction or the budget has none.
+        BadRequest: If the fraction or the budget has none.
     """
     given = "a plan is given" if plan is not None else None
     if budget is not None and (given or policy.budget is None):

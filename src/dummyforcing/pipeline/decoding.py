@@ -94,7 +94,9 @@ class FrameDecoder:
 
     def state(self) -> FrameDecoderState:
         """Give the state; it shares memory with this decoder."""
-        return FrameDecoderState(self._stream.state(), self._before, self._last, self._waiting)
+        with self._side.work():
+            stream = self._stream.state()
+        return FrameDecoderState(stream, self._before, self._last, self._waiting)
 
     def load_state(self, state: FrameDecoderState, height: int) -> None:
         """Go on from what `state` gave; copies it.

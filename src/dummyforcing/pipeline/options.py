@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, wraps
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from dummyforcing.errors import BadRequest
@@ -211,8 +212,8 @@ class CallOptions(VideoOptions):
     progress: bool = option(False, kind=bool, is_flag=False)
     """Show a progress bar, in a terminal or a notebook."""
     callback_on_chunk_end: "Callable[..., object] | None" = option(None, is_flag=False)
-    """`callback(rollout, number, chunk)`, called with every finished piece; what it asks of the rollout, such
-    as `set_prompt`, holds for the chunks that come."""
+    """Called with every finished piece, `callback(rollout, number, chunk)`; what it asks of the rollout, such as
+    `set_prompt`, holds for the chunks that come."""
 
 
 REFUSED = {
@@ -271,7 +272,9 @@ def choose(kind: Callable[P, Opt], given: Mapping[str, Any], preset: Mapping[str
     """
     assert isinstance(kind, type)
     known = {one.name: one for one in documented(kind)}
-    values = {**(preset or {}), **given}
+    # What is given also wins over what the preset says in other words.
+    said = {other for name in given if name in known for other in _in_other_words(name, known)}
+    values = {**{name: value for name, value in (preset or {}).items() if name not in said}, **given}
     for name, value in values.items():
         if name in REFUSED:
             raise BadRequest(f"There is no {name}: {REFUSED[name]}", "leave it out", name)
@@ -287,6 +290,11 @@ def choose(kind: Callable[P, Opt], given: Mapping[str, Any], preset: Mapping[str
     return result
 
 
+def _in_other_words(name: str, known: Mapping[str, Documented]) -> set[str]:
+    """The options that say the same as one of them."""
+    return {*known[name].about.instead_of, *(n for n, one in known.items() if name in one.about.instead_of)}
+
+
 def with_options(
     kind: Callable[P, Opt],
 ) -> Callable[[Callable[[Owner, Given, Opt], Result]], Callable[Concatenate[Owner, Given, P], Result]]:
@@ -300,6 +308,16 @@ def with_options(
             defaults = getattr(self, "option_defaults", None)
             return method(self, prompt, choose(kind, options, defaults))  # type: ignore[arg-type]
 
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
+                Parameter("prompt", Parameter.POSITIONAL_OR_KEYWORD, default=None),
+                *(
+                    Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+                    for one in fields(kind)  # type: ignore[arg-type]
+                ),
+            ]
+        )
         return call  # type: ignore[return-value]
 
     return decorate

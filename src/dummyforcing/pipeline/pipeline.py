@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,9 +38,11 @@ from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput, as_output, 
 from dummyforcing.pipeline.parts import Parts, warn_of_length, warn_of_words
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
+from dummyforcing.presets.preset import SIZE_MULTIPLE
 from dummyforcing.runtime.fused import FusedWan, arrange
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.vae.codec import VideoDecoder
+from dummyforcing.vae.memory import DecoderSizes
 
 Prompt = str | Sequence[str] | None
 
@@ -92,20 +95,20 @@ class DummyForcingPipeline:
         """
         device = choose_device(options.device)
         dtype = choose_dtype(options.torch_dtype, device)
+        _check_parts(files, options)
         loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
         opened = open_transformer(fetch(files.transformer), files.config, files.key, loras)
-        if (options.text_encoder is None) != (options.tokenizer is None):
-            raise BadRequest("A text encoder goes with its tokenizer", "give both of them", "tokenizer")
         vae = _load_vae(files, options, device, files.vae_dtype(dtype))
         model = fill(*opened, device, dtype)
         where = torch.device("cpu") if options.offload else device
         if options.text_encoder is not None and options.tokenizer is not None:
-            encoder = options.text_encoder.to(where, dtype)
+            encoder = options.text_encoder.to(where, dtype).eval()
             text = TextEncoder(encoder, options.tokenizer, model.config.text_len)
         else:
             base = fetch(files.base)
             encoder_path, tokenizer = find_part(base, "text_encoder"), find_part(base, "tokenizer")
             text = load_text_encoder(encoder_path, tokenizer, model.config.text_len, where, dtype)
+        files = replace(files, decoder=vae.sizes)  # that of a VAE that was handed in, too
         return cls(files, model, text, vae, arrange(model, options.fp8))
 
     @property
@@ -147,7 +150,8 @@ class DummyForcingPipeline:
             This pipeline.
 
         Raises:
-            UserError: If there is no such device or dtype.
+            NoSuchDevice: If there is no such device, or it has not the float8 that was asked for.
+            BadRequest: If there is no such dtype.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -239,7 +243,8 @@ class DummyForcingPipeline:
                 np.concatenate([chunk.frames for chunk in chunks], axis=1), last.plans, strict=True
             )
         ]
-        return videos if isinstance(prompt, Sequence) and not isinstance(prompt, str) else videos[0]
+        is_batch = len(videos) > 1 or (isinstance(prompt, Sequence) and not isinstance(prompt, str))
+        return videos if is_batch else videos[0]
 
     @with_options(VideoOptions)
     def stream(self, prompt: Prompt, options: VideoOptions) -> Iterator[Chunk]:
@@ -336,7 +341,7 @@ class DummyForcingPipeline:
         yield from Rollout(self.parts, request, tiles)
 
     def _finite(self, prompt: Prompt, options: VideoOptions) -> Request:
-        if options.num_frames is None:
+        if options.num_frames is None and options.seconds is None:
             raise BadRequest(
                 "A video without end is never finished", "take start() or stream() for it", "num_frames"
             )
@@ -351,6 +356,30 @@ class DummyForcingPipeline:
 def load(name_or_path: str | Path = "tiny", **options: Any) -> DummyForcingPipeline:
     """Load a model: `DummyForcingPipeline.from_pretrained`."""
     return DummyForcingPipeline.from_pretrained(name_or_path, **options)
+
+
+def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
+    """Refuse parts that were handed in and do not go with the model, before anything is read."""
+    config, name = files.config, files.preset.name
+    if (options.text_encoder is None) != (options.tokenizer is None):
+        raise BadRequest("A text encoder goes with its tokenizer", "give both of them", "tokenizer")
+    if options.text_encoder is not None and options.text_encoder.config.d_model != config.text_dim:
+        raise BadRequest(
+            f"The text encoder gives {options.text_encoder.config.d_model} channels, but model '{name}' "
+            f"takes {config.text_dim}",
+            "give the one that it was trained with",
+            "text_encoder",
+        )
+    if isinstance(options.vae, AutoencoderKLWan):
+        channels, stride = options.vae.config.z_dim, DecoderSizes.of(options.vae.config).stride
+        theirs = SIZE_MULTIPLE // config.patch_size[-1]
+        if (channels, stride) != (config.in_dim, theirs):
+            raise BadRequest(
+                f"The VAE makes latents of {channels} channels for {stride}x{stride} pixels each, but model "
+                f"'{name}' takes {config.in_dim} channels for {theirs}x{theirs}",
+                "give the one that it was trained with",
+                "vae",
+            )
 
 
 def _load_vae(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
-from dummyforcing.files.writing import split_number
+from dummyforcing.files.text import split_number
 from dummyforcing.method.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
@@ -175,7 +175,8 @@ def read_begin(
         The fields of a `Request` that say so.
 
     Raises:
-        UserError: If the model cannot do that, or a file cannot be read.
+        BadRequest: If the model cannot do that.
+        BadFile: If a file cannot be read.
     """
     if strength is not None and (video is None or preset.start != "chunk"):
         raise BadRequest(
@@ -228,19 +229,21 @@ def place_switches(
         frames: Latent frames of the video.
 
     Raises:
-        UserError: If one comes too late to be seen, or has no prompt, or two come in the same chunk.
+        BadRequest: If one comes too late to be seen, or has no prompt, or two come in the same chunk.
     """
     found: dict[int, Switch] = {}
     chunk = preset.chunk_frames
     for seconds, prompt in sorted(switches, key=lambda switch: switch[0]):
         last = math.inf if frames is None else max(preset.pixel_frames(frames - chunk), 0) / preset.fps
         if not prompt.strip():
-            raise BadRequest("The prompt to change to is empty", "say what the video shall show then")
-        if not 0 < seconds <= last:
             raise BadRequest(
-                f"The prompt cannot change at {seconds:g} s",
-                f"the last chunk of this video begins at {last:.1f} s",
+                "The prompt to change to is empty", "say what the video shall show then", "switches"
             )
+        if not (0 < seconds <= last and math.isfinite(seconds)):
+            limit = (
+                "more than 0 s" if frames is None else f"the last chunk of this video begins at {last:.1f} s"
+            )
+            raise BadRequest(f"The prompt cannot change at {seconds:g} s", limit, "switches")
         earliest = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
         frame = math.ceil(earliest / chunk) * chunk
         if frame in found:
@@ -281,7 +284,7 @@ def check_request(
 ) -> Request:
     """`make_request` of options that are complete."""
     preset = files.preset
-    prompts = _prompts(prompt, options.prompt_embeds)
+    prompts = _prompts(files, prompt, options.prompt_embeds)
     if options.seconds is not None:
         frames: int | None = preset.latent_frames(preset.pixel_frames_for(options.seconds))
     else:
@@ -369,10 +372,17 @@ def read_switches(switches: Sequence[tuple[float, str] | str]) -> list[tuple[flo
     return found
 
 
-def _prompts(prompt: str | Sequence[str] | None, embeds: Tensor | None) -> tuple[str, ...]:
+def _prompts(files: ModelFiles, prompt: str | Sequence[str] | None, embeds: Tensor | None) -> tuple[str, ...]:
     if embeds is not None:
         if prompt is not None:
             raise BadRequest("A prompt and prompt_embeds say the same", "give one of them", "prompt_embeds")
+        size = files.config.text_len, files.config.text_dim
+        if embeds.ndim != 3 or not len(embeds) or tuple(embeds.shape[1:]) != size:
+            raise BadRequest(
+                f"prompt_embeds of shape {tuple(embeds.shape)} do not fit model '{files.preset.name}'",
+                f"give (B, {size[0]}, {size[1]}), as its text encoder does",
+                "prompt_embeds",
+            )
         return ("",) * len(embeds)
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
     if not prompts or not all(text.strip() for text in prompts):
@@ -404,6 +414,12 @@ def _generators(
         raise BadRequest(
             f"{len(generators)} generators cannot draw the noise of {batch} videos",
             "give a list of one for each",
+            "generator",
+        )
+    if any(one.device.type != "cpu" for one in generators):
+        raise BadRequest(
+            "Noise is drawn on the CPU, so that a seed gives the same video on every device",
+            "give a generator of the CPU, such as torch.Generator().manual_seed(0)",
             "generator",
         )
     return generators

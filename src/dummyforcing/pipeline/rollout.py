@@ -93,7 +93,7 @@ class Rollout:
             observer: Is shown every self-attention.
 
         Raises:
-            UserError: If the request does not suit the model.
+            BadRequest: If the request does not suit the model.
         """
         start = time.perf_counter()
         preset, batch = parts.preset, len(request.prompts)
@@ -156,13 +156,22 @@ class Rollout:
             fade: Chunks over which the old prompt fades into the new one.
 
         Raises:
-            UserError: If a prompt is empty.
+            BadRequest: If a prompt is empty, there is not one for each video, or the fade takes no chunk.
         """
         batch = len(self.prompts)
-        self.prompts = (prompt,) * batch if isinstance(prompt, str) else tuple(prompt)
-        warn_of_words(self._parts, self.prompts)
-        self._prompt_embeds = self._parts.text.encode(self.prompts)
-        self.sampler.set_prompt(self._prompt_embeds, chunks=fade)
+        prompts = (prompt,) * batch if isinstance(prompt, str) else tuple(prompt)
+        if len(prompts) != batch:
+            raise BadRequest(
+                f"{len(prompts)} prompts cannot be shown by {batch} videos",
+                "give one for all of them, or one for each",
+                "prompt",
+            )
+        if fade < 1:
+            raise BadRequest(f"fade={fade} is out of range", "take 1 or more chunks", "fade")
+        embeds = self._parts.text.encode(prompts)
+        warn_of_words(self._parts, prompts)
+        self.prompts, self._prompt_embeds = prompts, embeds
+        self.sampler.set_prompt(embeds, chunks=fade)
 
     @property
     def timings(self) -> Timings:
@@ -195,11 +204,12 @@ class Rollout:
             path: The file; its folder must exist. See `Pipeline.resume`.
 
         Raises:
-            UserError: If it cannot be written, or the noise comes from a source whose state is not known.
+            BadFile: If it cannot be written.
+            BadRequest: If the noise comes from a source whose state is not known.
         """
         state = RolloutState(
             fingerprint=self.sampler.fingerprint,
-            rules=self._rules(),
+            rules=_rules(self._parts),
             request=replace(self.request, start=None, source=None, generators=None, prompt_embeds=None),
             prompts=self.prompts,
             prompt_embeds=self._prompt_embeds,
@@ -233,15 +243,16 @@ class Rollout:
                 f"{path} was saved with model {state.fingerprint}, but this model is {mine}",
                 "resume it with the model that it began with",
             )
+        rules = dict(_rules(parts))
+        for name, theirs in state.rules:
+            if theirs != rules[name]:
+                raise BadFile(
+                    f"{path} was saved with another {name}, {theirs} in place of {rules[name]}",
+                    "resume it with what it began with",
+                )
         device = parts.device
         request = replace(state.request, prompt_embeds=state.prompt_embeds)
         rollout = cls(parts, request, state.decoder.stream.tiles or tiles)
-        for (name, theirs), (_, ours) in zip(state.rules, rollout._rules(), strict=True):
-            if theirs != ours:
-                raise BadFile(
-                    f"{path} was saved with another {name}, {theirs} in place of {ours}",
-                    "resume it with what it began with",
-                )
         rollout.prompts = state.prompts
         rollout._switches = deque(list(request.switches)[len(request.switches) - state.switches :])
         rollout._given = deque(latents.to(device) for latents in state.given)
@@ -254,22 +265,6 @@ class Rollout:
         rollout._decoder.load_state(state.decoder, rollout._height)
         rollout._delivery.load_state(state.delivery)
         return rollout
-
-    def _rules(self) -> tuple[tuple[str, str], ...]:
-        """List what must be the same to go on, in words."""
-        preset = self._parts.preset
-        return (
-            ("sampler", preset.sampler),
-            ("dtype of the cache", str(self.sampler.cache.sizes.dtype)),
-            ("schedule", repr(preset.schedule)),
-            ("first schedule", repr(preset.first_schedule)),
-            ("number of frames per chunk", repr(preset.chunk_frames)),
-            ("local attention size", repr(preset.local_attention_size)),
-            ("number of frames to rewrite", repr(preset.recache_frames)),
-            ("global sink", repr(preset.global_sink)),
-            ("number of context frames", repr((preset.context_frames, preset.keep_first_frame))),
-            ("length of a part", repr((preset.max_frames, preset.overlap_frames))),
-        )
 
     # --- making chunks ---------------------------------------------------------------------------------
 
@@ -370,3 +365,22 @@ class Rollout:
         ended, sampler = Event(self._parts.device), self.sampler
         asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes)
         self._delivery.put(asked, decodings)
+
+
+def _rules(parts: Parts) -> tuple[tuple[str, str], ...]:
+    """List what must be the same to go on, in words."""
+    preset = parts.preset
+    cached = parts.fused.attention_dtype if parts.fused else parts.model.patch_embedding.weight.dtype
+    return (
+        ("sampler", preset.sampler),
+        ("dtype of the cache", str(cached)),
+        ("decoder", type(parts.vae).__name__),
+        ("schedule", repr(preset.schedule)),
+        ("first schedule", repr(preset.first_schedule)),
+        ("number of frames per chunk", repr(preset.chunk_frames)),
+        ("local attention size", repr(preset.local_attention_size)),
+        ("number of frames to rewrite", repr(preset.recache_frames)),
+        ("global sink", repr(preset.global_sink)),
+        ("number of context frames", repr((preset.context_frames, preset.keep_first_frame))),
+        ("length of a part", repr((preset.max_frames, preset.overlap_frames))),
+    )

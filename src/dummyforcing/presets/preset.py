@@ -12,7 +12,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,16 @@ SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
 
 RENAMED = {"reach": "local_attention_size"}
 """Fields of preset files of version 0.1 and earlier, and what they are called now."""
+
+SAMPLERS_WITH = {
+    "first_schedule": ("block",),
+    "overlap_frames": ("block",),
+    "recache_frames": ("block",),
+    "global_sink": ("block",),
+    "context_frames": ("recompute",),
+    "keep_first_frame": ("recompute",),
+}
+"""Fields of presets that only some samplers have a use for, and which ones."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,20 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of videos that have other defaults with this model, such as `{policy = "anchored"}`."""
 
+    def __post_init__(self) -> None:
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, samplers in SAMPLERS_WITH.items():
+            if self.sampler not in samplers and getattr(self, name) != defaults[name]:
+                raise BadRequest(
+                    f"Preset '{self.name}' has {name}, which sampler '{self.sampler}' has no use for",
+                    f"leave {name} out, or take sampler '{samplers[0]}'",
+                )
+        if self.sampler == "recompute" and self.context_frames < 1:
+            raise BadRequest(
+                "Sampler 'recompute' builds its cache from context_frames, and there are none",
+                "give 1 or more",
+            )
+
     @property
     def current_frames(self) -> int:
         """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
@@ -156,7 +180,7 @@ class Preset:
         """Latent frames that decode to `pixel_frames` pixel frames.
 
         Raises:
-            UserError: If no number of whole chunks gives that count; names the nearest that do.
+            BadRequest: If no number of whole chunks gives that count; names the nearest that do.
         """
         chunks = self._nearest_chunks(pixel_frames)
         nearest = [self.pixel_frames(self.chunk_frames * n) for n in chunks]
@@ -173,7 +197,7 @@ class Preset:
         """The valid number of pixel frames that comes closest to `seconds` of video.
 
         Raises:
-            UserError: If `seconds` is not positive.
+            BadRequest: If `seconds` is not positive.
         """
         if not 0 < seconds < math.inf:
             raise BadRequest(f"A video cannot last {seconds:g} seconds", "take more than 0")
@@ -192,7 +216,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Height and width of a name of `SIZES`, or of `WxH`.
 
     Raises:
-        UserError: If it is none of these.
+        BadRequest: If it is none of these.
     """
     if text in SIZES:
         return SIZES[text]
@@ -219,7 +243,7 @@ def read_preset(path: Path) -> Preset:
         The preset; without a `name`, it has that of the file, or of the folder of a `preset.json`.
 
     Raises:
-        UserError: If the file is not such a preset; names the field.
+        BadFile: If the file is not such a preset; names the field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -266,7 +290,7 @@ def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:
     if path.suffix in (".toml", ".json"):
         return read_preset(path), None
     if path.exists():
-        raise BadRequest(
+        raise BadFile(
             f"{path} holds no preset.json that says how to run it",
             f"name the model that its weights are for "
             f'and give them beside it, such as model="self-forcing" weights="{path}"',

@@ -111,7 +111,9 @@ class FusedWan:
             keep: Blocks whose linear layers stay in the model's dtype, if they bear float8 badly.
 
         Raises:
-            UserError: If the device has no float8, or a package for it is missing.
+            BadRequest: If there is no such mode, a GPU computes in another dtype than bfloat16, or a package
+                is missing.
+            NoSuchDevice: If the GPU has no float8.
         """
         if fp8 not in get_args(Fp8):
             raise BadRequest(f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}")
@@ -254,7 +256,7 @@ def arrange(model: CausalWan, fp8: Fp8 = "none") -> FusedWan | None:
         None where the plain model is as fast, or its heads do not fit the kernels.
 
     Raises:
-        UserError: If float8 was asked for in vain.
+        UserError: If float8 was asked for in vain; see `FusedWan`.
     """
     device = model.patch_embedding.weight.device
     reason = why_not_fused(device, model.config.head_dim)

@@ -55,7 +55,7 @@ class Guard:
             plan: A given one to begin with.
 
         Raises:
-            UserError: If there are no roles or no dummy heads, or a role keeps the whole past.
+            BadRequest: If there are no roles or no dummy heads, or a role keeps the whole past.
         """
         if policy.roles is None:
             raise BadRequest(

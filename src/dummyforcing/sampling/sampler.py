@@ -102,7 +102,6 @@ class Sampler(ABC):
         schedule: Schedule,
         latent_shape: tuple[int, int, int, int],
         needs: LoopNeeds,
-        /,
         *,
         chunk_frames: int = 3,
         seeds: Sequence[int] | NoiseSource = (0,),

@@ -138,7 +138,7 @@ class Calibration:
         """The same measurements with another error that is accepted.
 
         Raises:
-            UserError: If it is not above 0.
+            BadRequest: If it is not above 0.
         """
         return replace(self, error=error)
 
@@ -155,7 +155,7 @@ class Calibration:
             strength: Of a video that is made from another one; below 1, the steps begin with less noise.
 
         Raises:
-            UserError: If these are other ones.
+            BadRequest: If these are other ones.
         """
         if self.schedule != preset.schedule:
             mine, theirs = (
@@ -181,7 +181,7 @@ class Calibration:
             found: Fingerprint of the model.
 
         Raises:
-            UserError: If it is another one.
+            BadRequest: If it is another one.
         """
         if self.fingerprint != found:
             raise BadRequest(
@@ -193,7 +193,7 @@ class Calibration:
         """Write the table as JSON that a person can read; the file appears whole or not at all.
 
         Raises:
-            UserError: If it cannot be written.
+            BadFile: If it cannot be written.
         """
         with replacing(Path(path)) as part:
             part.write_text(as_text({"format": FORMAT, **asdict(self)}), encoding="utf-8")
@@ -203,7 +203,7 @@ class Calibration:
         """Read a table that `save` wrote.
 
         Raises:
-            UserError: If there is no readable table.
+            BadFile: If there is no readable table.
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))

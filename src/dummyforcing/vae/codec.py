@@ -121,7 +121,7 @@ class VideoDecoder:
             Normalised latents, `(B, F, C, h, w)` float32.
 
         Raises:
-            UserError: If no number of latent frames decodes to n, or if H or W is no multiple of the stride.
+            BadRequest: If no number of latent frames decodes to n, or if H or W is no multiple of the stride.
         """
         _, n, height, width, _ = pixels.shape
         if n % 4 != 1 or height % self.stride or width % self.stride:
@@ -195,7 +195,7 @@ class DecoderStream:
         numbers of tiles, by rounding only: 1e-5 at most.
 
         Raises:
-            UserError: If there are not as many rows of latents as tiles.
+            BadRequest: If there are not as many rows of latents as tiles.
         """
         decoder = self._decoder
         z = latents.to(decoder.device).float().permute(0, 1, 3, 4, 2)

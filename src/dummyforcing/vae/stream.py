@@ -72,7 +72,13 @@ class StreamedDecoder:
         self._history, self._is_first = self._middle, True
 
     def features(self) -> dict[str, Tensor]:
-        """Give the features that convolutions keep of the last frames, by layer name; shares memory."""
+        """Give the features that convolutions keep of the last frames, by layer name; shares memory.
+
+        Waits until the histories of tiles have come to the main memory.
+        """
+        for past in self._middle.values():
+            if past.is_cuda and len(self._tiles) > 1:
+                torch.cuda.current_stream(past.device).synchronize()
         names = {layer: name for name, layer in self._layers.named_modules()}
         parts = {"middle": self._middle} | {str(i): tile.history for i, tile in enumerate(self._tiles)}
         return {

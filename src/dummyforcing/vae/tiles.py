@@ -58,7 +58,7 @@ def split_rows(height: int, tiles: int) -> list[Rows]:
     """Cut rows into tiles, as equal as can be.
 
     Raises:
-        UserError: If there are not as many rows as tiles.
+        BadRequest: If there are not as many rows as tiles.
     """
     if not 1 <= tiles <= height:
         raise BadRequest(f"{height} rows of latents cannot make {tiles} tiles", f"take 1 to {height}")

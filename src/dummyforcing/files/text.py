@@ -1,0 +1,47 @@
+"""Short texts that name files, and files of prompts."""
+
+from pathlib import Path
+
+from dummyforcing.errors import BadFile, BadRequest
+
+
+def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
+    """Read `FILE` or `FILE:NUMBER`.
+
+    Args:
+        text: What was given; if there is a file of this very name, it is meant.
+        number: What the number is, for the error message.
+        file: What the file is, likewise.
+
+    Returns:
+        The file, and the number if there is one.
+
+    Raises:
+        BadRequest: If what follows the last colon is no number.
+    """
+    if Path(text).exists() or ":" not in text:
+        return text, None
+    path, _, digits = text.rpartition(":")
+    try:
+        return path, float(digits)
+    except ValueError:
+        raise BadRequest(
+            f"The {number} of {file} '{text}' is no number", f"write FILE:{number.upper()}"
+        ) from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; empty lines do not count.
+
+    Raises:
+        BadFile: If it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except OSError as error:
+        raise BadFile(f"The prompts {path} cannot be read ({error.strerror})", "give a text file") from error
+    except UnicodeDecodeError as error:
+        raise BadFile(f"The prompts {path} are no text", "write one prompt per line, in UTF-8") from error
+    if not (prompts := [line for line in lines if line]):
+        raise BadFile(f"{path} holds no prompts", "write one per line")
+    return prompts
