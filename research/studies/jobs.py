@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dummyforcing.files.records import to_json
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 
 Record = dict[str, Any]
@@ -82,7 +83,7 @@ class Workers:
         with journal.open("a", encoding="utf-8") as file:
             for future in as_completed(futures):
                 name, result = futures.pop(future), future.result()
-                file.write(json.dumps({"job": name, "result": result}) + "\n")
+                file.write(to_json({"job": name, "result": result}) + "\n")
                 file.flush()
                 yield name, result
 

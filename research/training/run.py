@@ -1,6 +1,5 @@
 """What the stages of `train_tiny.py` share: sizes, the run folder and its files, processes, pictures."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dummyforcing.files.records import to_json
 from research.training.data import Pool
 
 CHUNK = 3  # latent frames
@@ -84,8 +84,8 @@ def save_sharded(folder: Path, state: dict[str, Tensor], config: dict[str, objec
         where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(t.nbytes for shard in shards for t in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / f"{stem}.safetensors.index.json").write_text(to_json(index, indent=1))
+    (folder / "config.json").write_text(to_json(config, indent=1))
 
 
 def load_sharded(folder: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ UserError               the base: catch it to catch all of them (it is a ValueEr
 ├── BadRequest          what was asked for is out of range, or does not go together
 ├── BadFile             a file is missing, damaged, of another kind, or cannot be written
 ├── NotEnoughMemory     a video, or a model, does not fit into the memory
+├── NotFinite           what was computed holds NaN (not a number) or infinite numbers
 └── NoSuchDevice        there is no such device here, or it lacks what was asked for
 
 UserWarning
@@ -41,6 +42,10 @@ class BadFile(UserError):
 
 class NotEnoughMemory(UserError):
     """A video, or a model, does not fit into the memory; the remedy is the dearest one that does."""
+
+
+class NotFinite(UserError):
+    """What was computed holds NaN (not a number) or infinite numbers; of files, that is a `BadFile`."""
 
 
 class NoSuchDevice(UserError):

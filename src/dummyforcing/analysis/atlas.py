@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import replacing
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import Plan
@@ -117,7 +118,7 @@ class Atlas:
         Raises:
             BadFile: If it cannot be written.
         """
-        about = json.dumps({"format": FORMAT, **asdict(self.settings)})
+        about = to_json({"format": FORMAT, **asdict(self.settings)})
         with replacing(Path(path)) as part, part.open("wb") as file:
             np.savez_compressed(file, mass=self.mass, settings=np.array(about))
 

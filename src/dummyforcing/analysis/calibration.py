@@ -8,6 +8,7 @@ The public rule expects an error from the timestep embedding, by a polynomial fi
 set of steps is left out of the very chunks that a video consists of, and the results are compared.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadRequest, NotFinite
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.choices import check_teacache
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
@@ -133,7 +134,17 @@ def _measure(
 
 
 def _short(error: float) -> float:
-    """Rounded to the digits that mean something."""
+    """Rounded to the digits that mean something.
+
+    Raises:
+        NotFinite: If it is NaN or infinite.
+    """
+    if not math.isfinite(error):
+        raise NotFinite(
+            "The error of leaving out steps cannot be measured: the model makes NaN or infinite numbers, or "
+            "latents that are all alike",
+            'load the model with torch_dtype="float32"',
+        )
     return float(f"{error:.4g}")
 
 

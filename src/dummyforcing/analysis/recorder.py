@@ -82,6 +82,7 @@ def record(
             for _ in range(chunks[-1] + 1):
                 rollout.next_latents()
                 on_chunk()
+            rollout.require_finite()
             mass[number, column] = watcher.mass.cpu().numpy()
     settings = Settings(
         prompts=whole.prompts,

@@ -112,6 +112,7 @@ def diffuse(candidate: Candidate, request: Request) -> Diffusion:
         if chunk == min(2, total - 1):
             early = memory.peak()
     seconds, peak = seconds_between(events), memory.peak()
+    rollout.require_finite()
     growth = None if peak is None or early is None else peak - early
     cache_bytes = rollout.sampler.cache.nbytes
     return Diffusion(tuple(seconds), tuple(plans), tuple(past), cache_bytes, peak, growth)

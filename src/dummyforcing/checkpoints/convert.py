@@ -3,10 +3,10 @@
     for report in check_model(ModelFiles.open("self-forcing")): ...
     for path in convert(ModelFiles.open("self-forcing"), Path("self-forcing"), torch.bfloat16): ...
 
-Only names and shapes are read to check; to convert, one shard at a time is in memory.
+Only names and shapes are read to check, unless it is asked to be deep; to convert, one shard at a time is in
+memory.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dummyforcing.checkpoints.hub import HubFile, fetch, find_part
-from dummyforcing.checkpoints.lora import LoRA, merge_loras
+from dummyforcing.checkpoints.hub import HubFile, fetch, fetch_lora, find_part
+from dummyforcing.checkpoints.lora import LayerChange, LoRA, describe, read_lora
+from dummyforcing.checkpoints.lora_strength import CONFIG
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
 from dummyforcing.checkpoints.text_encoder import load_tokenizer, open_text_encoder
 from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer, read_config
 from dummyforcing.checkpoints.vae import open_vae
+from dummyforcing.checkpoints.weights import require_finite
 from dummyforcing.errors import BadFile, UserError
+from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import new_folder
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.presets.preset import Preset
+from dummyforcing.presets.preset import Preset, bundled_folders
 
 WEIGHTS = ("transformer", "text_encoder", "vae")
 SHARD_BYTES = 5 * 10**9
@@ -55,6 +58,8 @@ class PartReport:
     """Of most parameters."""
     problem: str = ""
     """Empty: there is none."""
+    facts: tuple[str, ...] = ()
+    """Of a LoRA: its layers, ranks and strengths, a line for each kind."""
 
 
 def open_part(
@@ -74,14 +79,19 @@ def open_part(
         BadFile: If a file is missing or damaged, or the tensors are not those of the part.
     """
     if part == "transformer":
-        loras = [LoRA(fetch(place, here=here), scale) for place, scale in files.loras]
+        loras = [LoRA(fetch_lora(place, here=here), scale) for place, scale in files.loras]
         return open_transformer(fetch(files.transformer, here=here), files.config, files.key, loras)
     path = find_part(fetch(files.base, here=here), part)
     return open_text_encoder(path) if part == "text_encoder" else open_vae(path)
 
 
-def check_model(files: ModelFiles) -> list[PartReport]:
-    """Look at every part of a model as far as it is here, without reading weights."""
+def check_model(files: ModelFiles, *, deep: bool = False) -> list[PartReport]:
+    """Look at every part of a model, and at its LoRAs, as far as they are here.
+
+    Args:
+        files: The model.
+        deep: Read all weights, which takes as long as loading does, and look for NaN and infinite numbers.
+    """
     places: Mapping[str, Path | HubFile] = {"transformer": files.transformer}
     reports = []
     for part in (*WEIGHTS, "tokenizer"):
@@ -93,31 +103,47 @@ def check_model(files: ModelFiles) -> list[PartReport]:
                 load_tokenizer(Path(place))
                 reports.append(PartReport(part, place))
             else:
-                reports.append(_report(part, place, open_part(files, part, here=True)[1]))
+                reports.append(_report(part, place, open_part(files, part, here=True)[1], deep))
         except UserError as error:
             reports.append(PartReport(part, place, problem=str(error)))
+    for lora, scale in files.loras:
+        try:
+            path = fetch_lora(lora, here=True)
+            changes = read_lora(path, _shapes(files.config))
+            reports.append(_lora_report("LoRA", path, changes, deep, scale))
+        except UserError as error:
+            reports.append(PartReport("LoRA", str(lora), problem=str(error)))
     return reports
 
 
-def check_file(path: Path) -> PartReport:
+def check_file(path: Path, *, deep: bool = False) -> PartReport:
     """Look at a file or folder of weights that belongs to no model yet: what it is, and whether it is whole.
+
+    Args:
+        path: The file or folder.
+        deep: Read all weights and look for NaN and infinite numbers.
 
     Raises:
         BadFile: If there is nothing that can be read, or it is of no kind that a model needs.
     """
+    if (path / CONFIG).is_file():
+        return _check_lora(path, deep)
     tensors = open_tensors(path, "generator_ema")
     match kind_of(bare_names(tensors)):
         case "a Wan transformer":
             size, config = _fitting_size(path, tensors)
             return _report(
-                f"Wan transformer, {size}", str(path), open_transformer(path, config, "generator_ema")[1]
+                f"Wan transformer, {size}",
+                str(path),
+                open_transformer(path, config, "generator_ema")[1],
+                deep,
             )
         case "a UMT5 text encoder":
-            return _report("UMT5 text encoder", str(path), open_text_encoder(path)[1])
+            return _report("UMT5 text encoder", str(path), open_text_encoder(path)[1], deep)
         case "a Wan VAE":
-            return _report("Wan VAE", str(path), open_vae(path)[1])
+            return _report("Wan VAE", str(path), open_vae(path)[1], deep)
         case "a LoRA":
-            return _check_lora(path)
+            return _check_lora(path, deep)
     raise BadFile(f"{path} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE", "give another file")
 
 
@@ -137,7 +163,8 @@ def convert(
         The files of weights, relative to the folder, as they are finished.
 
     Raises:
-        BadFile: If a part is missing or damaged, or the folder cannot be written.
+        UserError: If a part is missing or damaged, a weight is NaN or infinite, or the folder cannot be
+            written.
     """
     with new_folder(folder) as new:
         for part in parts:
@@ -165,7 +192,7 @@ def save_model(
         folder: A new folder.
 
     Raises:
-        BadFile: If it exists or cannot be written.
+        BadFile: If it exists or cannot be written, or a weight is NaN or infinite.
     """
     parts: dict[str, nn.Module] = {"transformer": model, "text_encoder": text.model, "vae": vae}
     with new_folder(folder) as new:
@@ -184,7 +211,7 @@ def save_model(
 
 
 def _write_preset(preset: Preset, folder: Path) -> None:
-    text = json.dumps(_changed_fields(preset), indent=1) + "\n"
+    text = to_json(_changed_fields(preset), indent=1) + "\n"
     (folder / "preset.json").write_text(text, encoding="utf-8")
 
 
@@ -205,7 +232,7 @@ def _write_weights(
     pattern = stem + "{suffix}.safetensors"
     split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=SHARD_BYTES)
     for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].read().to(dtype, copy=True).contiguous() for name in names}
+        shard = {name: _converted(name, tensors[name], dtype) for name in names}
         try:
             save_file(shard, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -213,12 +240,16 @@ def _write_weights(
         yield folder / file
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(to_json(index, indent=1), encoding="utf-8")
+
+
+def _converted(name: str, tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
+    return require_finite(name, tensor, tensor.read().to(dtype, copy=True).contiguous())
 
 
 def _write_config(module: Any, folder: Path) -> None:
     if isinstance(module, CausalWan):
-        (folder / "config.json").write_text(json.dumps(asdict(module.config), indent=1), encoding="utf-8")
+        (folder / "config.json").write_text(to_json(asdict(module.config), indent=1), encoding="utf-8")
     elif hasattr(module, "save_config"):
         module.save_config(folder)  # diffusers
     else:
@@ -232,11 +263,28 @@ def _changed_fields(preset: Preset) -> dict[str, object]:
     return {name: values[name] for name in changed}
 
 
-def _report(part: str, place: str, tensors: Mapping[str, StoredTensor]) -> PartReport:
+def _report(
+    part: str, place: str, tensors: Mapping[str, StoredTensor], deep: bool, facts: Sequence[str] = ()
+) -> PartReport:
     counts: Counter[str] = Counter()
     for tensor in tensors.values():
         counts[tensor.dtype] += prod(tensor.shape)
-    return PartReport(part, place, len(tensors), counts.total(), counts.most_common(1)[0][0])
+    dtype, problem = counts.most_common(1)[0][0], _damage(tensors) if deep else ""
+    return PartReport(part, place, len(tensors), counts.total(), dtype, problem, tuple(facts))
+
+
+def _damage(tensors: Mapping[str, StoredTensor]) -> str:
+    """Read all weights, one after the other, and tell which of them are not finite; empty: none is."""
+    problems = []
+    for name, tensor in tensors.items():
+        try:
+            require_finite(name, tensor, tensor.read())
+        except UserError as error:
+            problems.append(error)
+    if not problems:
+        return ""
+    first, count = problems[0], len(problems)
+    return str(first) if count == 1 else f"{count} of {len(tensors)} tensors cannot be used. {first}"
 
 
 def _fitting_size(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str, ModelConfig]:
@@ -255,18 +303,33 @@ def _fitting_size(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str,
     return found[0]
 
 
-def _check_lora(path: Path) -> PartReport:
-    """A LoRA that fits one of the public sizes."""
+def _check_lora(path: Path, deep: bool) -> PartReport:
+    """A LoRA that fits a model of a public size, or one of those that come along."""
+    sizes = dict(WAN_SIZES)
+    for name, folder in bundled_folders().items():
+        if (folder / "transformer" / "config.json").is_file():
+            sizes[f"model {name}"] = read_config(folder / "transformer")
     problem: UserError | None = None
-    for name, config in WAN_SIZES.items():
-        with torch.device("meta"):
-            weights = CausalWan(config).state_dict()
-        shapes = {name: StoredTensor(tuple(w.shape), "", torch.Tensor) for name, w in weights.items()}
+    for name, config in sizes.items():
         try:
-            merge_loras(shapes, [LoRA(path)])  # compares shapes; reads nothing
+            changes = read_lora(path, _shapes(config))
         except UserError as error:
             problem = problem or error
         else:
-            return _report(f"LoRA for {name}", str(path), open_tensors(path, "generator_lora"))
+            return _lora_report(f"LoRA for {name}", path, changes, deep)
     assert problem is not None
     raise problem
+
+
+def _shapes(config: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors of a transformer of these sizes, without weights."""
+    with torch.device("meta"):
+        weights = CausalWan(config).state_dict()
+    return {name: StoredTensor(tuple(w.shape), "", torch.Tensor) for name, w in weights.items()}
+
+
+def _lora_report(
+    part: str, path: Path, changes: Sequence[LayerChange], deep: bool, scale: float = 1.0
+) -> PartReport:
+    tensors = {matrix.place: matrix for change in changes for matrix in (change.down, change.up)}
+    return _report(part, str(path), tensors, deep, describe(changes, scale))

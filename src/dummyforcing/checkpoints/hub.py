@@ -6,11 +6,15 @@ tokenizer = find_part(fetch(HubFile("Wan-AI/Wan2.1-T2V-1.3B")), "tokenizer")
 The Hub's own settings hold: its cache, its token, `HF_HUB_OFFLINE`, its progress bars.
 """
 
+import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from dummyforcing.checkpoints.lora_strength import CONFIG
 from dummyforcing.errors import BadFile
+
+logger = logging.getLogger(__name__)
 
 PARTS = {
     "text_encoder": (
@@ -94,6 +98,35 @@ def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
             f"{what} of {place.repo} cannot be fetched from the Hugging Face Hub ({reason})",
             f"go online and try again, or download by hand and give {option}",
         ) from error
+
+
+def fetch_lora(place: Path | HubFile, *, here: bool = False) -> Path:
+    """Fetch the file of a LoRA, and what PEFT says about its strength in a file beside it, if there is one.
+
+    Args:
+        place: The LoRA.
+        here: See `fetch`.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
+    path = fetch(place, here=here)
+    if isinstance(place, HubFile):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+        beside = str(PurePosixPath(place.file).with_name(CONFIG))
+        try:
+            hf_hub_download(place.repo, beside, local_files_only=here)
+        except LocalEntryNotFoundError as error:
+            logger.info(
+                "whether there is a %s beside %s cannot be found out offline: %s", CONFIG, place, error
+            )
+        except EntryNotFoundError:
+            pass  # most have none
+        except (OSError, HfHubHTTPError) as error:
+            raise BadFile(f"{beside} of {place.repo} cannot be fetched ({error})", "try again") from error
+    return path
 
 
 def find_part(base: Path, part: str) -> Path:

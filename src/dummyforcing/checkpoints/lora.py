@@ -3,8 +3,9 @@
 Each matrix is merged when it is read, in float32 and before the cast: there is no second copy of the weights.
 """
 
-import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,45 +13,79 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dummyforcing.checkpoints.names import WRAPPERS, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
-from dummyforcing.errors import BadFile
+from dummyforcing.checkpoints.lora_strength import Strength, Strengths
+from dummyforcing.checkpoints.names import OTHER_ADAPTERS, WRAPPERS, native_name
+from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, read_notes
+from dummyforcing.checkpoints.weights import require_finite
+from dummyforcing.errors import BadFile, NotFinite
+from dummyforcing.files.finite import all_finite, faults
 from dummyforcing.files.text import split_number
 
 ENTRY = "generator_lora"
 """Where LongLive's file has it; other files have it at their top."""
 
-AROUND = re.compile(r"\.default(?=\.)|^((base_model\.model|generator|model|transformer|diffusion_model)\.)+")
-"""What libraries put around the name of a layer, besides what wraps the transformer's own names."""
+PEFT = "base_model.model."
+"""Begins the names in a file of PEFT."""
 
-UNDERSCORES = "lora_unet_"
+AROUND = re.compile(r"^((base_model\.model|generator|model|transformer|diffusion_model)\.)+")
+"""What libraries put before the name of a layer, besides what wraps the transformer's own names."""
+
+UNDERSCORES = re.compile(r"^(lora_unet|lora_transformer|lycoris)_+")
 """Begins names whose dots were written as underscores."""
 
-SUFFIX = re.compile(r"\.(?:(lora_A|lora_down)\.weight|(lora_B|lora_up)\.weight|(alpha))$")
+SUFFIX = re.compile(
+    r"\.(?:(lora_A|lora_down|lora\.down)|(lora_B|lora_up|lora\.up))(?:\.(?!weight$)[\w-]+)?\.weight$"
+    r"|\.(alpha)$"
+)
+"""Ends the names of its tensors; PEFT can put the name of an adapter, such as `default`, before `weight`."""
+
 PARTS = ("down", "up", "alpha")
 """What the groups of `SUFFIX` stand for."""
+
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+"""How PEFT and diffusers call the file in a folder."""
+
+FLOATS = ("float64", "float32", "float16", "bfloat16", "F8_E4M3", "F8_E5M2", "float8_e4m3fn", "float8_e5m2")
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """A file with a LoRA, and how strongly it counts."""
+    """A file with a LoRA, or the folder that one is in, and how strongly it counts."""
 
     path: Path
     scale: float = 1.0
-    """Besides the file's own alpha / rank."""
+    """Besides the strength that the file has by itself."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """The change of one layer's weight: strength * up @ down."""
+
+    layer: str
+    """Wan's own name of it."""
+    down: StoredTensor
+    """`(rank, in)`."""
+    up: StoredTensor
+    """`(out, rank)`."""
+    strength: Strength
+    """Of the file, without `LoRA.scale`."""
+
+    @property
+    def rank(self) -> int:
+        """Of both matrices."""
+        return self.down.shape[0]
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
     """Read FILE or FILE:SCALE.
 
     Raises:
-        BadFile: If there is no such file.
-        BadRequest: If the scale is no number.
+        UserError: If there is no such file, or the scale is no finite number.
     """
     path, scale = split_number(text, "scale", "LoRA")
     if not Path(path).exists():
         raise BadFile(f"There is no LoRA file {path}", "give FILE or FILE:SCALE")
-    return Path(path), 1.0 if scale is None else scale
+    return Path(path), _checked_scale(1.0 if scale is None else scale, path)
 
 
 def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -69,58 +104,204 @@ def merge_loras(tensors: Mapping[str, StoredTensor], loras: Sequence[LoRA]) -> d
         The same names and shapes.
 
     Raises:
-        BadFile: If a LoRA is damaged or changes a layer that the transformer does not have in this shape.
+        UserError: If a LoRA is damaged, changes a layer that the transformer does not have in this shape, or
+            says something about its strength that is not understood. Reading a weight raises it if one of the
+            numbers that go into it is NaN or infinite.
     """
     merged = dict(tensors)
     for lora in loras:
-        for layer, change in _changes(lora, tensors).items():
-            weight, where = tensors.get(f"{layer}.weight"), f"{lora.path} does not fit the transformer"
-            if weight is None or len(weight.shape) != 2:
-                raise BadFile(f"{where}: it changes {layer}, which is no linear layer there", "take another")
-            if not {"down", "up"} <= set(change):
-                raise BadFile(f"{where}: of {layer} it has only {', '.join(change)}", "download it again")
-            down, up = change["down"], change["up"]
-            rank = down.shape[0]
-            if (up.shape, down.shape) != ((weight.shape[0], rank), (rank, weight.shape[1])):
-                raise BadFile(
-                    f"{where}: {layer} is {list(weight.shape)}, its changes are {list(up.shape)} times "
-                    f"{list(down.shape)}",
-                    "take one that was made for this size",
-                )
-            alpha = float(change["alpha"].read()) if "alpha" in change else _alpha_beside(lora.path, rank)
-            below = merged[f"{layer}.weight"]
-            read = partial(_merged, below, down, up, lora.scale * alpha / rank)
-            merged[f"{layer}.weight"] = replace(weight, dtype="float32", read=read)
+        scale = _checked_scale(lora.scale, lora.path)
+        for change in read_lora(lora.path, tensors):
+            name = f"{change.layer}.weight"
+            read = partial(_merged, name, merged[name], change, scale)
+            merged[name] = replace(tensors[name], dtype="float32", read=read)
     return merged
 
 
-def _changes(lora: LoRA, tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
-    """The parts of a LoRA by layer, under Wan's own names."""
-    flat = {name.removesuffix(".weight").replace(".", "_"): name.removesuffix(".weight") for name in tensors}
-    changes: dict[str, dict[str, StoredTensor]] = {}
-    for name, tensor in open_tensors(lora.path, ENTRY).items():
-        short = AROUND.sub("", WRAPPERS.sub("", name))
-        suffix = SUFFIX.search(short)
-        if suffix is None:
-            raise BadFile(f"{lora.path} is no LoRA that can be merged: it holds {name}", "take another file")
-        layer = short[: suffix.start()]
-        if layer.startswith(UNDERSCORES):
-            layer = flat.get(layer.removeprefix(UNDERSCORES), layer)
-        layer = native_name(f"{layer}.weight").removesuffix(".weight")
-        changes.setdefault(layer, {})[PARTS[(suffix.lastindex or 1) - 1]] = tensor
+def read_lora(path: Path, tensors: Mapping[str, StoredTensor]) -> list[LayerChange]:
+    """Find the changes that a LoRA makes to a transformer, and their strengths; reads nothing else.
+
+    Args:
+        path: A file, or the folder of one.
+        tensors: Of the transformer, under Wan's own names; only their shapes count.
+
+    Raises:
+        UserError: See `merge_loras`.
+    """
+    path = _file(path)
+    parts, raw_names, is_kohya = _parts(path, tensors)
+    notes = read_notes(path, ENTRY)
+    for name, value in list(notes.items()):  # torch.save keeps a number as a number
+        if name.endswith(".alpha") and isinstance(value, int | float):
+            layer = _layer(name.removesuffix(".alpha"), tensors)
+            _add(parts, layer, "alpha", value, name, path)
+            del notes[name]
+    strengths = Strengths.of(path, notes)
+    changes = [
+        _change(path, layer, found, raw_names.get(layer, layer), layer in is_kohya, strengths, tensors)
+        for layer, found in parts.items()
+    ]
+    if not changes:
+        raise BadFile(f"{path} holds no LoRA: it is empty", "download it again, or take another file")
+    for config in strengths.configs:
+        config.require_patterns([raw_names[change.layer] for change in changes])
     return changes
 
 
-def _alpha_beside(path: Path, rank: int) -> float:
-    """The alpha of a LoRA that PEFT saved: it is in a file beside; elsewhere it is the rank."""
-    config = path.with_name("adapter_config.json")
-    try:
-        return (
-            float(json.loads(config.read_text(encoding="utf-8"))["lora_alpha"]) if config.exists() else rank
+def describe(changes: Sequence[LayerChange], scale: float = 1.0) -> list[str]:
+    """Tell the layers of a LoRA, their ranks and their strengths, most layers first.
+
+    Args:
+        changes: From `read_lora`.
+        scale: Of `LoRA`.
+    """
+    kinds = Counter((change.rank, change.strength) for change in changes)
+    times = "" if scale == 1 else f", times {scale:g} as asked for"
+    lines = []
+    for (rank, strength), count in kinds.most_common():
+        first = next(c.layer for c in changes if (c.rank, c.strength) == (rank, strength))
+        which = "" if count == len(changes) else f" ({first}{', ...' if count > 1 else ''})"
+        layers = f"{count} layer{'s' * (count > 1)}{which}"
+        lines.append(f"{layers} of rank {rank}, strength {strength.factor:g}{times} ({strength.told})")
+    return lines
+
+
+def _file(path: Path) -> Path:
+    """The file that is meant by a folder."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    if not found:
+        raise BadFile(f"Folder {path} holds no LoRA, no {' or '.join(FILES)}", "give the file")
+    if len(found) > 1 and found[0].name not in FILES:
+        names = ", ".join(file.name for file in found[:3])
+        raise BadFile(f"Folder {path} holds several LoRAs: {names}", "give one of the files")
+    return found[0]
+
+
+Part = StoredTensor | int | float
+Parts = dict[str, dict[str, tuple[str, Part]]]
+"""The parts of every layer, each with its name in the file."""
+
+
+def _parts(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[Parts, dict[str, str], set[str]]:
+    """The parts of a LoRA by layer, under Wan's own names.
+
+    Returns:
+        The parts; the layers' names in the file, without what PEFT puts before them; and the layers whose
+        matrices are called as in kohya's trainers.
+    """
+    parts: Parts = {}
+    raw_names: dict[str, str] = {}
+    is_kohya: set[str] = set()
+    for name, tensor in open_tensors(path, ENTRY).items():
+        bare = WRAPPERS.sub("", name)
+        suffix = SUFFIX.search(bare)
+        if suffix is None:
+            kind = next((kind for kind, mark in OTHER_ADAPTERS.items() if mark.search(bare)), "")
+            what = f", {kind}" if kind else ""
+            raise BadFile(f"{path} is no LoRA that can be merged: it holds {name}{what}", "take another file")
+        raw = bare[: suffix.start()]
+        layer, part = _layer(raw, tensors), PARTS[(suffix.lastindex or 1) - 1]
+        _add(parts, layer, part, tensor, name, path)
+        raw_names[layer] = raw.removeprefix(PEFT)
+        if suffix[1] == "lora_down":
+            is_kohya.add(layer)
+    return parts, raw_names, is_kohya
+
+
+def _layer(name: str, tensors: Mapping[str, StoredTensor]) -> str:
+    """Wan's own name of a layer."""
+    layer = AROUND.sub("", name)
+    if UNDERSCORES.match(layer):
+        short = UNDERSCORES.sub("", layer)
+        flat = (
+            known.removesuffix(".weight") for known in tensors if known.replace(".", "_") == f"{short}_weight"
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadFile(f"{config} does not describe a LoRA: {error}", "download it again") from error
+        layer = next(flat, layer)
+    return native_name(f"{layer}.weight").removesuffix(".weight")
 
 
-def _merged(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:
-    return merge_lora(weight.read(), down.read(), up.read(), scale)
+def _add(parts: Parts, layer: str, part: str, found: Part, name: str, path: Path) -> None:
+    mine = parts.setdefault(layer, {})
+    if part in mine:
+        raise BadFile(
+            f"{path} changes {layer} twice, by {mine[part][0]} and by {name}", "keep one of them in the file"
+        )
+    mine[part] = (name, found)
+
+
+def _change(
+    path: Path,
+    layer: str,
+    parts: Mapping[str, tuple[str, Part]],
+    raw_name: str,
+    is_kohya: bool,
+    strengths: Strengths,
+    tensors: Mapping[str, StoredTensor],
+) -> LayerChange:
+    """Put the parts of a layer together."""
+    weight, where = tensors.get(f"{layer}.weight"), f"{path} does not fit the transformer"
+    if weight is None or len(weight.shape) != 2:
+        raise BadFile(f"{where}: it changes {layer}, which is no linear layer there", "take another")
+    if not {"down", "up"} <= set(parts):
+        raise BadFile(f"{where}: of {layer} it has only {', '.join(parts)}", "download it again")
+    down, up = parts["down"][1], parts["up"][1]
+    assert isinstance(down, StoredTensor)
+    assert isinstance(up, StoredTensor)
+    rank = down.shape[0] if down.shape else 0
+    if len(down.shape) == len(up.shape) == 2 and up.shape[1] != rank:
+        raise BadFile(
+            f"{where}: the matrices of {layer} disagree on its rank, {rank} and {up.shape[1]}",
+            "download it again",
+        )
+    if not rank or (up.shape, down.shape) != ((weight.shape[0], rank), (rank, weight.shape[1])):
+        raise BadFile(
+            f"{where}: {layer} is {list(weight.shape)}, its changes are {list(up.shape)} times "
+            f"{list(down.shape)}",
+            "take one that was made for this size",
+        )
+    for part in (down, up):
+        if part.dtype not in FLOATS:
+            raise BadFile(f"{path} cannot be merged: {part.place} is {part.dtype}", "take one in bfloat16")
+    alpha = _alpha(*parts["alpha"], path) if "alpha" in parts else None
+    return LayerChange(layer, down, up, strengths.find(raw_name, rank, alpha, is_kohya))
+
+
+def _alpha(name: str, found: Part, path: Path) -> float:
+    """The alpha of a layer."""
+    if isinstance(found, StoredTensor):
+        if math.prod(found.shape) != 1:
+            raise BadFile(
+                f"{path}: {name} is {list(found.shape)}, and a strength is one number", "take another LoRA"
+            )
+        value = float(found.read())
+    else:
+        value = float(found)
+    if not math.isfinite(value):
+        raise BadFile(
+            f"{path}: {name} is {value}, no finite number", "download it again, or take another LoRA"
+        )
+    return value
+
+
+def _checked_scale(scale: float, path: object) -> float:
+    if not math.isfinite(scale):
+        raise BadFile(f"The scale of LoRA {path} is {scale}, no finite number", "take one such as 1")
+    return scale
+
+
+def _merged(name: str, weight: StoredTensor, change: LayerChange, scale: float) -> Tensor:
+    """Read a weight and what changes it; what is not finite is named."""
+    down = require_finite(name, change.down, change.down.read())
+    up = require_finite(name, change.up, change.up.read())
+    base, factor = weight.read(), scale * change.strength.factor
+    merged = merge_lora(base, down, up, factor)
+    if not all_finite(merged):
+        require_finite(name, weight, base)
+        raise NotFinite(
+            f"{change.layer} with the LoRA in {change.down.place.rpartition(' of ')[2]} is not finite at "
+            f"strength {factor:g}: {faults(merged)}",
+            "take a smaller scale, FILE:SCALE",
+        )
+    return merged

@@ -70,8 +70,23 @@ PREFIXES = ("generator.model.", "diffusion_model.", "model.")
 IGNORED = ("_cls_pred_branch.", "_register_tokens.", "_gan_ca_blocks.")
 """Parts that Self-Forcing's GAN training puts beside the transformer."""
 
+OTHER_ADAPTERS = {
+    "the magnitudes of a DoRA": re.compile(r"lora_magnitude_vector|dora_scale"),
+    "a part of a LoHa": re.compile(r"\.hada_[wt]"),
+    "a part of a LoKr": re.compile(r"\.lokr_[wt]"),
+    "a part of a LoRA with three matrices": re.compile(r"\.(lora_mid|lora_E)\b"),
+    "a part of an OFT": re.compile(r"\.(oft_|boft_)"),
+    "a part of a VeRA": re.compile(r"\.vera_"),
+    "the vector of an IA3": re.compile(r"\.ia3_"),
+    "the bias of a LoRA": re.compile(r"\.lora_(A|B|down|up)(\.[\w-]+)?\.bias$"),
+    "a weight or its whole difference": re.compile(r"\.(diff|diff_b|set_weight|w_norm|b_norm|weight|bias)$"),
+}
+"""Parts of adapters that are no matrices of a plain LoRA, told by their names."""
+
 KINDS = {
-    "a LoRA": re.compile(r"\.lora_(A|B|down|up)\."),
+    "a LoRA": re.compile(
+        r"\.(lora_(A|B|down|up|mid|E|magnitude_vector)|lora\.(down|up)|dora_scale|hada_\w+|lokr_\w+|oft_\w+)(\.|$)"
+    ),
     "a Wan transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
     "a Wan VAE": re.compile(r"^decoder\.(conv1|conv_in)\.weight$"),
     "a UMT5 text encoder": re.compile(r"^(token_embedding|shared|encoder\.embed_tokens)\.weight$"),

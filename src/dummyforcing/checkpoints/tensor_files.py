@@ -34,6 +34,8 @@ class StoredTensor:
     """`float32` and so on."""
     read: Callable[[], Tensor]
     """Maps it into memory, on the CPU; not to be written to."""
+    place: str = ""
+    """Its name there and the file, for error messages; empty: it is in none."""
 
 
 def open_tensors(path: Path, key: str = "") -> dict[str, StoredTensor]:
@@ -69,27 +71,58 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     def stored(name: str) -> StoredTensor:
         view = file.get_slice(name)
         kind = SAFETENSORS_TYPES.get(view.get_dtype(), view.get_dtype())
-        return StoredTensor(tuple(view.get_shape()), kind, lambda: file.get_tensor(name))
+        return StoredTensor(tuple(view.get_shape()), kind, lambda: file.get_tensor(name), f"{name} of {path}")
 
     return {name: stored(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _open_pickle(path: Path, key: str) -> dict[str, StoredTensor]:
-    with path.open("rb") as file:
-        is_zip = file.read(len(ZIP)) == ZIP  # the format before 2020 cannot be mapped
-    try:
-        data = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-    except Exception as error:  # anything from EOFError to a RuntimeError of the zip reader
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise _damaged(path, reason) from error
+    data = _load_pickle(path)
     tensors = {name: value for name, value in _entry(data, key, path).items() if isinstance(value, Tensor)}
     if not tensors:
         raise BadFile(f"{path} holds no tensors under {_first(list(data))}", "take a file of weights")
 
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+    def stored(name: str, tensor: Tensor) -> StoredTensor:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return StoredTensor(tuple(tensor.shape), kind, lambda: tensor, f"{name} of {path}")
 
-    return {name: stored(tensor) for name, tensor in tensors.items()}
+    return {name: stored(name, tensor) for name, tensor in tensors.items()}
+
+
+def _load_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP)) == ZIP  # the format before 2020 cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    except Exception as error:  # anything from EOFError to a RuntimeError of the zip reader
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise _damaged(path, reason) from error
+
+
+def read_notes(path: Path, key: str = "") -> dict[str, object]:
+    """Read what a file of tensors says besides them.
+
+    Args:
+        path: As for `open_tensors`, but no folder.
+        key: Likewise.
+
+    Returns:
+        The metadata of safetensors, which are texts; of a `torch.save` file, all values that are no tensors,
+        those at its top and those among its tensors.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return dict(file.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+    data = _load_pickle(path)
+    entry = _entry(data, key, path)
+    both = {**data, **entry} if isinstance(data, Mapping) else dict(entry)
+    return {str(name): v for name, v in both.items() if not isinstance(v, Tensor) and v is not entry}
 
 
 def _entry(data: object, key: str, path: Path) -> Mapping[str, object]:

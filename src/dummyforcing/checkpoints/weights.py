@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dummyforcing.checkpoints.names import kind_of
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
 from dummyforcing.errors import BadFile
+from dummyforcing.files.finite import all_finite, faults
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,11 +70,54 @@ def fill(
 
     Returns:
         The module, frozen and in evaluation mode.
+
+    Raises:
+        BadFile: If a weight is NaN or infinite, or is once it is converted; names the tensor.
     """
-    weights = {name: tensor.read().to(device, dtype) for name, tensor in tensors.items()}
+    weights: dict[str, Tensor] = {}
+    finite: list[Tensor] = []
+    for name, tensor in tensors.items():
+        weights[name] = tensor.read().to(device, dtype)
+        finite.append(all_finite(weights[name]))
+    # All are asked for at once: a GPU is waited for once.
+    is_finite: list[bool] = torch.stack(finite).tolist() if finite else []
+    for (name, tensor), is_so in zip(tensors.items(), is_finite, strict=True):
+        if not is_so:
+            raise not_finite(name, tensor, weights[name])
     # Not strict: a parameter with two names needs one tensor. The names were checked at opening.
     module.load_state_dict(weights, assign=True, strict=False)
     return module.eval().requires_grad_(False)
+
+
+def require_finite(name: str, tensor: StoredTensor, weight: Tensor) -> Tensor:
+    """Give back a weight that was read, and converted perhaps.
+
+    Raises:
+        BadFile: If it holds NaN or infinite numbers; names the tensor.
+    """
+    if not all_finite(weight):
+        raise not_finite(name, tensor, weight)
+    return weight
+
+
+def not_finite(name: str, tensor: StoredTensor, weight: Tensor) -> BadFile:
+    """The error for a weight that holds NaN or infinite numbers.
+
+    Args:
+        name: Of the parameter.
+        tensor: What it was read from.
+        weight: As it was read, and converted perhaps.
+    """
+    place = tensor.place or name
+    if all_finite(tensor.read()):
+        kind = str(weight.dtype).removeprefix("torch.")
+        return BadFile(
+            f"Tensor {place} is too large for {kind}: {faults(weight)} once it is converted",
+            'take torch_dtype="float32"',
+        )
+    return BadFile(
+        f"Tensor {place} is damaged: {faults(weight)}", "download the file again, or take another one"
+    )
 
 
 def count_stored(path: Path) -> int:

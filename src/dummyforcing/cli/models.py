@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dummyforcing.cli.common import FILES, open_files
 from dummyforcing.cli.flags import FlagsOf, Given, command
@@ -66,18 +66,24 @@ def check(
     *,
     model: ModelName,
     load: Given,
+    deep: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Check that a model's files are whole and hold the right tensors, without loading or fetching them.
 
     A model, as far as its files are here:
       dummyforcing models check self-forcing
 
-    A file that was downloaded, to see what it is:
+    A file that was downloaded, to see what it is; of a LoRA, its layers, ranks and strengths:
       dummyforcing models check self_forcing_dmd.pt
+      dummyforcing models check style.safetensors
+
+    All weights, one by one, for NaN and infinite numbers:
+      dummyforcing models check self-forcing --deep
 
     Args:
         model: A model of `dummyforcing models`, a folder or preset file, or a file or folder of weights.
         load: Where the files are.
+        deep: Read all weights and look for NaN and infinite numbers; takes as long as loading does.
     """
     from dummyforcing.checkpoints.convert import check_file, check_model
     from dummyforcing.cli.report import print_reports
@@ -86,9 +92,9 @@ def check(
     path = Path(model)
     is_model = path.suffix in (".toml", ".json") or (path / "preset.json").exists()
     if path.exists() and not is_model and model not in {*PUBLIC, *bundled_folders()}:
-        reports = [check_file(path)]
+        reports = [check_file(path, deep=deep)]
     else:
-        reports = check_model(open_files(model, load))
+        reports = check_model(open_files(model, load), deep=deep)
     print_reports(reports)
     problems = sum(bool(report.problem) for report in reports)
     if problems:

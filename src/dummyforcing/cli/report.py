@@ -297,3 +297,5 @@ def print_reports(reports: "Sequence[PartReport]") -> None:
     Console().print(table)
     for report in reports:
         print(f"{report.part.replace('_', ' ')}: {report.problem or report.place}")
+        for fact in report.facts:
+            print(f"  {fact}")

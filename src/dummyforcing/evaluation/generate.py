@@ -24,6 +24,7 @@ from dummyforcing.evaluation.bootstrap import EstimateJson
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import Measures, aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
+from dummyforcing.files.records import to_json
 from dummyforcing.files.text import read_prompts
 from dummyforcing.files.writing import explaining, replacing
 from dummyforcing.media.video import read_mp4, write_mp4
@@ -202,7 +203,7 @@ class VideoFolder:
         """
         found = measure(read_mp4(self.video(job)), chunk_frames=chunk_frames, fps=fps)
         with replacing(self.measures(job)) as part:
-            part.write_text(json.dumps(asdict(found)))
+            part.write_text(to_json(asdict(found)))
 
     def read_measures(self, jobs: Sequence[Job]) -> list[Measures]:
         """Read the measures of each video.

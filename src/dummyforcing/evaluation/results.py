@@ -1,6 +1,5 @@
 """Result files: measured figures with what made them, so that every number in the docs can be traced."""
 
-import json
 import os
 import platform
 import shlex
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dummyforcing import __version__
+from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import replacing
 
 
@@ -59,7 +59,7 @@ def _gpu_versions() -> dict[str, str]:
 def write_results(path: Path, results: dict[str, object], device: torch.device) -> None:
     """Write results and their provenance as readable JSON, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**provenance(device), **results}, indent=1) + "\n")
+        temporary.write_text(to_json({**provenance(device), **results}, indent=1) + "\n")
 
 
 def _program() -> list[str]:

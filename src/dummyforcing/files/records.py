@@ -4,6 +4,7 @@ preset = build(Preset, tomllib.loads(text), "my.toml")
 """
 
 import json
+import math
 import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -11,7 +12,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.errors import BadFile, BadRequest, NotFinite
 
 Record = TypeVar("Record")
 
@@ -53,17 +54,54 @@ def build(kind: type[Record], data: object, where: str) -> Record:
         raise BadFile(f"{where}: {error.problem}", error.remedy) from error
 
 
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """JSON for a file, which has no word for NaN or infinity: other programs could not read it.
+
+    Raises:
+        NotFinite: If there is such a number; says where.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        if (found := _not_finite(value)) is None:
+            raise
+        place, number = found
+        raise NotFinite(
+            f"Nothing is written: {place or 'the value'} is {number}, which no file can hold",
+            "mend what it was computed from",
+        ) from error
+
+
+def _not_finite(value: object) -> tuple[str, float] | None:
+    """Find the first number that is not finite, and where it is, such as `scores[0][3]`."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ("", value)
+    inside: list[tuple[str, object]] = []
+    if isinstance(value, Mapping):
+        inside = [(str(name), item) for name, item in value.items()]
+    elif isinstance(value, list | tuple):
+        inside = [(f"[{number}]", item) for number, item in enumerate(value)]
+    for name, item in inside:
+        if found := _not_finite(item):
+            place = found[0] if found[0].startswith("[") or not found[0] else f".{found[0]}"
+            return f"{name}{place}", found[1]
+    return None
+
+
 def as_text(fields: Mapping[str, object]) -> str:
-    """JSON that a person can read: a line for each field, and for each item of a list."""
-    return (
-        "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
-    )
+    """JSON that a person can read: a line for each field, and for each item of a list.
+
+    Raises:
+        NotFinite: If there is a number that JSON cannot hold; names the field.
+    """
+    to_json(fields)  # a number that cannot be written is named with its field
+    return "{\n" + ",\n".join(f"{to_json(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
 
 
 def _lines(value: object) -> str:
     if isinstance(value, list | tuple):
-        return "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n]"
-    return json.dumps(value)
+        return "[\n  " + ",\n  ".join(to_json(row) for row in value) + "\n]"
+    return to_json(value)
 
 
 def nearest(name: str, known: Collection[str]) -> str:

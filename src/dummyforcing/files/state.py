@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dummyforcing.errors import BadFile
+from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import replacing
 
 State = TypeVar("State")
@@ -40,9 +41,10 @@ def write_state(path: Path, kind: str, version: str, state: object) -> None:
 
     Raises:
         BadFile: If it cannot be written.
+        NotFinite: If a number of it is NaN or infinite.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(state, tensors))
+    text = to_json(_encode(state, tensors))
     about = {"format": kind, "version": version, "state": text, "checksum": _checksum(text, tensors)}
     with replacing(path) as part:
         save_file(tensors, part, about)

@@ -9,6 +9,8 @@ from math import floor
 
 from torch import Tensor
 
+from dummyforcing.errors import NotFinite
+from dummyforcing.files.finite import all_finite, faults
 from dummyforcing.method.budget import fit_heads
 from dummyforcing.method.criteria import Role, by_look, choose_dummies
 from dummyforcing.method.plan import HeadContext, Plan
@@ -26,8 +28,12 @@ def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | Non
 
     Returns:
         The context of every head, and how it was found.
+
+    Raises:
+        NotFinite: If a score is NaN or infinite.
     """
     assert policy.roles is not None
+    require_finite_scores(scores, chunk)
     total, contexts = scores.shape[0] * scores.shape[1], dict(policy.roles)
     if policy.budget is None:
         roles = assign_roles(scores, policy.dummy_heads(total), policy.criterion, policy.seed)
@@ -47,6 +53,23 @@ def make_plan(policy: Policy, scores: Tensor, chunk: int, fingerprint: str | Non
         scores=tuple(tuple(tuple(round(x, 7) for x in head) for head in row) for row in scores.tolist()),
         fingerprint=fingerprint,
     )
+
+
+def require_finite_scores(scores: Tensor, chunk: int) -> None:
+    """Refuse scores by which nothing can be sorted.
+
+    Args:
+        scores: Of any number of heads.
+        chunk: The chunk that was scored.
+
+    Raises:
+        NotFinite: If one is NaN or infinite.
+    """
+    if not all_finite(scores):
+        raise NotFinite(
+            f"The heads cannot be classified by chunk {chunk}: of their scores, {faults(scores)}",
+            'load the model with torch_dtype="float32", or look at what it was made with',
+        )
 
 
 def assign_roles(

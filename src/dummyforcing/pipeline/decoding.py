@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dummyforcing.files.finite import all_finite
 from dummyforcing.runtime.streams import Decoding, Event, SideStream
 from dummyforcing.vae.codec import StreamState, VideoDecoder
 
@@ -71,7 +72,10 @@ class FrameDecoder:
                 began = Event(self._vae.device)
                 pixels = self._decode(latents)
                 count = pixels.shape[1] - (left_out if number == len(pieces) else 0)
-                decodings.append(Decoding.of(pixels[:, :count], began))
+                is_finite = self._stream.is_finite
+                assert is_finite is not None
+                flags = torch.stack([all_finite(latents).to(is_finite.device), is_finite])
+                decodings.append(Decoding.of(pixels[:, :count], flags, began))
         self._waiting = None
         return decodings
 

@@ -5,11 +5,14 @@ from collections import deque
 from copy import copy, deepcopy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dummyforcing.media.monitor import Monitor, MonitorState
 from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.outputs import Chunk, Timings
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
 from dummyforcing.runtime.streams import Decoding, Event
@@ -26,6 +29,8 @@ class Asked:
     """Its commit pass is over."""
     plans: tuple[Plan, ...]
     cache_bytes: int
+    chunk: int = 0
+    """Its number, from 0."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class DeliveryState:
 class Delivery:
     """The pieces of a rollout that wait to be handed out, and its clock."""
 
-    def __init__(self, preset: Preset, batch: int, device: torch.device, start: float) -> None:
+    def __init__(
+        self, preset: Preset, batch: int, device: torch.device, start: float, check: FiniteCheck
+    ) -> None:
         """Begin with nothing.
 
         Args:
@@ -72,7 +79,9 @@ class Delivery:
             batch: How many videos there are.
             device: Where the transformer computes.
             start: When the video was asked for, by `time.perf_counter`.
+            check: Refuses chunks that are not finite.
         """
+        self._check = check
         chunk = PIXEL_FRAMES_PER_FRAME * preset.chunk_frames
         self._monitors = [Monitor(preset.fps, chunk) for _ in range(batch)]
         self._is_gpu = device.type == "cuda"
@@ -95,10 +104,14 @@ class Delivery:
             self._pieces.append(Piece(decoding, asked, number == 0, number == last))
 
     def take(self) -> Chunk:
-        """Wait for the next pixel frames, and tell what they took."""
-        piece, timings = self._pieces.popleft(), self.timings
+        """Wait for the next pixel frames, and tell what they took.
+
+        Raises:
+            NotFinite: If their chunk has NaN or infinite numbers.
+        """
+        frames, timings = self._wait(self._pieces[0]), self.timings
+        piece = self._pieces.popleft()
         asked, decoding = piece.asked, piece.decoding
-        frames = decoding.wait()
         now, diffusion = time.perf_counter(), timings.diffusion
         self.is_whole = piece.is_last
         if piece.is_first:
@@ -121,10 +134,14 @@ class Delivery:
         return Chunk(frames, self.timings, asked.plans, asked.cache_bytes, measures)
 
     def state(self) -> DeliveryState:
-        """Give the state; waits for the pieces that are being made."""
+        """Give the state; waits for the pieces that are being made.
+
+        Raises:
+            NotFinite: If one of them has NaN or infinite numbers.
+        """
         pieces = (
             PieceState(
-                torch.from_numpy(piece.decoding.wait()),
+                torch.from_numpy(self._wait(piece)),
                 piece.asked.plans,
                 piece.asked.cache_bytes,
                 piece.is_first,
@@ -136,10 +153,10 @@ class Delivery:
 
     def load_state(self, state: DeliveryState) -> None:
         """Go on from what `state` gave; the clock starts again."""
-        now = Event(torch.device("cpu"))
+        now, is_finite = Event(torch.device("cpu")), torch.ones(2, dtype=torch.bool)
         self._pieces = deque(
             Piece(
-                Decoding(piece.frames, now, now),
+                Decoding(piece.frames, is_finite, now, now),
                 Asked(now, now, now, piece.plans, piece.cache_bytes),
                 piece.is_first,
                 piece.is_last,
@@ -149,6 +166,12 @@ class Delivery:
         for monitor, seen in zip(self._monitors, state.monitors, strict=True):
             monitor.load_state(seen)
         self._start = self._begin = time.perf_counter()
+
+    def _wait(self, piece: Piece) -> NDArray[np.uint8]:
+        """Wait for the pixel frames of a piece, and refuse them if they were made of NaN."""
+        frames = piece.decoding.wait()
+        self._check.require(piece.asked.chunk, piece.decoding.is_finite.tolist())
+        return frames
 
     def copy(self) -> "Delivery":
         """Another one that goes on from here."""

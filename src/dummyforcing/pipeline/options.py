@@ -212,8 +212,8 @@ class CallOptions(VideoOptions):
     progress: bool = option(False, kind=bool, is_flag=False)
     """Show a progress bar, in a terminal or a notebook."""
     callback_on_chunk_end: "Callable[..., object] | None" = option(None, is_flag=False)
-    """Called with every finished piece, `callback(rollout, number, chunk)`; what it asks of the rollout, such as
-    `set_prompt`, holds for the chunks that come."""
+    """Called with every finished piece, `callback(rollout, number, chunk)`; what it asks of the rollout, such
+    as `set_prompt`, holds for the chunks that come."""
 
 
 REFUSED = {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dummyforcing.errors import NotFinite
 from dummyforcing.media.monitor import Measures
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
@@ -117,6 +118,7 @@ class VideoOutput:
 
         Raises:
             BadFile: If the file cannot be written.
+            NotFinite: If frames hold NaN or infinite numbers.
             ValueError: If these are latents.
         """
         write_mp4(path, self.pixels(index), self.fps)
@@ -125,6 +127,7 @@ class VideoOutput:
         """The pixel frames of one of the videos, RGB, `(F, H, W, 3)`.
 
         Raises:
+            NotFinite: If they hold NaN or infinite numbers.
             ValueError: If these are latents.
         """
         video = self.frames[index]
@@ -134,6 +137,10 @@ class VideoOutput:
             if video.shape[1] != 3:
                 raise ValueError("latents are no pixel frames: take another output_type")
             video = video.permute(0, 2, 3, 1).cpu().numpy()
+        if not np.isfinite(video).all():
+            raise NotFinite(
+                "These frames cannot be shown: they hold NaN or infinite numbers", "look at what changed them"
+            )
         pixels: NDArray[np.uint8] = np.rint(video * 255).astype(np.uint8)
         return pixels
 

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan
 from tqdm.auto import tqdm
 
 from dummyforcing.checkpoints.convert import save_model
-from dummyforcing.checkpoints.hub import fetch, find_part
+from dummyforcing.checkpoints.hub import fetch, fetch_lora, find_part
 from dummyforcing.checkpoints.lora import LoRA
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.text_encoder import load_text_encoder
@@ -96,7 +96,7 @@ class DummyForcingPipeline:
         device = choose_device(options.device)
         dtype = choose_dtype(options.torch_dtype, device)
         _check_parts(files, options)
-        loras = [LoRA(fetch(place), scale) for place, scale in files.loras]
+        loras = [LoRA(fetch_lora(place), scale) for place, scale in files.loras]
         opened = open_transformer(fetch(files.transformer), files.config, files.key, loras)
         vae = _load_vae(files, options, device, files.vae_dtype(dtype))
         model = fill(*opened, device, dtype)
@@ -203,6 +203,7 @@ class DummyForcingPipeline:
                     bar.update(latents[-1].shape[1])
                     if report:
                         report(rollout, len(latents) - 1, latents[-1])
+                rollout.require_finite()
                 plans, cache = rollout.sampler.plans, rollout.sampler.cache.nbytes
                 return VideoOutput(torch.cat(latents, 1), fps, plans, rollout.timings, cache)
             pieces: list[Chunk] = []
@@ -320,6 +321,7 @@ class DummyForcingPipeline:
         rollout = self.rollout(request)
         while rollout.sampler.plan.chunk is None:
             rollout.next_latents()
+        rollout.require_finite()
         return rollout.sampler.plan
 
     def skipped_steps(self, request: Request) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
+from dummyforcing.files.finite import all_finite, faults
 from dummyforcing.files.text import split_number
 from dummyforcing.method.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.method.plan import HeadContext, Plan
@@ -382,6 +383,10 @@ def _prompts(files: ModelFiles, prompt: str | Sequence[str] | None, embeds: Tens
                 f"prompt_embeds of shape {tuple(embeds.shape)} do not fit model '{files.preset.name}'",
                 f"give (B, {size[0]}, {size[1]}), as its text encoder does",
                 "prompt_embeds",
+            )
+        if not all_finite(embeds):
+            raise BadRequest(
+                f"Of prompt_embeds, {faults(embeds)}", "give what a text encoder made", "prompt_embeds"
             )
         return ("",) * len(embeds)
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())

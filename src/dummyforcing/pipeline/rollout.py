@@ -23,6 +23,7 @@ from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.assembly import encode_pixels, sampler_maker
 from dummyforcing.pipeline.decoding import FrameDecoder, FrameDecoderState
 from dummyforcing.pipeline.delivery import Asked, Delivery, DeliveryState
+from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
 from dummyforcing.pipeline.parts import Parts, warn_of_words
 from dummyforcing.pipeline.request import Request
@@ -123,7 +124,9 @@ class Rollout:
             noise = SeededNoise(request.generators)
         self.sampler: Sampler = self._new_sampler(noise)
         """Makes the latents."""
-        self._delivery = Delivery(preset, batch, parts.device, start)
+        fp8 = parts.fused.fp8 if parts.fused else "none"
+        self._check = FiniteCheck(preset.chunk_frames, parts.model.patch_embedding.weight.dtype, fp8)
+        self._delivery = Delivery(preset, batch, parts.device, start, self._check)
 
     def __iter__(self) -> Iterator[Chunk]:
         """Hand out pixel frames as they are finished, until the video has its length."""
@@ -135,6 +138,7 @@ class Rollout:
 
         Raises:
             BadRequest: If the video has its length.
+            NotFinite: If the chunk has NaN or infinite numbers.
         """
         pieces: list[Chunk] = []
         while not pieces or not self._delivery.is_whole:
@@ -145,8 +149,25 @@ class Rollout:
         return join(pieces)
 
     def next_latents(self) -> Tensor:
-        """Make the next chunk without decoding it: its latents, `(B, chunk_frames, C, h, w)` float32."""
-        return self._advance(self._put)
+        """Make the next chunk without decoding it: its latents, `(B, chunk_frames, C, h, w)` float32.
+
+        A GPU is not waited for: whether the newest latents are finite, `require_finite` tells.
+
+        Raises:
+            NotFinite: If a chunk, this one or one before it, is known to have NaN or infinite numbers.
+        """
+        chunk = self._chunk
+        latents = self._advance(self._put)
+        self._check.ask(chunk, latents)
+        return latents
+
+    def require_finite(self) -> None:
+        """Wait for all latents that `next_latents` gave, and refuse what cannot be shown.
+
+        Raises:
+            NotFinite: If a chunk has NaN or infinite numbers.
+        """
+        self._check.wait()
 
     def set_prompt(self, prompt: str | Sequence[str], *, fade: int = 1) -> None:
         """Change what the video shows, from the next chunk on.
@@ -192,6 +213,7 @@ class Rollout:
         other._switches, other._given = copy(self._switches), copy(self._given)
         other._decoder = self._decoder.copy(self._height)
         other.sampler = self._fork_sampler(other._decoder)
+        other._check = self._check.copy()
         other._delivery = self._delivery.copy()
         return other
 
@@ -204,9 +226,10 @@ class Rollout:
             path: The file; its folder must exist. See `Pipeline.resume`.
 
         Raises:
-            BadFile: If it cannot be written.
-            BadRequest: If the noise comes from a source whose state is not known.
+            UserError: If it cannot be written, the noise comes from a source whose state is not known, or a
+                chunk has NaN or infinite numbers.
         """
+        self.require_finite()
         state = RolloutState(
             fingerprint=self.sampler.fingerprint,
             rules=_rules(self._parts),
@@ -311,6 +334,11 @@ class Rollout:
         self._decoder.put(latents, self._ready)
 
     @property
+    def _chunk(self) -> int:
+        """The chunk that is made next, from 0."""
+        return self.frames // self._parts.preset.chunk_frames
+
+    @property
     def _longest(self) -> int | None:
         """Latent frames of a part of the video; None: it has one part, as long as the video."""
         preset = self._parts.preset
@@ -360,10 +388,10 @@ class Rollout:
             left_out = preset.pixel_frames(preset.overlap_frames) if is_end and goes_on else 0
             decodings.extend(self._decoder.begin(left_out))
 
-        began = Event(self._parts.device)
+        began, chunk = Event(self._parts.device), self._chunk
         self._advance(received)
         ended, sampler = Event(self._parts.device), self.sampler
-        asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes)
+        asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes, chunk)
         self._delivery.put(asked, decodings)
 
 

@@ -32,6 +32,11 @@ class Event:
         if self.event is not None:
             self.event.synchronize()
 
+    @property
+    def has_happened(self) -> bool:
+        """Whether it has happened by now; waits for nothing."""
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
     def since(self, earlier: "Event") -> float:
         """Seconds from an earlier event on the same device to this one; both have happened."""
         if self.event is None or earlier.event is None:
@@ -50,6 +55,14 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the main memory to a device without waiting for the work before it."""
     host = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
     return host.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the main memory without waiting; it is there when an event after this has happened."""
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 @cache
@@ -101,17 +114,16 @@ class Decoding:
 
     frames: Tensor
     """`(B, n, H, W, 3)` uint8 in the main memory; not to be read before `ended`."""
+    is_finite: Tensor
+    """Whether the latents were finite, and the pixels: two booleans in the main memory, likewise."""
     began: Event
     ended: Event
 
     @classmethod
-    def of(cls, pixels: Tensor, began: Event) -> "Decoding":
+    def of(cls, pixels: Tensor, is_finite: Tensor, began: Event) -> "Decoding":
         """Bring pixel frames to the main memory without waiting for them."""
-        frames = pixels = pixels.contiguous()
-        if pixels.is_cuda:
-            frames = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-            frames.copy_(pixels, non_blocking=True)
-        return cls(frames, began, Event(pixels.device))
+        frames, flags = to_host(pixels.contiguous()), to_host(is_finite)
+        return cls(frames, flags, began, Event(pixels.device))
 
     def wait(self) -> NDArray[np.uint8]:
         """The pixel frames, once they are there."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
-from dummyforcing.method.programming import make_plan
+from dummyforcing.method.programming import make_plan, require_finite_scores
 from dummyforcing.method.scoring import HeadScorer, row_sampler
 from dummyforcing.models.wan import ModelConfig
 from dummyforcing.sampling.guard import Guard, dummy_share
@@ -107,6 +107,9 @@ class HeadClassifier:
         Args:
             scorer: Has seen the chunk.
             frames: Finished latent frames before it.
+
+        Raises:
+            NotFinite: If a score is NaN or infinite.
         """
         chunk, scores = frames // self._chunk_frames, scorer.scores()
         classifies = self.classifies(frames)
@@ -114,6 +117,7 @@ class HeadClassifier:
             self.plans = tuple(make_plan(self.policy, s, chunk, self._fingerprint) for s in scores)
             self.is_planned, self._classify_at, self._reference = True, None, None
         elif self.guard:
+            require_finite_scores(scores, chunk)
             self.probe = tuple(dummy_share(s, plan) for s, plan in zip(scores, self.plans, strict=True))
             self._reference = self._reference or self.probe
             moved = [abs(now - then) for now, then in zip(self.probe, self._reference, strict=True)]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dummyforcing.errors import BadRequest
+from dummyforcing.files.finite import all_finite
 from dummyforcing.vae.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
 from dummyforcing.vae.stream import StreamedDecoder
 
@@ -158,6 +159,9 @@ class DecoderStream:
         self._state: StreamedDecoder | None = None
         self.frames = 0
         """Latent frames decoded so far."""
+        self.is_finite: Tensor | None = None
+        """Whether all pixels so far were finite, before they were clipped: a boolean on the device, which is
+        not waited for; None: nothing was decoded yet."""
 
     def state(self) -> StreamState:
         """Give the state; it shares memory with this stream."""
@@ -208,8 +212,14 @@ class DecoderStream:
                 self._state = StreamedDecoder(vae.decoder, z.shape[2], self.tiles)
             pixels = self._state(z, self._passes(z))
         self.frames += z.shape[1]
+        self._note(pixels)
         pixels = _unpatchify(pixels, decoder.patch_size)
         return pixels.float().clamp(-1, 1) * 0.5 + 0.5
+
+    def _note(self, pixels: Tensor) -> None:
+        """Keep in mind whether pixels are finite; clipped, what is infinite would be white."""
+        is_finite = all_finite(pixels)
+        self.is_finite = is_finite if self.is_finite is None else self.is_finite & is_finite
 
     def _fewest_tiles(self, z: Tensor) -> int:
         """As few tiles as fit into the free memory of the device."""

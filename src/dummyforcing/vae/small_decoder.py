@@ -115,6 +115,7 @@ class SmallDecoderStream(DecoderStream):
             x = layer(x, self._shift(layer, x, batch)) if isinstance(layer, MemoryBlock) else layer(x)
         first = self.frames == 0
         self.frames += frames
+        self._note(x)
         pixels: Tensor = x.view(batch, -1, *x.shape[1:])[:, 3 if first else 0 :]
         return pixels.permute(0, 1, 3, 4, 2).float().clamp(0, 1)
 
