@@ -6,7 +6,8 @@ python examples/branch.py
 import torch
 
 import dummyforcing
-from dummyforcing.media.video import side_by_side, write_mp4
+from dummyforcing.media.montage import side_by_side
+from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.request import make_request
 
 ENDINGS = ["shrinks", "grows"]

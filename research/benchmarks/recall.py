@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.evaluation.bootstrap import wilson
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.media.video import save_contact_sheet
+from dummyforcing.media.montage import save_contact_sheet
 from dummyforcing.method.policy import long
 from dummyforcing.method.programming import make_plan
 from dummyforcing.method.scoring import region_mass

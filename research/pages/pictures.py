@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dummyforcing.analysis.plots import save_head_map
-from dummyforcing.media.video import save_contact_sheet
+from dummyforcing.media.montage import save_contact_sheet
 from dummyforcing.pipeline.pipeline import load
 
 PROMPTS = (

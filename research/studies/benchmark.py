@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate
-from dummyforcing.media.video import save_contact_sheet
+from dummyforcing.media.montage import save_contact_sheet
 from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.runtime.fused import Fp8

@@ -9,7 +9,8 @@ UserError               the base: catch it to catch all of them (it is a ValueEr
 
 UserWarning
 ├── TrainedLengthWarning    the video is longer than those that the model was trained for
-└── UnknownWordsWarning     the prompt has words that the model was never taught
+├── UnknownWordsWarning     the prompt has words that the model was never taught
+└── PictureWarning          an image or a clip is not quite what is read of it
 """
 
 
@@ -58,3 +59,7 @@ class TrainedLengthWarning(UserWarning):
 
 class UnknownWordsWarning(UserWarning):
     """The prompt has words that the model was never taught."""
+
+
+class PictureWarning(UserWarning):
+    """An image or a clip is not quite what is read of it: it is HDR, interlaced, or has further frames."""

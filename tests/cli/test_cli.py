@@ -21,7 +21,7 @@ from dummyforcing.cli import DESCRIPTION, main
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.errors import UserError
-from dummyforcing.media.video import CAPTION_HEIGHT
+from dummyforcing.media.montage import CAPTION_HEIGHT
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import Request

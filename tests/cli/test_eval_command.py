@@ -17,7 +17,7 @@ from dummyforcing.evaluation.generate import Job, PromptSet, VideoFolder, parse_
 from dummyforcing.evaluation.metrics import changes
 from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER
-from dummyforcing.media.video import read_mp4
+from dummyforcing.media.clips import read_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a ball on a green floor"]

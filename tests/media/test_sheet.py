@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dummyforcing.media.montage import CAPTION_HEIGHT
 from dummyforcing.media.sheet import SceneSheet
-from dummyforcing.media.video import CAPTION_HEIGHT
 
 HEIGHT, WIDTH, FPS = 40, 64, 16
 SCENES = [(0, "a red ball"), (33, "a blue cube"), (69, "a red cube")]

@@ -1,4 +1,4 @@
-"""The files are re-read with PyAV and Pillow; their structure is parsed by hand."""
+"""The files are re-read with PyAV; their structure is parsed by hand."""
 
 import errno
 import os
@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 from av import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image
 
 from dummyforcing.errors import UserError
-from dummyforcing.media.video import (
-    VideoWriter,
-    contact_sheet,
-    read_image,
-    read_video,
-    save_contact_sheet,
-    side_by_side,
-    write_mp4,
-)
+from dummyforcing.media.video import VideoWriter, write_mp4
 
 
 def frames_of(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -261,71 +252,3 @@ def test_odd_or_changing_sizes_are_refused(tmp_path: Path, sizes: list[tuple[int
     with pytest.raises(ValueError, match=r"sides|in a video of"):
         write_mp4(tmp_path / "a.mp4", [frames_of(2, *size) for size in sizes])
     assert os.listdir(tmp_path) == []
-
-
-def test_side_by_side() -> None:
-    left, right = frames_of(3), 255 - frames_of(3)
-    both = side_by_side([left, right], gap=4)
-    assert both.shape == (3, 48, 64 + 4 + 64, 3)
-    assert np.array_equal(both[:, :, :64], left)
-    assert np.array_equal(both[:, :, -64:], right)
-    labelled = side_by_side([left, right], labels=["dense", "dummy"])
-    assert np.array_equal(labelled[:, 20:], both)
-    assert labelled[:, :20].min() < 128 < labelled[:, :20].max()
-
-
-def test_contact_sheet(tmp_path: Path) -> None:
-    long, short = frames_of(81), frames_of(2)
-    sheet = contact_sheet([long, short], columns=5)
-    assert sheet.shape == (2 * 48, 5 * 64, 3)
-    for column, frame in enumerate((0, 20, 40, 60, 80)):
-        assert np.array_equal(sheet[:48, column * 64 : (column + 1) * 64], long[frame])
-    assert np.array_equal(sheet[48:, 64:128], short[1])
-    assert (sheet[48:, 128:] == 255).all()
-
-    save_contact_sheet(tmp_path / "a.png", [long, short], columns=5, labels=["dense", "dummy"])
-    saved = np.asarray(Image.open(tmp_path / "a.png"))
-    assert saved.shape == (2 * (48 + 20), 5 * 64, 3)
-    assert np.array_equal(saved[20:68], sheet[:48])
-    assert os.listdir(tmp_path) == ["a.png"]
-
-
-def test_contact_sheet_in_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        save_contact_sheet(tmp_path / "missing" / "a.png", [frames_of(2)])
-
-
-def test_an_image_covers_the_size_and_is_cut_in_the_middle(tmp_path: Path) -> None:
-    picture = np.zeros((100, 300, 3), np.uint8)
-    picture[:, 100:200] = (255, 0, 0)  # only the middle third stays
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    read_back = read_image(tmp_path / "a.png", (50, 50))
-    assert read_back.shape == (1, 50, 50, 3)
-    assert np.abs(read_back[0, :, 4:-4].astype(int) - (255, 0, 0)).max() <= 1
-
-
-@pytest.mark.parametrize(("source", "wanted"), [(16, 16), (32, 16), (30, 16), (8, 16), (24, 16)])
-def test_a_video_is_read_at_another_rate(source: int, wanted: int, tmp_path: Path) -> None:
-    """Each frame of the source has a brightness of its own: which ones are taken can be told."""
-    levels = np.arange(0, 240, 10)
-    frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 32, 48, 3)).astype(np.uint8)
-    write_mp4(tmp_path / "a.mp4", frames, fps=source)
-    count = int((len(levels) - 1) * wanted / source)
-    read_back = read_video(tmp_path / "a.mp4", count, (32, 48), wanted)
-    shown = [int(i / wanted * source + 1e-6) for i in range(count)]  # the frame on screen at each instant
-    found = np.abs(read_back.mean((1, 2, 3))[:, None] - levels).argmin(1)
-    assert found.tolist() == shown
-
-
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no picture")
-    (tmp_path / "a.mp4").write_text("no video")
-    write_mp4(tmp_path / "short.mp4", frames_of(5), fps=16)
-    for path in ("a.png", "missing.png"):
-        with pytest.raises(UserError, match="as an image"):
-            read_image(tmp_path / path, (32, 32))
-    for path in ("a.mp4", "missing.mp4"):
-        with pytest.raises(UserError, match="as a video"):
-            read_video(tmp_path / path, 9, (32, 32))
-    with pytest.raises(UserError, match=r"is too short, it lasts 0\.31 s; give 0\.56 s or more"):
-        read_video(tmp_path / "short.mp4", 9, (32, 32))

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dummyforcing.errors import UserError
-from dummyforcing.media.video import read_video, write_mp4
+from dummyforcing.media.clips import read_video
+from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.memory import estimate
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load

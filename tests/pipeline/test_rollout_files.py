@@ -19,8 +19,9 @@ from torch import Tensor
 from conftest import write_model
 from dummyforcing.errors import BadFile
 from dummyforcing.files.state import write_state
+from dummyforcing.media.clips import read_video
 from dummyforcing.media.monitor import Measures, Monitor
-from dummyforcing.media.video import read_video, write_mp4
+from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load

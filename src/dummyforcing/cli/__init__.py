@@ -17,7 +17,7 @@ from dummyforcing.cli.bench import bench
 from dummyforcing.cli.eval import eval
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
-from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
+from dummyforcing.errors import PictureWarning, TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.runtime.threads import spin_briefly
 
 DESCRIPTION = """Make videos with autoregressive diffusion models, with a small cache (Dummy Forcing).
@@ -76,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for kind in (TrainedLengthWarning, UnknownWordsWarning):
+            for kind in (PictureWarning, TrainedLengthWarning, UnknownWordsWarning):
                 warnings.simplefilter("always", kind)
             warnings.showwarning = _print_warning
             try:

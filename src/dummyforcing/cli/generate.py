@@ -151,8 +151,9 @@ def generate(
     if len(scenes) > 1:
         print_scenes(scenes, preset.fps)
 
+    from dummyforcing.media.montage import side_by_side
     from dummyforcing.media.sheet import SceneSheet
-    from dummyforcing.media.video import VideoWriter, side_by_side
+    from dummyforcing.media.video import VideoWriter
 
     # Alone, a video may be longer than the memory.
     chunks: deque[Chunk] = deque(maxlen=None if compare else 1)

@@ -27,7 +27,8 @@ from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome
 from dummyforcing.files.records import to_json
 from dummyforcing.files.text import read_prompts
 from dummyforcing.files.writing import explaining, replacing
-from dummyforcing.media.video import read_mp4, write_mp4
+from dummyforcing.media.clips import read_mp4
+from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
 

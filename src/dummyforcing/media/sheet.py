@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dummyforcing.media.video import Frames, save_contact_sheet, side_by_side
+from dummyforcing.media.frames import Frames
+from dummyforcing.media.montage import save_contact_sheet, side_by_side
 
 WIDEST = 256
 """Pixels; wider frames are scaled down."""

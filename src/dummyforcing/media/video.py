@@ -1,11 +1,11 @@
-"""Pixel frames to files and back: H.264 mp4 that browsers play, contact sheets, images and clips as input.
+"""Pixel frames to files: H.264 mp4 that browsers play.
 
 with VideoWriter("ball.mp4", fps=16) as writer:
     for frames in chunks:  # uint8 (n, H, W, 3)
         writer.write(frames)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,12 @@ import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from dummyforcing.errors import BadFile
-from dummyforcing.files.writing import explaining, replacing, temporary
-
-Frames = NDArray[np.uint8]
-"""RGB pixel frames, `(n, H, W, 3)`."""
+from dummyforcing.files.writing import explaining, temporary
+from dummyforcing.media.frames import Frames
 
 BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix have the same number
-CAPTION_HEIGHT = 20
 
 
 class VideoWriter:
@@ -137,141 +132,3 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None
     with VideoWriter(path, fps) as writer:
         for piece in frames:
             writer.write(piece)
-
-
-def read_image(path: str | Path, size: tuple[int, int]) -> Frames:
-    """Read an image, scaled to cover a size and cut to it in the middle.
-
-    Args:
-        path: Any format that Pillow reads; turned as its EXIF data says.
-        size: Height and width in pixels.
-
-    Returns:
-        One frame, `(1, H, W, 3)`.
-
-    Raises:
-        BadFile: If there is no image that can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return _fitted(ImageOps.exif_transpose(image), size)[None]
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadFile(f"{path} cannot be read as an image", "give a PNG, JPEG or WebP file") from error
-
-
-def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Frames:
-    """Read the first frames of a video at another frame rate, each scaled and cut like an image.
-
-    Args:
-        path: Any format that FFmpeg reads.
-        count: How many frames.
-        size: Height and width in pixels.
-        fps: Frames per second to read; the frame shown at each instant is taken.
-
-    Returns:
-        `(count, H, W, 3)`.
-
-    Raises:
-        BadFile: If there is no video that can be read, or it is too short.
-    """
-    picked: list[Frames] = []
-    end = 0.0
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                begin = frame.time or 0.0
-                end = begin + float(1 / (container.streams.video[0].average_rate or fps))
-                # A frame is shown until the next one begins; a 16th forgives rounded time stamps.
-                while len(picked) < count and len(picked) / fps + 1 / (16 * fps) < end:
-                    picked.append(_fitted(Image.fromarray(frame.to_ndarray(format="rgb24")), size))
-                if len(picked) == count:
-                    return np.stack(picked)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise BadFile(f"{path} cannot be read as a video", "give an mp4, WebM or MOV file") from error
-    raise BadFile(f"{path} is too short, it lasts {end:.2f} s", f"give {count / fps:.2f} s or more")
-
-
-def _fitted(image: Image.Image, size: tuple[int, int]) -> Frames:
-    """Scale to cover `size` (height, width), cut in the middle."""
-    fitted = ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
-
-
-def read_mp4(path: str | Path) -> Frames:
-    """Read a whole video.
-
-    Returns:
-        uint8 RGB, `(n, H, W, 3)`.
-
-    Raises:
-        BadFile: If it cannot be read.
-    """
-    try:
-        with av.open(str(path)) as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise BadFile(f"{path} cannot be read as a video ({error})", "delete it or give another") from error
-
-
-def side_by_side(videos: Sequence[Frames], labels: Sequence[str] | None = None, gap: int = 4) -> Frames:
-    """Put equally long videos (or chunks of them) of the same height next to each other.
-
-    Args:
-        videos: Each `(n, H, W, 3)`, from left to right.
-        labels: One caption above each.
-        gap: Width of the white bars between them, even for H.264.
-
-    Returns:
-        `(n, H, sum of W and gaps, 3)`; 20 pixels higher with labels.
-    """
-    videos = _captioned(videos, labels)
-    bar = np.full((*videos[0].shape[:2], gap, 3), 255, np.uint8)
-    return np.concatenate([piece for video in videos for piece in (bar, video)][1:], axis=2)
-
-
-def contact_sheet(
-    videos: Sequence[Frames], columns: int = 8, labels: Sequence[str] | None = None
-) -> NDArray[np.uint8]:
-    """Show videos as rows of evenly spaced frames.
-
-    Args:
-        videos: Each `(n, H, W, 3)`, of one size; one row each.
-        columns: Frames per row; a shorter video leaves its row white.
-        labels: One caption above each row.
-
-    Returns:
-        An image, `(rows * H, columns * W, 3)`; each row is 20 pixels higher with labels.
-    """
-    rows = []
-    for video in videos:
-        picked = video[np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)]
-        blank = np.full((columns - len(picked), *video.shape[1:]), 255, np.uint8)
-        rows.append(np.concatenate([*picked, *blank], axis=1)[None])
-    sheet: NDArray[np.uint8] = np.concatenate([row[0] for row in _captioned(rows, labels)])
-    return sheet
-
-
-def save_contact_sheet(
-    path: str | Path, videos: Sequence[Frames], columns: int = 8, labels: Sequence[str] | None = None
-) -> None:
-    """Write `contact_sheet(videos, columns, labels)` as a PNG.
-
-    Raises:
-        BadFile: If the file cannot be written; nothing is left then.
-    """
-    image = Image.fromarray(contact_sheet(videos, columns, labels))
-    with replacing(Path(path)) as part:
-        image.save(part, "PNG")
-
-
-def _captioned(videos: Sequence[Frames], labels: Sequence[str] | None) -> Sequence[Frames]:
-    """Put a caption bar above every frame of each video; without labels, none."""
-    if labels is None:
-        return videos
-    captioned = []
-    for video, label in zip(videos, labels, strict=True):
-        bar = Image.new("RGB", (video.shape[2], CAPTION_HEIGHT), "white")
-        ImageDraw.Draw(bar).text((4, 2), label, "black", font=ImageFont.load_default(size=13))
-        bars = np.repeat(np.asarray(bar)[None], len(video), axis=0)
-        captioned.append(np.concatenate([bars, video], axis=1))
-    return captioned

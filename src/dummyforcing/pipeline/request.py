@@ -198,7 +198,8 @@ def read_begin(
             "pixel frames, not from an image",
             "give a video, or take model causal-forcing-frame",
         )
-    from dummyforcing.media.video import read_image, read_video
+    from dummyforcing.media.clips import read_video
+    from dummyforcing.media.images import read_image
 
     chunk = preset.pixel_frames(preset.chunk_frames)
     if image is not None:

@@ -1,0 +1,225 @@
+"""Clips as input: of files of any kind, the frames that a player would show at each instant.
+
+frames = read_video("clip.mov", count=9, size=(480, 832), fps=16)
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from heapq import heappop, heappush
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image
+
+from dummyforcing.errors import BadFile, UserError
+from dummyforcing.media.display import Display
+from dummyforcing.media.frames import Frames, covering
+
+MAX_PIXELS = 8192 * 8192
+"""Of a frame; decoders keep up to 17 of them."""
+
+REORDERED = 16
+"""Frames that may come between one and the next to be shown, in any codec."""
+
+JUMP = 10
+"""Seconds by which only a clock jumps, and no picture waits (FFmpeg's `dts_delta_threshold`)."""
+
+CLOCK_MAY_JUMP = 0x200
+"""Flag of the container formats of broadcasts (FFmpeg's `AVFMT_TS_DISCONT`)."""
+
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that see the transparency in these codecs; FFmpeg's own do not."""
+
+
+class Clip:
+    """A video file that is open for reading once, from its first frame on."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open it.
+
+        Raises:
+            UserError: If there is no video in it, or its frames are too large to be decoded.
+        """
+        self.path = path
+        with _explaining(path):
+            self._container: InputContainer = av.open(str(path))
+        try:
+            self._prepare()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _prepare(self) -> None:
+        stream = self._container.streams.best("video")
+        if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:  # a cover
+            raise BadFile(f"{self.path} has no video in it", "give an mp4, WebM or MOV file")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise BadFile(
+                f"The frames of {self.path} are too large, {stream.width}x{stream.height} pixels",
+                f"give a clip of {MAX_PIXELS // 10**6} megapixels at most",
+            )
+        self._stream = stream
+        self._decoder: VideoCodecContext = stream.codec_context
+        tags = {name.lower(): value for name, value in stream.metadata.items()}
+        name = WITH_ALPHA.get(self._decoder.name)
+        if tags.get("alpha_mode") == "1" and name in av.codecs_available:
+            self._decoder = cast(VideoCodecContext, av.CodecContext.create(name, "r"))
+        self._decoder.options = {"max_pixels": str(MAX_PIXELS)}  # later frames may be larger
+        self._display = Display(self.path, stream)
+
+    def __enter__(self) -> "Clip":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """All frames, in the order in which they are shown."""
+        with _explaining(self.path):
+            for packet in self._container.demux(self._stream):
+                yield from self._decoder.decode(packet)
+
+    def shown(self, fps: int) -> Iterator[tuple[VideoFrame, Fraction]]:
+        """All frames, each with the time in seconds until which it is shown, counted from the first one.
+
+        Args:
+            fps: Frames per second where nothing in the file says how many.
+        """
+        start = begin = length = Fraction(0)
+        shown = None
+        for following, lasts, frame in self._in_order(fps):
+            if shown is None:
+                start = following
+            else:
+                yield shown, following - start
+            shown, begin, length = frame, following, lasts
+        if shown is not None:
+            yield shown, begin + length - start
+
+    def _in_order(self, fps: int) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+        """All frames with their times, which grow, and lengths.
+
+        A decoder gives frames in the order in which they are shown, so the nth of them belongs to the nth of
+        the times. That mends files which have times in the order of decoding, as AVI.
+        """
+        times: list[Fraction] = []
+        waiting: deque[tuple[Fraction, VideoFrame]] = deque()
+        ahead = REORDERED if self._decoder.has_b_frames else 0
+        for time, length, frame in self._stamped(fps):
+            heappush(times, time)
+            waiting.append((length, frame))
+            if len(waiting) > ahead:
+                yield heappop(times), *waiting.popleft()
+        while waiting:
+            yield heappop(times), *waiting.popleft()
+
+    def _stamped(self, fps: int) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+        """All frames with the times that the file gives, or that follow, on a clock that does not jump."""
+        usual = 1 / (self._stream.guessed_rate or self._stream.average_rate or Fraction(fps))
+        may_jump = self._container.format.flags & CLOCK_MAY_JUMP
+        has_times = False
+        shift = previous = due = Fraction(0)
+        for number, frame in enumerate(self.frames()):
+            base = frame.time_base or Fraction(1)
+            length = frame.duration * base or usual
+            has_times = has_times or frame.pts is not None
+            stamp = frame.pts if has_times else frame.dts
+            time = due if stamp is None else stamp * base + shift
+            if number:
+                restarts = previous - time > REORDERED * usual
+                if restarts or (may_jump and time - due > JUMP):
+                    shift += due - time
+                    time = due
+                elif time < previous and not self._decoder.has_b_frames:
+                    time = due
+            previous, due = time, time + length
+            yield time, length, frame
+
+    def picture(self, frame: VideoFrame) -> Image.Image:
+        """A frame as a screen shows it: RGB, upright, nothing transparent; its pixels may not be square."""
+        return self._display.picture(frame)
+
+    def is_plain(self, frame: VideoFrame) -> bool:
+        """Whether a frame has the primaries and the light of usual screens."""
+        return self._display.is_plain(frame)
+
+    def covering(self, frame: VideoFrame, size: tuple[int, int]) -> Frames:
+        """A frame, scaled to cover a size and cut to that in the middle, `(H, W, 3)`."""
+        return covering(self._display.picture(frame), size, self._display.aspect(frame))
+
+
+def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Frames:
+    """Read the first frames of a video at another frame rate, each scaled and cut like an image.
+
+    They are what a player shows: upright, with square pixels, in the colours of BT.709 (HDR is mapped to
+    that), white where they are transparent.
+
+    Args:
+        path: Any format that FFmpeg reads.
+        count: How many frames.
+        size: Height and width in pixels.
+        fps: Frames per second to read; the frame shown at each instant is taken, the first one at 0.
+
+    Returns:
+        `(count, H, W, 3)`.
+
+    Raises:
+        UserError: If there is no video that can be read, or it is too short.
+
+    Warns:
+        PictureWarning: If it is interlaced or HDR.
+    """
+    picked: list[Frames] = []
+    end = Fraction(0)
+    with Clip(path) as clip:
+        for frame, end in clip.shown(fps):
+            pixels = None
+            # A frame is shown until the next one begins; a 16th forgives rounded time stamps.
+            while len(picked) < count and Fraction(16 * len(picked) + 1, 16 * fps) < end:
+                pixels = clip.covering(frame, size) if pixels is None else pixels
+                picked.append(pixels)
+            if len(picked) == count:
+                return np.stack(picked)
+    raise BadFile(f"{path} is too short, it lasts {float(end):.2f} s", f"give {count / fps:.2f} s or more")
+
+
+def read_mp4(path: str | Path) -> Frames:
+    """Read all frames of a video, whenever they are shown.
+
+    Returns:
+        uint8 RGB, `(n, H, W, 3)`.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    with Clip(path) as clip:
+        frames = [np.asarray(clip.picture(frame)) for frame in clip.frames()]
+    if len({frame.shape for frame in frames}) != 1:
+        problem = "its frames are of several sizes" if frames else "it has no frames"
+        raise BadFile(f"{path} cannot be read as a video ({problem})", "delete it or give another")
+    return np.stack(frames)
+
+
+@contextmanager
+def _explaining(path: str | Path) -> Iterator[None]:
+    """Turn what FFmpeg says of the file into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problem = f"{path} cannot be read as a video ({reason})"
+        raise BadFile(problem, "give an mp4, WebM or MOV file") from error
