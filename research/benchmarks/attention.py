@@ -20,8 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dummyforcing.attention import attend as attention
+from dummyforcing.attention.attend import attend_grouped
+from dummyforcing.attention.backends import BACKENDS, FP8_OUT_SCALE
 from dummyforcing.evaluation.results import write_results
+from dummyforcing.kernels.constants import FP8
 from dummyforcing.pipeline.devices import choose_device
 
 TOKENS = {"480p": 1560, "720p": 3600, "1080p": 8160}
@@ -64,7 +66,7 @@ def one_by_one(layer: Layer, backend: str) -> Way:
 
     def way(number: int) -> None:
         for part in layer.parts(number):
-            attention.BACKENDS[backend](*part)
+            BACKENDS[backend](*part)
 
     return way
 
@@ -74,7 +76,7 @@ def side_by_side(layer: Layer, backend: str) -> Way:
 
     def way(number: int) -> None:
         groups = [SimpleNamespace(k=k, v=v) for _, k, v, _ in layer.parts(number)]
-        attention.attend_grouped(layer.q[number], groups, layer.out[number], backend)  # type: ignore[arg-type]
+        attend_grouped(layer.q[number], groups, layer.out[number], backend)  # type: ignore[arg-type]
 
     return way
 
@@ -83,7 +85,7 @@ def float8(layer: Layer) -> Way:
     """As the library does it in float8."""
     coarse = Layer.__new__(Layer)
     coarse.__dict__ = {**layer.__dict__}
-    to = partial(Tensor.to, dtype=attention.FP8)
+    to = partial(Tensor.to, dtype=FP8)
     coarse.q, coarse.out = [to(q) for q in layer.q], [to(q) for q in layer.q]
     coarse.kv = [[(to(k), to(v)) for k, v in groups] for groups in layer.kv]
     layer.coarse = coarse.out  # type: ignore[attr-defined]
@@ -210,7 +212,7 @@ def milliseconds(way: Way) -> float:
 def result_of(layer: Layer, name: str) -> Tensor:
     """What a way wrote for the first set, float32."""
     if name.startswith("fp8"):
-        return layer.coarse[0].float() / attention.FP8_OUT_SCALE  # type: ignore[attr-defined]
+        return layer.coarse[0].float() / FP8_OUT_SCALE  # type: ignore[attr-defined]
     return (layer.ragged if name.endswith("sequences") else layer.out[0]).float()  # type: ignore[attr-defined]
 
 

@@ -28,6 +28,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dummyforcing.checkpoints import text_encoder as text
 from dummyforcing.checkpoints import transformer as checkpoints
 from dummyforcing.checkpoints.hub import find_part
 from dummyforcing.checkpoints.model_files import ModelFiles
@@ -37,9 +38,9 @@ from dummyforcing.checkpoints.transformer import open_transformer
 from dummyforcing.checkpoints.vae import load_vae
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.models import text_encoder as text
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import bundled_folders
@@ -163,7 +164,7 @@ def stage(name: str, stages: dict[str, dict[str, float]]) -> Iterator[None]:
 
 
 def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) -> DummyForcingPipeline:
-    """What `DummyForcingPipeline.load` does, stage by stage."""
+    """Load what `DummyForcingPipeline.from_files` does, stage by stage."""
     where = choose_device(device)
     dtype = choose_dtype(None, where)
     assert isinstance(files.transformer, Path)
@@ -263,7 +264,7 @@ def main() -> None:
         del pipeline
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            pipeline = DummyForcingPipeline.load(files, device, choose_dtype(None, device), offload=True)
+            pipeline = DummyForcingPipeline.from_files(files, LoadOptions(device=device, offload=True))
             results[name]["offloaded"] = sample(pipeline, "dummy", args.frames, size)
             del pipeline
             torch.cuda.empty_cache()

@@ -38,7 +38,7 @@ def velocities(
     """What a model predicts of the same noisy latents in every step, `(1, F, C, h, w)` float32 each."""
     preset, config = files.preset, model.config
     schedule = make_schedule(preset.schedule.steps, preset.schedule.shift, preset.schedule.warp)
-    session = BlockSampler(
+    sampler = BlockSampler(
         model,
         prompt,
         parse_policy("dummy"),
@@ -48,12 +48,18 @@ def velocities(
         plan=fixture_plan(config.num_layers, config.num_heads),
         fused=fused,
     )
-    session.extend(past)
+    sampler.extend(past)
+    passes = sampler.passes
     noise = torch.randn(1, preset.chunk_frames, *past.shape[2:], generator=torch.Generator().manual_seed(1))
     clean = past[:, -preset.chunk_frames :]
+    found = []
     with torch.inference_mode():
-        mixes = [(1 - s) * clean + s * noise.to(clean.device) for s in schedule.sigmas]
-        return [session._velocity(mix, step).float() for step, mix in enumerate(mixes)]
+        for step, (sigma, timestep) in enumerate(zip(schedule.sigmas, schedule.timesteps, strict=True)):
+            mix = (1 - sigma) * clean + sigma * noise.to(clean.device)
+            time = passes.time([timestep], preset.chunk_frames)
+            hidden = passes.transform(passes.tokens(mix), time, sampler.prompts.text, sampler.call(step))
+            found.append(passes.velocity(hidden, time).float())
+    return found
 
 
 def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
@@ -88,8 +94,8 @@ def main() -> None:
     if args.model == "tiny":
         pipeline = load("tiny", device=device, torch_dtype=torch.float32)
         exact, prompt = pipeline.model, pipeline.text.encode(PROMPT)
-        seconds = files.preset.pixel_frames(frames)
-        video = torch.from_numpy(pipeline.generate(PROMPT, num_frames=seconds).frames)[None]
+        count = files.preset.pixel_frames(frames)
+        video = torch.from_numpy(pipeline.generate(PROMPT, num_frames=count).frames)[None]
         past = pipeline.vae.encode(video)
     else:
         exact = random_model(files.config, device, torch.float32)

@@ -34,7 +34,8 @@ def run(
     """Make one video, and tell how it fares.
 
     Returns:
-        Measures by time, probes, what was classified anew, and the median time of chunks by what they do.
+        Measures by time, probes, when heads were classified again, and the median time of chunks by what
+        they do.
     """
     preset = pipeline.files.preset
     switches = [(seconds / 2, NEW_PROMPT)] if new_prompt else []
@@ -46,30 +47,30 @@ def run(
     monitor = Monitor(preset.fps, PIXEL_FRAMES_PER_FRAME * preset.chunk_frames)
     measures: list[tuple[float, Measures]] = []
     probes: list[tuple[float, float]] = []
-    anew: list[dict[str, object]] = []
+    again: list[dict[str, object]] = []
     milliseconds: dict[str, list[float]] = defaultdict(list)
     for chunk in range(request.chunks):
-        session = rollout.sampler
-        plan = session.plan
-        kind = "plain" if not session.scores_next else "probe"
-        if session.classifies_next:
-            kind = "first plan" if plan.chunk is None else "anew"
+        sampler = rollout.sampler
+        plan = sampler.plan
+        kind = "plain" if not sampler.scores_next else "probe"
+        if sampler.heads.classifies(sampler.frames):
+            kind = "first plan" if plan.chunk is None else "again"
         start = time.perf_counter()
         latents = rollout.next_latents()
         if chunk >= 3:  # before that the cache is still filled
             milliseconds[kind].append(1000 * (time.perf_counter() - start))
-        now = preset.pixel_frames(session.frames) / preset.fps
+        now = preset.pixel_frames(sampler.frames) / preset.fps
         measures.append((now, monitor.see(decoder.decode(latents)[0].numpy())))
-        if kind == "probe" and session.probe:
-            probes.append((round(now, 2), round(session.probe[0], 4)))
-        if kind == "anew":
-            anew.append({"seconds": round(now, 2), "heads_with_another_role": moved(plan, session.plan)})
+        if kind == "probe" and sampler.heads.probe:
+            probes.append((round(now, 2), round(sampler.heads.probe[0], 4)))
+        if kind == "again":
+            again.append({"seconds": round(now, 2), "heads_with_another_role": moved(plan, sampler.plan)})
     times = [end for end in (5.0, 30.0, 60.0) if end <= seconds] or [seconds]
     return {
         "seconds": seconds,
         "measures": {f"{end:g} s": average(measures, end) for end in times},
         "probes": probes,
-        "anew": anew,
+        "classified_again": again,
         "chunk_ms": {kind: round(median(all_of), 1) for kind, all_of in milliseconds.items()},
     }
 

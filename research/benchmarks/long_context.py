@@ -21,7 +21,7 @@ from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.criteria import Role
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.sampler import Sampler
 from research.studies.study import past_frames
 
 PROMPT = "a red ball bounces on a green floor"
@@ -33,32 +33,32 @@ REPEATS = 2
 
 def run(
     pipeline: DummyForcingPipeline, policies: list[str], lengths: list[int]
-) -> tuple[dict[str, BlockSampler], dict[str, dict[int, float]]]:
+) -> tuple[dict[str, Sampler], dict[str, dict[int, float]]]:
     """Make a video up to the last length, in latent frames.
 
     Returns:
-        By policy: the session at its end, and the median seconds of the chunks that end at each length or
+        By policy: the sampler at its end, and the median seconds of the chunks that end at each length or
         just before.
     """
     files = pipeline.files
     chunk = files.preset.chunk_frames
-    sessions: dict[str, BlockSampler] = {}
+    samplers: dict[str, Sampler] = {}
     seconds: dict[str, dict[int, list[float]]] = {}
     for policy in policies:
         budget = BUDGET if policy.startswith("long") else None
         frames = files.preset.pixel_frames(lengths[-1])
         request = make_request(files, PROMPT, num_frames=frames, policy=policy, budget=budget)
-        sessions[policy] = pipeline.rollout(request).sampler
+        samplers[policy] = pipeline.rollout(request).sampler
         seconds[policy] = {length: [] for length in lengths}
     for end in range(chunk, lengths[-1] + 1, chunk):
         at = [length for length in lengths if 0 <= length - end < REPEATS * chunk]
         made: dict[str, Tensor] = {}
-        for policy, session in sessions.items():  # the window comes first
+        for policy, sampler in samplers.items():  # the window comes first
             if policy != WINDOW and not at and end > 2 * chunk:
-                session.extend(made[WINDOW])
+                sampler.extend(made[WINDOW])
                 continue
             start = time.perf_counter()
-            made[policy] = session.next_chunk()
+            made[policy] = sampler.next_chunk()
             elapsed = time.perf_counter() - start
             for length in at:
                 seconds[policy][length].append(elapsed)
@@ -66,12 +66,12 @@ def run(
         policy: {length: median(all_of) for length, all_of in by_length.items()}
         for policy, by_length in seconds.items()
     }
-    return sessions, medians
+    return samplers, medians
 
 
-def describe(session: BlockSampler, window: BlockSampler) -> dict[str, object]:
-    """What the heads of a session see at its end, compared with a window that all heads share."""
-    plan, past = session.plan, session.frames - session.chunk_frames
+def describe(sampler: Sampler, window: Sampler) -> dict[str, object]:
+    """What the heads see at the end of a video, compared with a window that all heads share."""
+    plan, past = sampler.plan, sampler.frames - sampler.chunk_frames
     seen = [
         min(past, past if context.total is None else context.total)
         for contexts, roles in zip(plan.contexts, plan.roles, strict=True)
@@ -84,7 +84,7 @@ def describe(session: BlockSampler, window: BlockSampler) -> dict[str, object]:
         "longest_past_frames": max(seen),
         "long_heads_past_frames": round(mean(seen), 3),
         "context_ratio": round(mean(seen) / past_frames(window.plan, past), 2),
-        "cache_bytes": session.cache.nbytes,
+        "cache_bytes": sampler.cache.nbytes,
     }
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     caps = [20, 12] if args.small else [120, 60]
     policies = [WINDOW, "dense", *(f"long:{cap}" for cap in caps)]
     pipeline = load("tiny", device="cpu")
-    sessions, seconds = run(pipeline, policies, lengths)
+    samplers, seconds = run(pipeline, policies, lengths)
     results: dict[str, object] = {
         "prompt": PROMPT,
         "size": list(pipeline.files.preset.size),
@@ -111,10 +111,10 @@ def main() -> None:
         "chunks_per_length": REPEATS,
         "policies": {
             policy: {
-                **describe(session, sessions[WINDOW]),
+                **describe(sampler, samplers[WINDOW]),
                 "chunk_ms": {str(length): round(1000 * s, 1) for length, s in seconds[policy].items()},
             }
-            for policy, session in sessions.items()
+            for policy, sampler in samplers.items()
         },
     }
     write_results(args.output, results, pipeline.device)

@@ -9,12 +9,13 @@ Every variant gets the same stories and the same noise.
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # one process per core; before torch is imported
 
@@ -31,9 +32,9 @@ from dummyforcing.method.policy import long
 from dummyforcing.method.programming import make_plan
 from dummyforcing.method.scoring import region_mass
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.pipeline.request import Options, make_request
-from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.passes import Call, Observer
+from dummyforcing.sampling.sampler import Sampler
 from research.detectors.recall import (
     CHUNK,
     RecallStory,
@@ -55,7 +56,7 @@ KINDS = {"outside": True, "there": False}
 """Where the object is at first, and whether it enters."""
 FAR = replace(long(CAP), last_frames=9, classify_at_chunk=6)
 """Policy `long`, with heads scored later and by what they give to frames beyond a window's nine."""
-VARIANTS: dict[str, tuple[str, Options]] = {
+VARIANTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "dense": ("every head sees the whole past", {"policy": "dense"}),
     "window 0+9": ("every head: the 9 last frames", {"policy": "window:0,9"}),
     "window 3+6": ("every head: 3 first, 6 last frames", {"policy": "window:3,6"}),
@@ -93,13 +94,13 @@ def watch(pipeline: DummyForcingPipeline, count: int) -> Tensor:
             mass[layer] += region_mass(q, groups, rows, label, 3).mean(0).cpu()
             calls += layer == 0
 
-    session = begin(pipeline, stories, {"policy": "dense"}, observer)
-    for _ in islice(play(pipeline, session, stories), returns + 2):
+    sampler = begin(pipeline, stories, {"policy": "dense"}, observer)
+    for _ in islice(play(pipeline, sampler, stories), returns + 2):
         pass
     return mass / calls
 
 
-def watched(scores: Tensor, heads: int) -> Options:
+def watched(scores: Tensor, heads: int) -> Mapping[str, Any]:
     """So many heads see far back: those that dynamic head programming picks by what was watched."""
     budget = Fraction(heads * (CAP - 1), scores[..., 0].numel()) + 1
     return {"plan": make_plan(replace(long(CAP), budget=budget), scores, chunk=0)}
@@ -108,36 +109,36 @@ def watched(scores: Tensor, heads: int) -> Options:
 def begin(
     pipeline: DummyForcingPipeline,
     stories: Sequence[RecallStory],
-    options: Options,
+    options: Mapping[str, Any],
     observer: Observer | None = None,
-) -> BlockSampler:
-    """The session of a batch of stories of equal length."""
+) -> Sampler:
+    """Begin the videos of a batch of stories of equal length."""
     frames = chunk_pixels(stories[0].chunks)
     request = make_request(pipeline.files, [s.scene.prompt for s in stories], num_frames=frames, **options)
     return pipeline.rollout(request, observer).sampler
 
 
 def play(
-    pipeline: DummyForcingPipeline, session: BlockSampler, stories: Sequence[RecallStory]
+    pipeline: DummyForcingPipeline, sampler: Sampler, stories: Sequence[RecallStory]
 ) -> Iterator[Tensor]:
     """The chunks of a batch of stories with their prompts; where objects enter, the first one is rendered."""
     story = stories[0]
     for chunk in range(story.chunks):
         if chunk in dict(story.prompts[1:]):
             prompt = dict(story.prompts)[chunk]
-            session.set_prompt(pipeline.text.encode([prompt] * len(stories)))
+            sampler.set_prompt(pipeline.text.encode([prompt] * len(stories)))
         if chunk == 0 and story.enters:
             truth = render([s.scene for s in stories], chunk_pixels(1), pipeline.files.preset.size[0])
             latents = pipeline.vae.encode((truth * 255).byte().permute(0, 1, 3, 4, 2))
-            session.extend(latents)
+            sampler.extend(latents)
             yield latents
         else:
-            yield session.next_chunk()
+            yield sampler.next_chunk()
 
 
 def make_videos(
     variant: str,
-    options: Options,
+    options: Mapping[str, Any],
     seconds: float,
     enters: bool,
     count: int,
@@ -147,18 +148,18 @@ def make_videos(
     """Make and judge one batch of videos."""
     stories = recall_stories(seconds, enters, count)
     prompts = [story.scene.prompt for story in stories]
-    session, decoder = begin(pipeline, stories, options), pipeline.vae.stream()
-    pixels = [decoder.decode(latents).cpu().numpy() for latents in play(pipeline, session, stories)]
+    sampler, decoder = begin(pipeline, stories, options), pipeline.vae.stream()
+    pixels = [decoder.decode(latents).cpu().numpy() for latents in play(pipeline, sampler, stories)]
     videos = np.concatenate(pixels, axis=1)
     if folder is not None:
         name = f"{variant}-{seconds}-{'enters' if enters else 'there'}".replace(" ", "").replace(",", "_")
         save_contact_sheet(folder / f"recall-{name}.png", list(videos[:10]), 16, prompts[:10])
-    past = session.frames - session.chunk_frames
+    past = sampler.frames - sampler.chunk_frames
     return {
         "rows": [asdict(judge_recall(*pair)) for pair in zip(videos, stories, strict=True)],
-        "past_frames": float(np.mean([past_frames(plan, past) for plan in session.plans])),
-        "cache_bytes": session.cache.nbytes / count,
-        "long_heads": [sum(c.total == CAP for row in plan.contexts for c in row) for plan in session.plans],
+        "past_frames": float(np.mean([past_frames(plan, past) for plan in sampler.plans])),
+        "cache_bytes": sampler.cache.nbytes / count,
+        "long_heads": [sum(c.total == CAP for row in plan.contexts for c in row) for plan in sampler.plans],
     }
 
 

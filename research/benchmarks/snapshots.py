@@ -2,8 +2,9 @@
 
 python -m research.benchmarks.snapshots --output benchmarks/results/snapshots-cpu.json
 
-Some seconds into a video, for every policy: seconds of `fork`, `save` and `restore` beside those of a chunk,
-the size of the file, and whether both go on as the session itself does, bit by bit.
+Some seconds into a video, for every policy: milliseconds of `fork`, `save` and `resume` beside those of a
+chunk, pixel frames included; the size of the file; and whether both go on as the rollout itself does, bit by
+bit.
 """
 
 import argparse
@@ -18,12 +19,10 @@ from dummyforcing.runtime.threads import spin_briefly
 
 spin_briefly()  # before torch is imported
 
-import torch
+import numpy as np
 
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.pipeline.request import make_request
-from dummyforcing.sampling.block import BlockSampler
 
 PROMPT = "a red ball bounces on a green floor"
 POLICIES = ("dense", "window:3,6", "dummy")
@@ -34,48 +33,32 @@ Result = TypeVar("Result")
 
 def measure(pipeline: DummyForcingPipeline, policy: str, chunks: int) -> dict[str, object]:
     """Branch and save a video of one policy after so many chunks."""
-    preset = pipeline.files.preset
-    request = make_request(
-        pipeline.files,
-        PROMPT,
-        num_frames=preset.pixel_frames(preset.chunk_frames * (chunks + 2)),
-        policy=policy,
-    )
-    session = pipeline.rollout(request).sampler
-    plain = [timed(session.next_chunk)[0] for _ in range(chunks)]
-    fork_s, save_s, restore_s = [], [], []
+    run = pipeline.start(PROMPT, num_frames=None, policy=policy)
+    plain = [timed(run.next_chunk)[0] for _ in range(chunks)]
+    fork_s, save_s, resume_s = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.session"
-
-        def restore() -> BlockSampler:
-            return BlockSampler.restore(
-                path,
-                pipeline.model,
-                request.policy,
-                session.schedule,
-                session.latent_shape,
-                frames=request.frames,
-                recache_frames=preset.recache_frames,
-                global_sink=preset.global_sink,
-            )
-
+        path = Path(folder) / "video.rollout"
         for _ in range(REPEATS):
-            seconds, fork = timed(session.fork)
+            seconds, fork = timed(run.fork)
             fork_s.append(seconds)
-            save_s.append(timed(lambda: session.save(path))[0])
-            seconds, restored = timed(restore)
-            restore_s.append(seconds)
+            save_s.append(timed(lambda: run.save(path))[0])
+            seconds, resumed = timed(lambda: pipeline.resume(path))
+            resume_s.append(seconds)
         size = path.stat().st_size
-    ways = [[way.next_chunk() for _ in range(2)] for way in (session, fork, restored)]
+    ways = [[way.next_chunk() for _ in range(2)] for way in (run, fork, resumed)]
     return {
         "policy": policy,
         "chunk_ms": round(1000 * median(plain[chunks // 2 :]), 1),
         "fork_ms": round(1000 * median(fork_s), 2),
         "save_ms": round(1000 * median(save_s), 1),
-        "restore_ms": round(1000 * median(restore_s), 1),
+        "resume_ms": round(1000 * median(resume_s), 1),
         "file_bytes": size,
-        "cache_bytes": session.cache.nbytes,
-        "identical": all(torch.equal(a, b) for way in ways[1:] for a, b in zip(ways[0], way, strict=True)),
+        "cache_bytes": ways[0][-1].cache_bytes,
+        "identical": all(
+            np.array_equal(mine.frames, theirs.frames)
+            for way in ways[1:]
+            for mine, theirs in zip(ways[0], way, strict=True)
+        ),
     }
 
 

@@ -26,9 +26,11 @@ from dummyforcing.bench.candidates import build_candidates
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import parse_size
-from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.sampler import Sampler
 
 PROMPTS = ["a red ball bounces on a green floor", "a red ball moves in a circle on a green floor"]
 RECACHE_FRAMES = 12
@@ -38,33 +40,33 @@ Row = tuple[str, int]
 """A policy, and how many frames it writes again when the prompt changes."""
 
 
-def sessions_of(
+def begin(
     pipeline: DummyForcingPipeline, rows: Sequence[Row], chunks: int, size: tuple[int, int]
-) -> dict[Row, BlockSampler]:
+) -> dict[Row, Sampler]:
     """Begin a video for every row; the first frames keep their keys and values as LongLive's do."""
-    files, sessions = pipeline.files, {}
+    files, samplers = pipeline.files, {}
     for policy, recached in rows:
         preset = replace(files.preset, recache_frames=recached, global_sink=True)
         frames = preset.pixel_frames(chunks * preset.chunk_frames)
         own = replace(files, preset=preset)
-        request = own.request(PROMPTS[0], num_frames=frames, size=size, policy=policy)
+        request = make_request(own, PROMPTS[0], num_frames=frames, size=size, policy=policy)
         same = DummyForcingPipeline(own, pipeline.model, pipeline.text, pipeline.vae, pipeline.fused)
-        sessions[policy, recached] = same.rollout(request).sampler
-    return sessions
+        samplers[policy, recached] = same.rollout(request).sampler
+    return samplers
 
 
 def time_chunks(
-    pipeline: DummyForcingPipeline, sessions: dict[Row, BlockSampler], chunks: int, switches: Sequence[int]
+    pipeline: DummyForcingPipeline, samplers: dict[Row, Sampler], chunks: int, switches: Sequence[int]
 ) -> dict[Row, list[float]]:
     """Make all videos, in turns; the seconds of every chunk, with the change of prompt before it if any."""
-    seconds: dict[Row, list[float]] = {row: [] for row in sessions}
+    seconds: dict[Row, list[float]] = {row: [] for row in samplers}
     for chunk in range(chunks):
-        for row, session in sessions.items():
+        for row, sampler in samplers.items():
             start = _now(pipeline.device)
             if chunk in switches:
                 prompt = PROMPTS[(switches.index(chunk) + 1) % len(PROMPTS)]
-                session.set_prompt(pipeline.text.encode([prompt]))
-            session.next_chunk()
+                sampler.set_prompt(pipeline.text.encode([prompt]))
+            sampler.next_chunk()
             seconds[row].append(_now(pipeline.device) - start)
     return seconds
 
@@ -114,7 +116,7 @@ def main() -> None:
     if is_random:
         pipeline = build_candidates(files, ("none",), device, dtype, random=True)["none"].pipeline
     else:
-        pipeline = DummyForcingPipeline.load(files, device, dtype)
+        pipeline = DummyForcingPipeline.from_files(files, LoadOptions(device=device, torch_dtype=dtype))
     policies = args.policies or dict.fromkeys([files.preset.native, "dense", "dummy"])
     size = (64, 64) if args.small else args.size or files.preset.size
     # The heads are classified and the rings full before the first switch.
@@ -122,8 +124,8 @@ def main() -> None:
     chunks = switches[-1] + 3
     rows = [(policy, recached) for policy in policies for recached in (0, RECACHE_FRAMES)]
     if device.type == "cuda":  # kernels are compiled and loaded
-        time_chunks(pipeline, sessions_of(pipeline, rows, chunks, size), chunks, switches)
-    seconds = time_chunks(pipeline, sessions_of(pipeline, rows, chunks, size), chunks, switches)
+        time_chunks(pipeline, begin(pipeline, rows, chunks, size), chunks, switches)
+    seconds = time_chunks(pipeline, begin(pipeline, rows, chunks, size), chunks, switches)
     results: dict[str, object] = {
         "model": files.preset.name,
         "weights": "random" if is_random else "real",

@@ -61,8 +61,9 @@ def main() -> None:
     rows, truth = [], None
     for tiles in TILES:
         pixels = args.output.with_suffix(".npy")
-        command = [sys.executable, __file__, "--size", f"{width}x{height}", "--only", f"{tiles}"]
-        done = subprocess.run([*command, "--output", pixels], check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "research.benchmarks.tiles", "--size", f"{width}x{height}"]
+        command += ["--only", f"{tiles}", "--output", str(pixels)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         frames = np.load(pixels).astype(np.int16)
         pixels.unlink()
         truth = frames if truth is None else truth

@@ -50,7 +50,7 @@ class RecallStory:
 
     @property
     def switches(self) -> list[tuple[float, str]]:
-        """The later prompts as `Options.switches`."""
+        """The later prompts, as `VideoOptions.switches` has them."""
         return [(chunk_seconds(chunk), prompt) for chunk, prompt in self.prompts[1:]]
 
 

@@ -241,7 +241,7 @@ CLAIMS = (
         _core,
         {
             DIFFERS: "Measured on the cheapest quarter. Here the set moves with step and video, which is why "
-            "scores are summed over all steps, anew for each video."
+            "scores are summed over all steps, again for each video."
         },
     ),
     Claim(

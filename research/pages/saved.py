@@ -123,8 +123,8 @@ def _snapshots(results: dict[str, Result]) -> tuple[str, str]:
     dense, dummy = rows["dense"], rows["dummy"]
     how = "bit by bit" if all(row["identical"] for row in rows.values()) else "otherwise"
     text = (
-        f"dummy: fork {dummy['fork_ms']:.1f} ms, save {dummy['save_ms']:.0f} ms, restore "
-        f"{dummy['restore_ms']:.0f} ms, file {dummy['file_bytes'] / 1e6:.1f} MB, beside "
+        f"dummy: fork {dummy['fork_ms']:.1f} ms, save {dummy['save_ms']:.0f} ms, resume "
+        f"{dummy['resume_ms']:.0f} ms, file {dummy['file_bytes'] / 1e6:.1f} MB, beside "
         f"{dummy['chunk_ms']:.0f} ms a chunk (dense: fork {dense['fork_ms']:.1f} ms, file "
         f"{dense['file_bytes'] / 1e6:.1f} MB); all go on {how}"
     )
@@ -137,12 +137,12 @@ def _guards(results: dict[str, Result]) -> tuple[str, str]:
     still = [score for _, score in videos["dummy, only probed"]["probes"]]
     changed = videos["dummy, only probed, new prompt"]
     moved = [score for second, score in changed["probes"] if second > changed["seconds"] / 2]
-    guarded = next(video for name, video in videos.items() if video["anew"])
+    guarded = next(video for name, video in videos.items() if video["classified_again"])
     ends = [video["measures"]["60 s"]["drift"] for video in (changed, guarded)]
     far, farther = (max(abs(score - still[0]) for score in scores) for scores in (still, moved))
     text = (
         f"a probe moves by {far:.3f} at most in 60 s of one scene, by up to {farther:.3f} after a new "
-        f"prompt; classifying anew then: drift {ends[1]:.0f} in place of {ends[0]:.0f} gray levels"
+        f"prompt; classified again then: drift {ends[1]:.0f} in place of {ends[0]:.0f} gray levels"
     )
     return text, DIFFERS if ends[1] > ends[0] else AGREES
 
@@ -207,7 +207,7 @@ SAVED = (
     ),
     Claim("Rollouts branch cheaply and go on bit by bit", "-", "snapshots", _snapshots),
     Claim(
-        "Classifying heads anew helps very long videos",
+        "Classifying heads again helps very long videos",
         "-",
         "guards",
         _guards,

@@ -138,11 +138,11 @@ def cards() -> str:
     for name, preset in PUBLIC.items():
         files, totals = ModelFiles.open(name), []
         for policy in ("native", "dummy"):
-            estimate = estimate(files, make_request(files, "any", policy=policy), torch.bfloat16).on_gpu()
-            totals += [estimate.total / 1e9, estimate.offloaded().total / 1e9]
+            need = estimate(files, make_request(files, "any", policy=policy), torch.bfloat16).on_gpu()
+            totals += [need.total / 1e9, need.offloaded().total / 1e9]
         smallest = next((card for card in CARDS if totals[-1] < 0.95 * card), None)
-        need = f"{smallest} GB" if smallest else "more than 80 GB"
-        rows.append([f"`{name}`", preset.native, *(f"{total:.1f} GB" for total in totals), need])
+        card = f"{smallest} GB" if smallest else "more than 80 GB"
+        rows.append([f"`{name}`", preset.native, *(f"{total:.1f} GB" for total in totals), card])
     header = ["model", "native policy", "native", "native, `--offload`", "dummy", "dummy, `--offload`"]
     return table([*header, "smallest card"], rows)
 

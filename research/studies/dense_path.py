@@ -62,7 +62,7 @@ class DensePath:
             schedule: The denoising steps of every chunk.
             latent_shape: `(C, h, w)`.
             chunk_frames: Latent frames per chunk.
-            seed: Of the noise: the same as in a session.
+            seed: Of the noise: the same as in a rollout.
         """
         self.model, self.text, self.schedule = model, text, schedule
         self.latent_shape, self.chunk_frames = latent_shape, chunk_frames

@@ -6,6 +6,7 @@ A variant is what `DummyForcingPipeline.generate` is told; the table `variants` 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
-from dummyforcing.pipeline.request import Options, make_request
+from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 from research.detectors.measures import SceneMeasures, measure_scene
 from research.studies.jobs import Job, Record
@@ -35,7 +36,8 @@ class Variant:
 
     what: str
     """In a few words, for tables."""
-    options: Options
+    options: Mapping[str, Any]
+    """What `generate` is told besides the prompts, the length and the seed."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def variants(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> dic
     def contexts(dummy: HeadContext, sink: HeadContext, others: HeadContext) -> Policy:
         return replace(base, roles={Role.DUMMY: dummy, Role.SINK: sink, Role.NEIGHBOR: others})
 
-    def chosen(**fields: object) -> Options:
-        return {"policy": replace(base, **fields)}  # type: ignore[arg-type]
+    def chosen(**fields: Any) -> Mapping[str, Any]:
+        return {"policy": replace(base, **fields)}
 
     nothing, last, first = HeadContext(0, 0), HeadContext(0, 1), HeadContext(1, 0)
     removed = contexts(nothing, all_past, all_past)
@@ -159,8 +161,7 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: DummyForci
     for name in run.variants:
         videos = dense
         if name != "dense":
-            options: Options = {**table[name].options, "frames": run.frames, "seed": seed}
-            videos = pipeline.generate(prompts, **options)
+            videos = pipeline.generate(prompts, num_frames=run.frames, seed=seed, **table[name].options)
         rows[name] = [
             asdict(make_row(video, scene, None if video is reference else reference.frames, pipeline))
             for video, scene, reference in zip(videos, scenes, dense, strict=True)

@@ -196,7 +196,7 @@ def judge(run: Run, seconds: float) -> None:
     networks = Networks(run)
     if run.rank:
         return
-    model = CausalWan(MODEL).to(run.device).eval()  # uncompiled: a session asks for the layer
+    model = CausalWan(MODEL).to(run.device).eval()  # uncompiled: a rollout asks for the layer
     model.load_state_dict(networks.model.state_dict())
     decoder = VideoDecoder(build_vae(run).eval())
     schedule = make_schedule([1000, 750, 500, 250], SHIFT)
@@ -210,12 +210,12 @@ def judge(run: Run, seconds: float) -> None:
                 tokens = tokenize(networks.tokenizer, [scene.prompt for scene in part]).to(run.device)
                 embeds = networks.embed(tokens)
             seeds = range(first, first + len(part))
-            session = BlockSampler(
+            sampler = BlockSampler(
                 model, embeds, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
                 seeds=list(seeds), frames=chunks * CHUNK,
             )  # fmt: skip
             stream = decoder.stream()
-            clips = torch.cat([stream.decode(latents) for latents in session], 1)
+            clips = torch.cat([stream.decode(latents) for latents in sampler], 1)
             verdicts += [judge_clip(c.cpu().numpy(), s) for c, s in zip(clips, part, strict=True)]
             rows.append(clips[:, :: max(1, clips.shape[1] // 8)].cpu())
         run.log(policy, json.dumps(summary(verdicts)))

@@ -22,7 +22,7 @@ from dummyforcing.method.policy import official, parse_policy
 from dummyforcing.method.programming import assign_roles
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.sampling.block import BlockSampler
+from oracles import Seen, watched
 
 PROMPTS = ["a red ball bounces on a green floor", "a blue cube spins"]
 LAYERS, HEADS = 3, 4
@@ -36,7 +36,7 @@ def pipeline(model_folder: Path) -> DummyForcingPipeline:
 
 @pytest.fixture(scope="module")
 def measured(pipeline: DummyForcingPipeline) -> Atlas:
-    return record(pipeline, PROMPTS, EVERY_ROW, frames=33, seeds=(3, 4))
+    return record(pipeline, PROMPTS, EVERY_ROW, num_frames=33, seeds=(3, 4))
 
 
 def settings(
@@ -72,29 +72,22 @@ def made_up(seed: int = 0, layers: int = 4, heads: int = 5, bins: int = 7, **axe
 # Recording
 
 
-def test_masses_are_those_of_full_attention(
-    pipeline: DummyForcingPipeline, measured: Atlas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masses_are_those_of_full_attention(pipeline: DummyForcingPipeline, measured: Atlas) -> None:
     """Every bin of every condition, from recorded queries and keys by one softmax over the whole past."""
     calls: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    original = BlockSampler._attention
 
-    def recording(self, *args, **options):
-        inner = original(self, *args, **options)
+    def note(seen: Seen) -> None:
+        calls.setdefault((seen.call.chunk, seen.layer), []).append((seen.q, seen.k))
 
-        def attention(layer, q, k, v):
-            calls.setdefault((self.frames // 3, layer), []).append((q, k))
-            return inner(layer, q, k, v)
-
-        return attention
-
-    monkeypatch.setattr(BlockSampler, "_attention", recording)
     assert measured.mass.shape == (2, 2, 2, 3, LAYERS, HEADS, 7)
     assert measured.settings.calls == (0, 1, None)
     for number, prompt in enumerate(PROMPTS):
         calls.clear()
         request = make_request(pipeline.files, prompt, num_frames=33, seed=4, policy="dense")
-        list(pipeline.rollout(request).sampler)
+        sampler = pipeline.rollout(request).sampler
+        watched(sampler, note)
+        list(sampler)
+        assert set(calls) == {(chunk, layer) for chunk in range(3) for layer in range(LAYERS)}
         for (chunk, layer), made in calls.items():
             if chunk == 0:
                 continue
@@ -126,7 +119,7 @@ def test_bins_follow_the_frames_that_slots_hold() -> None:
 
 
 def test_a_part_is_that_part_of_the_whole(pipeline: DummyForcingPipeline, measured: Atlas) -> None:
-    part = record(pipeline, PROMPTS[1:], EVERY_ROW, frames=33, seeds=[4], chunks=[2], calls=[None, 1])
+    part = record(pipeline, PROMPTS[1:], EVERY_ROW, num_frames=33, seeds=[4], chunks=[2], calls=[None, 1])
     assert part.settings.calls == (1, None)
     assert part.settings.chunks == (2,)
     assert np.array_equal(part.mass, measured.mass[1:, 1:, 1:, [1, 2]], equal_nan=True)
@@ -144,9 +137,9 @@ def test_plan_of_one_video_is_the_one_that_the_video_finds(pipeline: DummyForcin
 
 
 def test_far_frames_share_a_bin(pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = record(pipeline, PROMPTS[:1], EVERY_ROW, frames=33, calls=[0])
+    one = record(pipeline, PROMPTS[:1], EVERY_ROW, num_frames=33, calls=[0])
     monkeypatch.setattr("dummyforcing.analysis.recorder.MOST_DISTANCES", 2)
-    other = record(pipeline, PROMPTS[:1], EVERY_ROW, frames=33, calls=[0])
+    other = record(pipeline, PROMPTS[:1], EVERY_ROW, num_frames=33, calls=[0])
     assert np.allclose(one.mass[:, :, 1, ..., 2:-1].sum(-1), other.mass[:, :, 1, ..., 2], atol=1e-6)
     assert np.allclose(one.regions, other.regions, atol=1e-6)
 
@@ -158,7 +151,7 @@ def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: DummyForc
             pipeline,
             ["a purple ball", "a purple cube"],
             EVERY_ROW,
-            frames=33,
+            num_frames=33,
             chunks=[1],
             calls=[0],
             on_chunk=lambda: done.append(1),
@@ -175,15 +168,15 @@ def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: DummyForc
         ({"calls": [2]}, "no denoising step 2 to watch; there are 0 to 1"),
         ({"calls": []}, "nothing to watch"),
         ({"chunks": []}, "nothing to watch"),
-        ({"frames": 9}, "make it longer"),
-        ({"frames": 10}, "take 9 or 21"),
+        ({"num_frames": 9}, "make it longer"),
+        ({"num_frames": 10}, "take 9 or 21"),
     ],
 )
 def test_what_cannot_be_watched(
     pipeline: DummyForcingPipeline, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        record(pipeline, PROMPTS, EVERY_ROW, **{"frames": 33, **options})
+        record(pipeline, PROMPTS, EVERY_ROW, **{"num_frames": 33, **options})
 
 
 # Merging

@@ -12,6 +12,7 @@ from torch import Tensor
 from conftest import write_model
 from dummyforcing.analysis import calibration
 from dummyforcing.analysis.calibration import calibrate, chunk_errors, sweeps
+from dummyforcing.attention.attend import attend
 from dummyforcing.errors import UserError
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.method.scoring import HeadScorer, row_sampler
@@ -23,7 +24,7 @@ from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.schedule import renoise, x0_from_velocity
 from dummyforcing.sampling.teacache import Calibration
-from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
+from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt, small_text
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12"]
 PROMPTS = ["a red ball bounces", "a blue cube spins"]
@@ -52,25 +53,28 @@ def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForci
 
 @pytest.fixture(scope="module")
 def table(pipeline: DummyForcingPipeline) -> Calibration:
-    return calibrate(pipeline, PROMPTS, policy="dummy", seeds=(0, 3), frames=33)
+    return calibrate(pipeline, PROMPTS, policy="dummy", seeds=(0, 3), num_frames=33)
 
 
 def by_hand(model: CausalWan, policy: str, chunk: int, steps: tuple[int, ...]) -> Tensor:
     """A chunk with steps left out, after a past with none left out: step by step, without a fork."""
-    session = start(model, policy)
+    sampler, text = start(model, policy), small_text(model)
     draw = seeded_noise([0])
     for _ in range(chunk):
-        session.next_chunk()
+        sampler.next_chunk()
         for _ in SCHEDULE.sigmas:
             draw((1, 3, *SHAPE))
     rope = model.rope(torch.arange(3 * chunk, 3 * chunk + 3), *SHAPE[1:])
     x = draw((1, 3, *SHAPE))
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, sampler.cache.write(layer, k, v))
+
     with torch.inference_mode():
         for step, (timestep, sigma) in enumerate(zip(SCHEDULE.timesteps, SCHEDULE.sigmas, strict=True)):
             tokens, time = model.patchify(x), model.embed_time(torch.tensor([[timestep]]))
             if step not in steps:
-                attention = session._attention(step)
-                residual = model.transform(tokens, time, session._text, rope, attention) - tokens
+                residual = model.transform(tokens, time, text, rope, attention) - tokens
             x0 = x0_from_velocity(x, model.unpatchify(tokens + residual, time, *SHAPE[1:]), sigma)
             if step < 3:
                 x = renoise(x0, draw((1, 3, *SHAPE)), SCHEDULE.sigmas[step + 1])
@@ -79,26 +83,26 @@ def by_hand(model: CausalWan, policy: str, chunk: int, steps: tuple[int, ...]) -
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_error_is_that_of_a_loop_by_hand(policy: str) -> None:
-    """Also in the chunk that classifies the heads; and the session goes on as if nobody had asked."""
+    """Also in the chunk that classifies the heads; and the sampler goes on as if nobody had asked."""
     model = small_model()
-    session, plain = start(model, policy), start(model, policy)
+    sampler, plain = start(model, policy), start(model, policy)
     for chunk in range(3):
-        errors = chunk_errors(session, EVERY_SET)
+        errors = chunk_errors(sampler, EVERY_SET)
         full = by_hand(model, policy, chunk, ()).double()
         torch.testing.assert_close(full, plain.next_chunk().double(), atol=1e-5, rtol=0)
         for steps, error in zip(EVERY_SET, errors, strict=True):
             change = np.mean((by_hand(model, policy, chunk, steps).double() - full).numpy() ** 2)
             assert error.item() == pytest.approx(change / np.var(full.numpy()), rel=1e-4)
             assert error > 1e-4
-    assert session.plan == plain.plan
-    assert torch.equal(session.next_chunk(), plain.next_chunk())
+    assert sampler.plan == plain.plan
+    assert torch.equal(sampler.next_chunk(), plain.next_chunk())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_attention_is_right_where_steps_are_left_out(policy: str) -> None:
     """Every attention of a rollout against the per-head oracle, while heads are classified and after that."""
-    session = checked(start(small_model(heads=4), policy, skips=mask((1, 2)), frames=15))
-    assert torch.cat(list(session), 1).isfinite().all()
+    sampler = checked(start(small_model(heads=4), policy, skips=mask((1, 2)), frames=15))
+    assert torch.cat(list(sampler), 1).isfinite().all()
 
 
 @pytest.mark.parametrize("policy", ["dummy", "anchored", "long:12"])
@@ -114,12 +118,12 @@ def test_heads_are_scored_in_the_steps_that_run(policy: str) -> None:
             seen.append(call.step)
             scorer.observe(layer, q, groups)
 
-    session = start(model, policy, skips=mask((1, 2)), observer=observer)
-    session.next_chunk()
-    session.next_chunk()
+    sampler = start(model, policy, skips=mask((1, 2)), observer=observer)
+    sampler.next_chunk()
+    sampler.next_chunk()
     assert set(seen) == {0, 3}
-    assert session.plan.chunk == 1
-    np.testing.assert_allclose(session.plan.scores, scorer.scores()[0], rtol=1e-5)
+    assert sampler.plan.chunk == 1
+    np.testing.assert_allclose(sampler.plan.scores, scorer.scores()[0], rtol=1e-5)
 
 
 def test_every_set_is_measured_on_later_chunks(pipeline: DummyForcingPipeline, table: Calibration) -> None:
@@ -129,8 +133,8 @@ def test_every_set_is_measured_on_later_chunks(pipeline: DummyForcingPipeline, t
     videos = [(prompt, seed) for prompt in PROMPTS for seed in (0, 3)]
     for number, (prompt, seed) in enumerate(videos):
         request = make_request(pipeline.files, prompt, num_frames=33, seed=seed, policy="dummy")
-        session = pipeline.rollout(request).sampler
-        expected = torch.stack([chunk_errors(session, EVERY_SET) for _ in range(3)], 1)
+        sampler = pipeline.rollout(request).sampler
+        expected = torch.stack([chunk_errors(sampler, EVERY_SET) for _ in range(3)], 1)
         for found, errors in zip(table.sets, expected.tolist(), strict=True):
             assert [found.first[number], *found.later[number]] == pytest.approx(errors, rel=1e-3)
 
@@ -158,7 +162,7 @@ def test_with_many_steps_the_best_one_is_added(
     monkeypatch.setattr(calibration, "MOST_ENUMERATED", 3)
     chunks: list[None] = []
     greedy = calibrate(
-        pipeline, PROMPTS, policy="dummy", seeds=(0, 3), frames=33, on_chunk=lambda: chunks.append(None)
+        pipeline, PROMPTS, policy="dummy", seeds=(0, 3), num_frames=33, on_chunk=lambda: chunks.append(None)
     )
     assert len(chunks) == 4 * 3 * sweeps(4) == 36
     by_steps = {found.steps: found for found in table.sets}
@@ -172,7 +176,7 @@ def test_with_many_steps_the_best_one_is_added(
 
 def test_steps_of_the_first_chunk_alone_are_not_measured(pipeline: DummyForcingPipeline) -> None:
     one = with_preset(pipeline, first_schedule=ScheduleArgs((1000, 500), 5))
-    found = calibrate(one, PROMPTS[:1], frames=33)
+    found = calibrate(one, PROMPTS[:1], num_frames=33)
     assert found.policy == "dense"
     assert all(one.first == () and len(one.later[0]) == 2 for one in found.sets)
 
@@ -190,8 +194,8 @@ def test_a_table_spares_the_first_chunk(
     expected = [plain.next_chunk()]
     fork = plain.fork(mask((1, 2, 3)))
     expected += [fork.next_chunk(), fork.next_chunk()]
-    session = pipeline.rollout(request).sampler
-    assert torch.equal(torch.cat(list(session), 1), torch.cat(expected, 1))
+    sampler = pipeline.rollout(request).sampler
+    assert torch.equal(torch.cat(list(sampler), 1), torch.cat(expected, 1))
     assert not torch.equal(expected[1], plain.next_chunk())
 
 
@@ -226,7 +230,7 @@ def test_other_models_and_steps_are_refused(
     with pytest.raises(UserError, match=f"measured with model {table.fingerprint}, but this model is"):
         other.generate(PROMPTS[0], num_frames=9, teacache=table)
     files = with_preset(pipeline, schedule=replace(FOUR, shift=3)).files
-    with pytest.raises(UserError, match=r"1000 750 500 250 with shift 5, but model 'random' has .* shift 3:"):
+    with pytest.raises(UserError, match=r"1000 750 500 250 with shift 5, but model 'random' has .* shift 3;"):
         make_request(files, "a", teacache=table)
     with pytest.raises(UserError, match="made from another"):
         table.require(pipeline.files.preset, strength=0.5)
@@ -249,7 +253,7 @@ def test_damaged_tables_are_refused(table: Calibration, tmp_path: Path, change, 
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=message):
         Calibration.load(path)
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\)"):
         Calibration.load(tmp_path / "none.json")
 
 
@@ -258,7 +262,7 @@ def test_damaged_tables_are_refused(table: Calibration, tmp_path: Path, change, 
     [
         ({"sampler": "rolling"}, {}, "take a model of sampler 'block'"),
         ({"schedule": ScheduleArgs((1000,), 5)}, {}, "there is no other step"),
-        ({}, {"frames": 9}, "no later chunks to measure"),
+        ({}, {"num_frames": 9}, "no later chunks to measure"),
         ({}, {"error": 0.0}, "take more than 0"),
         ({}, {"policy": "sparse"}, "policies are"),
     ],

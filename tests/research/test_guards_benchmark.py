@@ -19,9 +19,9 @@ def test_guards_benchmark(tmp_path: Path) -> None:
     assert set(videos["dense"]["chunk_ms"]) == {"plain"}
     probed, guarded = videos["dummy, only probed, new prompt"], videos["dummy, guarded, new prompt"]
     assert len(probed["probes"]) > 2
-    assert probed["anew"] == []
-    assert guarded["anew"]
-    assert set(guarded["chunk_ms"]) == {"plain", "probe", "anew"}
+    assert probed["classified_again"] == []
+    assert guarded["classified_again"]
+    assert set(guarded["chunk_ms"]) == {"plain", "probe", "again"}
     for video in videos.values():
         assert all(set(m) == {"drift", "repetition", "motion"} for m in video["measures"].values())
         assert all(ms > 0 for ms in video["chunk_ms"].values())

@@ -1,4 +1,4 @@
-"""Removal on the dense path: what is asked again is what a session would have answered."""
+"""Removal on the dense path: what is asked again is what a sampler would have answered."""
 
 import dataclasses
 import json
@@ -42,10 +42,10 @@ def seen_under(plan, past):
     return torch.tensor([rows])
 
 
-def test_the_dense_path_is_that_of_a_session():
+def test_the_dense_path_is_that_of_a_sampler():
     model = small_model()
-    session = start(model, "dense")
-    chunks = [session.next_chunk() for _ in range(3)]
+    sampler = start(model, "dense")
+    chunks = [sampler.next_chunk() for _ in range(3)]
     for call in open_path(model).calls(3):
         assert call.past == () or call.past[0][0].shape[1] == call.chunk * 3 * 6
         if call.step == 3:
@@ -60,13 +60,13 @@ def test_the_dense_path_is_that_of_a_session():
         ("denoise, last frame as current", {"last_frames": 1}),
     ],
 )
-def test_scores_are_those_of_a_session(source, changes):
+def test_scores_are_those_of_a_sampler(source, changes):
     model, path = small_model(layers=3, heads=4), open_path(small_model(layers=3, heads=4))
-    session = start(model, dataclasses.replace(parse_policy("dummy"), rows=None, **changes))
-    session.next_chunk()
-    session.next_chunk()
+    sampler = start(model, dataclasses.replace(parse_policy("dummy"), rows=None, **changes))
+    sampler.next_chunk()
+    sampler.next_chunk()
     list(path.calls(2))
-    torch.testing.assert_close(path.scores()[source], torch.tensor(session.plan.scores), atol=1e-5, rtol=0)
+    torch.testing.assert_close(path.scores()[source], torch.tensor(sampler.plan.scores), atol=1e-5, rtol=0)
 
 
 def test_scores_of_all_steps_are_the_mean_of_the_steps():
@@ -88,16 +88,16 @@ def test_nothing_removed_nothing_changed():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_call_asked_again_is_that_of_a_session_with_the_plan(seed):
+def test_a_call_asked_again_is_that_of_a_sampler_with_the_plan(seed):
     """One step per chunk: then the chunk is the answer to one call."""
     model = small_model()
     contexts = [NOTHING] if seed == 0 else [NOTHING, ALL, HeadContext(0, 1), HeadContext(1, 0)]
     plan = random_plan(2, 3, seed, contexts)
-    session = start(model, "dense", ONE_STEP)
+    sampler = start(model, "dense", ONE_STEP)
     for _ in range(2):
-        session.next_chunk()
-    session.cache.apply([plan])
-    expected = session.next_chunk()
+        sampler.next_chunk()
+    sampler.cache.apply([plan])
+    expected = sampler.next_chunk()
     path = open_path(model, ONE_STEP)
     call = list(path.calls(3))[-1]
     torch.testing.assert_close(path.again(call, seen_under(plan, 6)), expected, atol=2e-6, rtol=0)
@@ -109,11 +109,11 @@ def test_damage_is_the_squared_change_over_the_variance(kept):
     model = small_model()
     table = {"less": HeadContext(0, kept), "all": ALL}
     plan = Plan(roles=(("all", "all", "less"), ("less", "all", "all")), table=table, policy="test")
-    session = start(model, "dense", ONE_STEP)
+    sampler = start(model, "dense", ONE_STEP)
     for _ in range(2):
-        session.next_chunk()
-    session.cache.apply([plan])
-    answer = session.next_chunk()
+        sampler.next_chunk()
+    sampler.cache.apply([plan])
+    answer = sampler.next_chunk()
     path = open_path(model, ONE_STEP)
     call = list(path.calls(3))[-1]
     many = [[0]] * 9 + [[3, 2]]  # more than are asked together

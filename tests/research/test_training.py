@@ -1,4 +1,4 @@
-"""The shortcuts of `tools/`, which trained the bundled model, against what is run when it generates."""
+"""The shortcuts of `research/training` against what runs when the models that they made generate."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from torch import Tensor
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
 from dummyforcing.checkpoints.tensor_files import StoredTensor
 from dummyforcing.method.policy import parse_policy
+from dummyforcing.models.wan import TimeEmbedding
 from dummyforcing.sampling.block import BlockSampler
+from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
 from oracles import SHAPE, small_model
@@ -48,36 +50,47 @@ def test_whole_clips_are_what_the_stream_gives() -> None:
     assert frames.std() > 0.001
 
 
-class RecordingSession(BlockSampler):
+class RecordingPasses(Passes):
     """Keeps what goes into the network and what comes out, for every denoising step."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor]]
+    newest: Tensor
 
-    def _velocity(self, x: Tensor, step: int, *args: Any) -> Tensor:
-        velocity = super()._velocity(x, step, *args)
-        self.seen.append((x, velocity))
+    def tokens(self, x: Tensor) -> Tensor:
+        self.newest = x
+        return super().tokens(x)
+
+    def velocity(self, hidden: Tensor, time: TimeEmbedding) -> Tensor:
+        velocity = super().velocity(hidden, time)
+        self.seen.append((self.newest, velocity))
         return velocity
+
+
+def record(sampler: BlockSampler) -> list[tuple[Tensor, Tensor]]:
+    """Have the passes of a sampler recorded; the list grows with every denoising step."""
+    sampler.passes.__class__ = RecordingPasses
+    sampler.passes.seen = []
+    return sampler.passes.seen
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_teacher_forcing_trains_what_a_session_runs(chunks: int) -> None:
-    """The one pass over [clean | noisy] frames == the steps of a session with its cache and commit passes."""
+def test_teacher_forcing_trains_what_a_sampler_runs(chunks: int) -> None:
+    """The one pass over [clean | noisy] frames == the steps of a sampler with its cache and commit passes."""
     batch, frames = 2, CHUNK * chunks
     model, schedule = small_model(), make_schedule([1000, 500, 250], shift=3.0)
     embeds = torch.randn(batch, model.config.text_len, model.config.text_dim)
-    session = RecordingSession(
+    sampler = BlockSampler(
         model, embeds, parse_policy("dense"), schedule, (batch, *SHAPE),
         chunk_frames=CHUNK, seeds=[0, 1], frames=frames,
     )  # fmt: skip
-    latents = torch.cat(list(session), dim=1)
+    seen = record(sampler)
+    latents = torch.cat(list(sampler), dim=1)
 
     one_pass = TeacherForcing(frames, torch.device("cpu"), TOKENS)
     steps = len(schedule.sigmas)
     for step, sigma in enumerate(schedule.sigmas):
-        x, expected = (torch.cat(parts, dim=1) for parts in zip(*session.seen[step::steps], strict=True))
+        x, expected = (torch.cat(parts, dim=1) for parts in zip(*seen[step::steps], strict=True))
         sigmas = torch.full((batch, frames), sigma)
         velocity = one_pass(model, latents, x, sigmas, embeds)
         assert expected.std() > 0.1
@@ -90,27 +103,27 @@ def test_teacher_forcing_trains_what_a_session_runs(chunks: int) -> None:
 
 
 @torch.inference_mode()
-def test_some_chunks_train_what_a_session_with_changing_prompts_runs() -> None:
+def test_some_chunks_train_what_a_sampler_with_changing_prompts_runs() -> None:
     """Chunks 1, 3 and 4 of five, with prompts that change at chunk 2 (and at 4, in the second clip only)."""
     batch, chunks, noisy = 2, 5, (1, 3, 4)
     model, schedule = small_model(), make_schedule([1000, 500], shift=3.0)
     embeds = torch.randn(batch, PHASES, model.config.text_len, model.config.text_dim)
     phases = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 2]])
-    session = RecordingSession(
+    sampler = BlockSampler(
         model, embeds[:, 0], parse_policy("dense"), schedule, (batch, *SHAPE),
         chunk_frames=CHUNK, seeds=[0, 1], frames=CHUNK * chunks,
     )  # fmt: skip
-    made = []
+    seen, made = record(sampler), []
     for chunk in range(chunks):
         if chunk in (2, 4):
-            session.set_prompt(embeds[torch.arange(batch), phases[:, chunk]])
-        made.append(session.next_chunk())
+            sampler.set_prompt(embeds[torch.arange(batch), phases[:, chunk]])
+        made.append(sampler.next_chunk())
 
     take_phases(model)
     one_pass = SomeChunks(chunks, noisy, torch.device("cpu"), TOKENS)
     for step, sigma in enumerate(schedule.sigmas):
-        seen = session.seen[step :: len(schedule.sigmas)]
-        x, expected = (torch.cat([pair[i] for pair in (seen[c] for c in noisy)], dim=1) for i in (0, 1))
+        of_step = seen[step :: len(schedule.sigmas)]
+        x, expected = (torch.cat([pair[i] for pair in (of_step[c] for c in noisy)], dim=1) for i in (0, 1))
         sigmas = torch.full(x.shape[:2], sigma)
         velocity = one_pass(model, torch.cat(made, 1), x, sigmas, embeds, phases)
         assert expected.std() > 0.1

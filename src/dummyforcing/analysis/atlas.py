@@ -92,7 +92,7 @@ class Atlas:
         if not calls:
             wanted = "the commit pass" if policy.score_pass == "commit" else "denoising steps"
             raise BadRequest(
-                f"Policy '{policy.name}' scores {wanted}, but none was watched", "watch all steps"
+                f"Policy '{policy.name}' scores {wanted}, but none was watched", "watch all steps", "policy"
             )
         return self.regions[:, :, :, calls]
 
@@ -106,7 +106,7 @@ class Atlas:
             BadRequest: If the policy has no roles, or scores what was not watched.
         """
         if policy.roles is None:
-            raise BadRequest(f"Policy '{policy.name}' does not classify heads", "take 'dummy'")
+            raise BadRequest(f"Policy '{policy.name}' does not classify heads", "take 'dummy'", "policy")
         scores = torch.from_numpy(self.scored(policy).mean((0, 1, 2, 3), dtype=np.float64))
         chunks = self.settings.chunks
         plan = make_plan(policy, scores, chunks[0], self.settings.fingerprint)

@@ -79,7 +79,9 @@ def calibrate(
         sets=(),
     )
     if whole.length < 2 * whole.chunk_frames:
-        raise BadRequest(f"{num_frames} pixel frames have no later chunks to measure", "take more of them")
+        raise BadRequest(
+            f"{num_frames} pixel frames have no later chunks to measure", "take more of them", "num_frames"
+        )
     pipeline.warn_of(whole)
     requests = [ask(prompt, seed=seed) for prompt in whole.prompts for seed in seeds]
     later = range(1, len(preset.schedule.steps))

@@ -57,10 +57,10 @@ def record(
     """
     files, config = pipeline.files, pipeline.model.config
     whole = make_request(files, prompts, num_frames=num_frames, size=size, policy="native")
-    chunks = _checked("chunk", range(1, whole.length // whole.chunk_frames), chunks)
+    chunks = _checked("chunks", "chunk", range(1, whole.length // whole.chunk_frames), chunks)
     steps = range(len(files.preset.schedule.steps))
     asked = None if calls is None else [call for call in calls if call is not None]
-    watched: tuple[int | None, ...] = _checked("denoising step", steps, asked)
+    watched: tuple[int | None, ...] = _checked("calls", "denoising step", steps, asked)
     if calls is None or None in calls:
         watched = (*watched, None)
     if not watched or not chunks:
@@ -152,11 +152,13 @@ def frame_bins(frames: Tensor, current: int, first: int, bins: int) -> Tensor:
     return back.masked_fill(regions == 0, bins - 1)
 
 
-def _checked(what: str, allowed: range, asked: Sequence[int] | None) -> tuple[int, ...]:
-    """The numbers that were asked for, sorted; None: all that are allowed."""
+def _checked(option: str, what: str, allowed: range, asked: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers that were asked for by an option, sorted; None: all that are allowed."""
     if wrong := sorted(set(asked or ()) - set(allowed)):
         choice = f"{allowed[0]} to {allowed[-1]}" if allowed else "none, make the video longer"
-        raise BadRequest(f"There is no {what} {wrong[0]} to watch", f"there are {choice}")
+        raise BadRequest(f"There is no {what} {wrong[0]} to watch", f"there are {choice}", option)
     if not allowed:
-        raise BadRequest(f"There is no {what} to watch: the video has one chunk only", "make it longer")
+        raise BadRequest(
+            f"There is no {what} to watch: the video has one chunk only", "make it longer", "num_frames"
+        )
     return tuple(sorted(set(asked))) if asked is not None else tuple(allowed)

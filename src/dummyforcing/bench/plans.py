@@ -39,7 +39,9 @@ def fixture_plan(
     count = total // 4 if neighbors is None else neighbors
     if not 0 <= count <= total:
         raise BadRequest(
-            f"{count} neighbor heads were asked for, but the model has {total} heads", f"take {total} at most"
+            f"{count} neighbor heads were asked for, but the model has {total} heads",
+            f"take {total} at most",
+            "policies",
         )
     sinks = (total - count) // 3
     roles = [str(Role.NEIGHBOR)] * total
@@ -80,12 +82,14 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
     if name != "long":
         if name not in (*POLICIES, "native"):
             names = ", ".join((*POLICIES, "native"))
-            raise BadRequest(f"There is no policy '{policy}' to measure", f"the policies are {names}")
+            raise BadRequest(
+                f"There is no policy '{policy}' to measure", f"the policies are {names}", "policies"
+            )
         return None
     parts = numbers.split(",")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise BadRequest(
-            f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N"
+            f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N", "policies"
         )
     cap = int(parts[1]) if len(parts) == 2 else None
     return fixture_plan(layers, heads, neighbors=int(parts[0]), recent=cap, name=policy)

@@ -103,15 +103,19 @@ class Benchmark:
                 "take a model of sampler 'block', such as self-forcing",
             )
         if unknown := [mode for mode in settings.fp8 if mode not in get_args(Fp8)]:
-            raise BadRequest(f"There is no FP8 mode '{unknown[0]}'", f"take {', '.join(get_args(Fp8))}")
+            raise BadRequest(
+                f"There is no FP8 mode '{unknown[0]}'", f"take {', '.join(get_args(Fp8))}", "fp8"
+            )
         if settings.repeats < 1:
-            raise BadRequest(f"{settings.repeats} repeats measure nothing", "take 1 or more")
+            raise BadRequest(f"{settings.repeats} repeats measure nothing", "take 1 or more", "repeats")
         if settings.warm_up_chunks is not None and settings.warm_up_chunks < 1:
-            raise BadRequest(f"{settings.warm_up_chunks} chunks warm up nothing", "take 1 or more")
+            raise BadRequest(
+                f"{settings.warm_up_chunks} chunks warm up nothing", "take 1 or more", "warm_up_chunks"
+            )
         if not (settings.sizes and settings.policies and settings.fp8):
             raise BadRequest("Nothing is to be measured", "give a size, a policy and an FP8 mode")
         if set(settings.fp8) != {"none"} and not has_float8(device):
-            raise NoSuchDevice("FP8 needs a GPU of compute capability 8.9 or later", 'take fp8="none"')
+            raise NoSuchDevice("FP8 needs a GPU of compute capability 8.9 or later", 'take fp8="none"', "fp8")
         self.files, self.settings = files, settings
         self.device, self.dtype, self._random = device, dtype, random
         self.rows = {row: self._request(row) for row in configurations(settings)}

@@ -50,7 +50,9 @@ def find_base(text: str) -> Path | HubFile:
         return Path(text)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return HubFile(text)
-    raise BadFile(f"There is no folder {text}", "give the folder or the Hub repository of a Wan 2.1 model")
+    raise BadFile(
+        f"There is no folder {text}", "give the folder or the Hub repository of a Wan 2.1 model", "base"
+    )
 
 
 def find_weights(text: str) -> Path | HubFile:
@@ -64,7 +66,9 @@ def find_weights(text: str) -> Path | HubFile:
     if found := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):(.+)", text):
         return HubFile(found[1], found[2])
     raise BadFile(
-        f"There is no file or folder {text}", "give the transformer's weights, or OWNER/NAME:FILE on the Hub"
+        f"There is no file or folder {text}",
+        "give the transformer's weights, or OWNER/NAME:FILE on the Hub",
+        "weights",
     )
 
 

@@ -84,7 +84,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
     """
     path, scale = split_number(text, "scale", "LoRA")
     if not Path(path).exists():
-        raise BadFile(f"There is no LoRA file {path}", "give FILE or FILE:SCALE")
+        raise BadFile(f"There is no LoRA file {path}", "give FILE or FILE:SCALE", "lora")
     return Path(path), _checked_scale(1.0 if scale is None else scale, path)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench`, `teacache` and `models`.
+"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench`, `teacache`, `models` and `env`.
 
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
@@ -8,15 +8,17 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TextIO
 
 import tyro
 
 from dummyforcing.cli import models, teacache
 from dummyforcing.cli.bench import bench
+from dummyforcing.cli.env import env
 from dummyforcing.cli.eval import eval
+from dummyforcing.cli.flags import told
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
+from dummyforcing.cli.terminal import say_warning
 from dummyforcing.errors import PictureWarning, TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.runtime.threads import spin_briefly
 
@@ -59,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
         },
         default="list",
     ),
+    "env": env,
 }
 
 
@@ -78,16 +81,13 @@ def main(args: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             for kind in (PictureWarning, TrainedLengthWarning, UnknownWordsWarning):
                 warnings.simplefilter("always", kind)
-            warnings.showwarning = _print_warning
+            warnings.showwarning = say_warning
             try:
                 _run("dummyforcing", DESCRIPTION, COMMANDS, args)
             finally:
                 sys.stdout.flush()
     except UserError as error:
-        text = str(error)
-        if text.partition(" ")[0].isalpha():  # else it is a path, which is spelt as it is
-            text = text[0].upper() + text[1:]
-        print(f"Error: {text}", file=sys.stderr)
+        print(f"Error: {told(error, getattr(_called(COMMANDS, args), 'flags', {}))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -96,6 +96,12 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _called(commands: Mapping[str, Callable[..., None] | Group], args: Sequence[str]) -> object:
+    """The command that `args` begins with; None: there is none."""
+    found = commands.get(args[0]) if args else None
+    return _called(found.commands, args[1:] or [found.default]) if isinstance(found, Group) else found
 
 
 def _run(
@@ -115,14 +121,3 @@ def _run(
         summary = None if name in args[:1] else str(command.__doc__).partition("\n")[0]
         app.command(name=name, help=summary)(command)
     app.cli(prog=prog, description=description, args=args)
-
-
-def _print_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"Warning: {message}", file=sys.stderr)

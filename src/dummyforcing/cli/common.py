@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from dummyforcing.cli.flags import IS_QUIET, FlagsOf, Given
+from dummyforcing.cli.flags import FlagsOf, Given
+from dummyforcing.cli.terminal import IS_QUIET
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.writing import temporary
 from dummyforcing.pipeline.options import LoadOptions, choose

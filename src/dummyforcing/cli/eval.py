@@ -107,7 +107,7 @@ def eval(
         return
     assert prompts is not None
     if samples < 1:
-        raise BadRequest(f"{samples} samples are no videos", "take 1 or more")
+        raise BadRequest(f"{samples} samples are no videos", "take 1 or more", "samples")
     if dimension and vbench_info is None:
         raise BadRequest("--dimension needs to know what prompts a dimension has", "give --vbench-info")
 

@@ -6,24 +6,22 @@
 `load` and `video` then hold what was given on the command line, by the options' Python names.
 """
 
-import logging
 import re
+import shlex
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field, make_dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from dummyforcing.cli.terminal import telling
+from dummyforcing.errors import UserError
 from dummyforcing.pipeline.options import Documented, LoadOptions, VideoOptions, documented
 
 Given = Mapping[str, Any]
 """Options that were given on the command line, by their Python names."""
-
-IS_QUIET: ContextVar[bool] = ContextVar("is_quiet", default=False)
-"""Whether the command is to show no progress."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +89,9 @@ def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., No
 
         @wraps(function)
         def run(*, verbose: bool = False, quiet: bool = False, **arguments: Any) -> None:
-            if verbose:
-                logging.basicConfig(format="%(name)s: %(message)s")
-                logging.getLogger("dummyforcing").setLevel(logging.INFO)
             given = {name: flags.given(arguments.pop(name)) for name, flags in sets.items()}
-            token = IS_QUIET.set(quiet)
-            try:
+            with telling(verbose=verbose, quiet=quiet):
                 function(**arguments, **given)
-            finally:
-                IS_QUIET.reset(token)
 
         parameters, hints = [], dict(function.__annotations__)
         for name, parameter in signature(function).parameters.items():
@@ -115,6 +107,11 @@ def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., No
         run.__annotations__ = hints
         del run.__wrapped__  # the parser would read its signature
         run.__doc__ = str(function.__doc__).rstrip() + EVERYWHERE
+        own = {name: hint for name, hint in function.__annotations__.items() if name not in {*sets, "return"}}
+        run.flags = {  # type: ignore[attr-defined]
+            **{one.name: f"--{one.flag}" for flags in sets.values() for one in flags.options()},
+            **{name: flag for name, hint in own.items() if (flag := _own_flag(name, hint))},
+        }
         return run
 
     return decorate
@@ -126,22 +123,40 @@ EVERYWHERE = """
     """
 
 
+def _own_flag(name: str, hint: Any) -> str | None:
+    """The flag of an argument of a command; None: it stands by itself, without a flag."""
+    settings = getattr(hint, "__metadata__", ())
+    if Positional in settings:
+        return None
+    renamed = next((one.name for one in settings if getattr(one, "name", None)), name)
+    return f"--{renamed.replace('_', '-')}"
+
+
 def in_flags(text: str) -> str:
     """Say in flags what a message of the library says in Python: `num_frames=41` becomes `--frames 41`."""
-    flags = {one.name: one for kind in (LoadOptions, VideoOptions) for one in documented(kind)}
+    flags = {one.name: one.flag for kind in (LoadOptions, VideoOptions) for one in FlagsOf(kind).options()}
+    flags["model"] = "model"
 
     def flag(found: re.Match[str]) -> str:
         name, value = found[1], found[2].strip("'\"")
-        one = flags.get(name)
-        if name != "model" and (one is None or not one.about.is_flag):
+        if name not in flags:
             return found[0]
-        shown = f"--{name if one is None else one.flag}"
-        return shown if value in ("", "True") else f"{shown} {value}"
+        shown = f"--{flags[name]}"
+        return shown if value in ("", "True") else f"{shown} {shlex.quote(value)}"
 
-    return re.sub(r"\b([a-z][a-z0-9_]*)=(\"[^\"]*\"|'[^']*'|[\w.:/+-]*)", flag, text)
+    return re.sub(r"\b([a-z][a-z0-9_]*)=(\"[^\"]*\"|'[^']*'|(?:[\w.:/+-]*[\w/+])?)", flag, text)
 
 
-def flag_of(option: str | None) -> str | None:
-    """The flag of an option; None: it has none."""
-    found = (one for kind in (LoadOptions, VideoOptions) for one in documented(kind) if one.about.is_flag)
-    return next((f"--{one.flag}" for one in found if one.name == option), None)
+def told(error: UserError, flags: Mapping[str, str]) -> str:
+    """Say on the command line what is wrong: in flags, and with the flag that is to blame.
+
+    Args:
+        error: From the library.
+        flags: The flags of the command by the Python names of the options.
+    """
+    text, flag = in_flags(str(error)), flags.get(error.option or "")
+    if flag and not re.search(rf"{flag}(?![\w-])", text):
+        text = f"{text.removesuffix('.')} ({flag})."
+    if text.partition(" ")[0].isalpha():  # else it is a flag, or a path, which is spelt as it is
+        text = text[0].upper() + text[1:]
+    return text

@@ -51,7 +51,7 @@ def heads(
     model: Model = "tiny",
     load: Given,
     prompts: Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: PROMPT)")] = None,
-    steps: Some = None,
+    calls: Annotated[Some, arg(name="steps")] = None,
     chunks: Some = None,
     seeds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None,
     save: Annotated[Path | None, arg(metavar="FILE.npz", help_behavior_hint="(default: do not)")] = None,
@@ -86,7 +86,7 @@ def heads(
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model.
         prompts: For an atlas: text file with one prompt per line; a video is made of each.
-        steps: For an atlas: the denoising steps to watch, such as 0,3,commit; commit is the clean pass at the
+        calls: For an atlas: the denoising steps to watch, such as 0,3,commit; commit is the clean pass at the
             end of a chunk, which the public code scores.
         chunks: For an atlas: the chunks to watch, such as 1,2,6; chunk 0 has no past.
         seeds: For an atlas: how many videos to make of each prompt, with the seeds from --seed on.
@@ -95,7 +95,7 @@ def heads(
         video: Flags of the video.
         save_plan: Where to write the plan that was found.
     """
-    asked = (prompts, steps, chunks, seeds, save, atlas, video.get("num_frames"))
+    asked = (prompts, calls, chunks, seeds, save, atlas, video.get("num_frames"))
     is_report = output is not None and output.suffix.lower() == ".html"
     is_atlas = is_report or any(option is not None for option in asked)
     output = output or Path("heads.html" if is_atlas else "heads.png")
@@ -111,8 +111,8 @@ def heads(
     if "plan" in video and is_atlas:
         raise BadRequest("A head plan can be drawn as .png only", "leave out what asks for an atlas")
     if seeds is not None and seeds < 1:
-        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more")
-    watched, passes = parse_list(chunks, "--chunks"), parse_list(steps, "--steps", "commit")
+        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more", "seeds")
+    watched, passes = parse_list(chunks, "--chunks"), parse_list(calls, "--steps", "commit")
     texts = read_prompts(prompts) if prompts else [str(prompt)]
 
     from dummyforcing.analysis.plots import print_head_map, save_head_map

@@ -63,7 +63,7 @@ def calibrate(
     """
     check_output(output, ".json")
     if seeds < 1:
-        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more")
+        raise BadRequest(f"{seeds} seeds make no video", "take 1 or more", "seeds")
     texts = [line for text in prompts for line in _prompts(text)]
     if not texts:
         raise BadRequest(

@@ -280,7 +280,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise BadRequest(f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4")
+        raise BadRequest(
+            f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4", "shard"
+        )
     return int(part), int(parts)
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 
 from dummyforcing import __version__
+from dummyforcing.evaluation.machine import processor
 from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import replacing
 
 
 def provenance(device: torch.device) -> dict[str, object]:
     """The command, commit, device and versions behind a result."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    cpu = f"{processor()}, {os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "commit": _commit(),
@@ -66,12 +68,3 @@ def _program() -> list[str]:
     """The call of this program: as a module, or as a script named relative to the folder."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.relpath(sys.argv[0])]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return f"{', '.join(sorted(models))}, {len([x for x in lines if x.startswith('processor')])} cores"

@@ -119,7 +119,9 @@ def require_dimensions(names: Collection[str]) -> None:
     """
     for name in names:
         if name not in DIMENSIONS:
-            raise BadRequest(f"VBench has no dimension '{name}'", f"it has {', '.join(DIMENSIONS)}")
+            raise BadRequest(
+                f"VBench has no dimension '{name}'", f"it has {', '.join(DIMENSIONS)}", "dimension"
+            )
 
 
 def read_results(path: Path) -> dict[str, float]:

@@ -49,12 +49,14 @@ def past_within(text: str, current: int, frame_bytes: int, fixed_bytes: int) -> 
             f"The budget '{text}' cannot be read",
             "write window:N, the cost of N frames for every head, or a "
             "size of the KV cache such as 500MB or 2GB",
+            "budget",
         )
     if past < 1:
         raise BadRequest(
             f"A budget of {text} is too small: every head sees {current} current frames and one past frame "
             f"at least",
             f"take {least} or more",
+            "budget",
         )
     return past
 

@@ -101,11 +101,13 @@ class Plan:
                 f"This head plan is for {mine[0]} layers with {mine[1]} heads, "
                 f"but the model has {layers} layers with {heads} heads",
                 "make a plan with this model",
+                "plan",
             )
         if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
             raise BadRequest(
                 f"This head plan was made with model {self.fingerprint}, but this model is {fingerprint}",
                 "make a plan with this model",
+                "plan",
             )
 
     def to_fields(self) -> dict[str, object]:

@@ -50,7 +50,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dummy_fraction <= 1:
-            raise BadRequest(f"A dummy fraction of {self.dummy_fraction} is out of range", "take 0 to 1")
+            raise BadRequest(
+                f"A dummy fraction of {self.dummy_fraction} is out of range", "take 0 to 1", "dummy_fraction"
+            )
         if self.num_dummy is not None and self.num_dummy < 0:
             raise BadRequest(f"There cannot be {self.num_dummy} dummy heads", "take 0 or more")
         if self.roles is not None and self.classify_at_chunk < 1:
@@ -185,7 +187,7 @@ def parse_policy(text: str) -> Policy:
     """
     name, _, numbers = text.partition(":")
     if name not in POLICIES:
-        raise BadRequest(f"There is no policy {name!r}", f"the policies are {', '.join(POLICIES)}")
+        raise BadRequest(f"There is no policy {name!r}", f"the policies are {', '.join(POLICIES)}", "policy")
     build = POLICIES[name]
     try:
         call = signature(build).bind(*(int(n) for n in numbers.split(",") if numbers))
@@ -195,5 +197,6 @@ def parse_policy(text: str) -> Policy:
             f"Policy {text!r} cannot be read",
             f"write {name}{':' if usage else ''}{usage}"
             f"{' with whole numbers' if usage else ' without numbers'}",
+            "policy",
         ) from None
     return build(*call.args)

@@ -36,19 +36,24 @@ def check_teacache(
             f"TeaCache leaves out steps of a chunk by itself, but model '{preset.name}' has sampler "
             f"'{preset.sampler}'",
             "leave TeaCache out, or take a model of sampler 'block'",
+            "teacache",
         )
     if isinstance(teacache, Calibration):
         teacache.require(preset, strength)
         return teacache
     if isinstance(teacache, int | float):
         if not teacache > 0:
-            raise BadRequest(f"A TeaCache threshold of {teacache:g} is out of range", "take more than 0")
+            raise BadRequest(
+                f"A TeaCache threshold of {teacache:g} is out of range", "take more than 0", "teacache"
+            )
         return float(teacache)
     count = len(preset.schedule.steps)
     for step in teacache:
         if not 0 < step < count:
             choice = f"take 1 to {count - 1}" if count > 1 else "there is no other step"
-            raise BadRequest(f"Step {step} cannot be left out: the first one always runs", f"{choice}")
+            raise BadRequest(
+                f"Step {step} cannot be left out: the first one always runs", f"{choice}", "teacache"
+            )
     return tuple(sorted(set(teacache)))
 
 
@@ -72,6 +77,7 @@ def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan 
             f"Heads can be classified again where a past of single chunks is written again, but model "
             f"'{preset.name}' has sampler '{preset.sampler}'",
             "take no guard, or a model of sampler 'block'",
+            "guard",
         )
     if guard is not None:
         guard.require(policy, plan)
@@ -108,7 +114,9 @@ def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = Non
     recent = chosen.roles[Role.NEIGHBOR].recent or 0
     if chosen.name == "long" and farthest is not None and recent > farthest:
         raise BadRequest(
-            f"Model '{preset.name}' sees {farthest} past frames at most", f"take long:{farthest} or less"
+            f"Model '{preset.name}' sees {farthest} past frames at most",
+            f"take long:{farthest} or less",
+            "policy",
         )
     return replace(
         chosen,
@@ -135,7 +143,9 @@ def choose_heads(
     given = "a plan is given" if plan is not None else None
     if budget is not None and (given or policy.budget is None):
         cause = given or f"the policy is '{policy.name}'"
-        raise BadRequest(f"A budget has no effect when {cause}", "leave it out, or take policy long")
+        raise BadRequest(
+            f"A budget has no effect when {cause}", "leave it out, or take policy long", "budget"
+        )
     if dummy_fraction is None:
         return policy
     if given is None and policy.roles is None:
@@ -143,5 +153,5 @@ def choose_heads(
     if given is None and policy.budget is not None:
         given = f"policy '{policy.name}' finds it from its budget"
     if given:
-        raise BadRequest(f"The dummy fraction has no effect when {given}", "leave it out")
+        raise BadRequest(f"The dummy fraction has no effect when {given}", "leave it out", "dummy_fraction")
     return replace(policy, dummy_fraction=dummy_fraction, num_dummy=None)

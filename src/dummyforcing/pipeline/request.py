@@ -197,6 +197,7 @@ def read_begin(
             f"Model '{preset.name}' goes on from a clip of {preset.pixel_frames(preset.chunk_frames)} "
             "pixel frames, not from an image",
             "give a video, or take model causal-forcing-frame",
+            "image",
         )
     from dummyforcing.media.clips import read_video
     from dummyforcing.media.images import read_image
@@ -252,6 +253,7 @@ def place_switches(
             raise BadRequest(
                 f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk",
                 f"leave {chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them",
+                "switches",
             )
         found[frame] = Switch(frame, prompt)
     return tuple(found.values())

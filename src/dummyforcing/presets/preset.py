@@ -190,6 +190,7 @@ class Preset:
                 f"{pixel_frames} pixel frames cannot be made in chunks of {self.chunk_frames} latent frames "
                 f"by model '{self.name}'",
                 f"take {counts}",
+                "num_frames",
             )
         return self.chunk_frames * chunks[nearest.index(pixel_frames)]
 
@@ -200,7 +201,7 @@ class Preset:
             BadRequest: If `seconds` is not positive.
         """
         if not 0 < seconds < math.inf:
-            raise BadRequest(f"A video cannot last {seconds:g} seconds", "take more than 0")
+            raise BadRequest(f"A video cannot last {seconds:g} seconds", "take more than 0", "seconds")
         wanted = seconds * self.fps
         counts = [self.pixel_frames(self.chunk_frames * n) for n in self._nearest_chunks(wanted)]
         return min(counts, key=lambda count: abs(count - wanted))
@@ -223,7 +224,9 @@ def parse_size(text: str) -> tuple[int, int]:
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         names = ", ".join(SIZES)
-        raise BadRequest(f"Size '{text}' cannot be read", f"take {names}, or width x height such as 832x480")
+        raise BadRequest(
+            f"Size '{text}' cannot be read", f"take {names}, or width x height such as 832x480", "size"
+        )
     return int(height), int(width)
 
 

@@ -116,13 +116,17 @@ class FusedWan:
             NoSuchDevice: If the GPU has no float8.
         """
         if fp8 not in get_args(Fp8):
-            raise BadRequest(f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}")
+            raise BadRequest(
+                f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}", "fp8"
+            )
         weight = model.patch_embedding.weight
         if fp8 != "none" and weight.is_cuda and not has_float8(weight.device):
-            raise NoSuchDevice("This GPU has no float8, which needs compute capability 8.9", "leave fp8 off")
+            raise NoSuchDevice(
+                "This GPU has no float8, which needs compute capability 8.9", "leave fp8 off", "fp8"
+            )
         if fp8 != "none" and weight.is_cuda and weight.dtype != torch.bfloat16:
             raise BadRequest(
-                "On a GPU float8 goes with bfloat16", 'take torch_dtype="bfloat16" or fp8="none"'
+                "On a GPU float8 goes with bfloat16", 'take torch_dtype="bfloat16" or fp8="none"', "fp8"
             )
         if fp8 == "all" and weight.is_cuda:
             require("fp8")

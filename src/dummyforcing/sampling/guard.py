@@ -41,10 +41,10 @@ class Guard:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise BadRequest(f"Heads cannot be probed every {self.every} chunks", "take 1 or more")
+            raise BadRequest(f"Heads cannot be probed every {self.every} chunks", "take 1 or more", "every")
         if not 0 <= self.tolerance <= 1:
             raise BadRequest(
-                f"A tolerance of {self.tolerance:g} is out of range", "take 0 to 1, such as 0.01"
+                f"A tolerance of {self.tolerance:g} is out of range", "take 0 to 1, such as 0.01", "tolerance"
             )
 
     def require(self, policy: Policy, plan: Plan | None) -> None:
@@ -61,16 +61,18 @@ class Guard:
             raise BadRequest(
                 f"Heads are not classified under policy '{policy.name}', so they cannot be again",
                 "take policy dummy, or no guard",
+                "guard",
             )
         none = policy.num_dummy == 0 or (policy.num_dummy is None and policy.dummy_fraction == 0)
         if none if plan is None else not plan.counts.get(Role.DUMMY):
             raise BadRequest(
-                "A guard watches dummy heads, and there are none", "ask for some, or for no guard"
+                "A guard watches dummy heads, and there are none", "ask for some, or for no guard", "guard"
             )
         if any(context.recent is None for context in policy.roles.values()):
             raise BadRequest(
                 "Heads that see the whole past would lose it if they were classified again",
                 "give their role a number of recent frames, or take no guard",
+                "guard",
             )
 
 

@@ -63,7 +63,9 @@ class RecomputeSampler(Sampler):
         """
         if policy.roles and policy.score_pass == "commit" and not options.get("plan"):
             raise BadRequest(
-                f"Policy '{policy.name}' scores commit passes, and this model has none", "take 'dummy'"
+                f"Policy '{policy.name}' scores commit passes, and this model has none",
+                "take 'dummy'",
+                "policy",
             )
         needs = LoopNeeds(
             cached_frames=context_frames + options.get("chunk_frames", 3),

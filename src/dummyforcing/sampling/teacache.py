@@ -124,7 +124,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not self.error > 0:
             raise BadRequest(
-                f"An error of {self.error:g} cannot be kept to", "take more than 0, such as 0.01"
+                f"An error of {self.error:g} cannot be kept to", "take more than 0, such as 0.01", "error"
             )
 
     @property
@@ -166,12 +166,14 @@ class Calibration:
                 f"This TeaCache table was measured with noise levels {mine}, but model '{preset.name}' has "
                 f"{theirs}",
                 "make one with 'dummyforcing teacache calibrate'",
+                "teacache",
             )
         if strength != 1:
             raise BadRequest(
                 "A TeaCache table holds for chunks that begin with noise alone, not for a video that is made "
                 "from another",
                 "give a TeaCache threshold such as 0.2",
+                "teacache",
             )
 
     def require_weights(self, found: str) -> None:
@@ -187,6 +189,7 @@ class Calibration:
             raise BadRequest(
                 f"This TeaCache table was measured with model {self.fingerprint}, but this model is {found}",
                 "make one with 'dummyforcing teacache calibrate'",
+                "teacache",
             )
 
     def save(self, path: str | Path) -> None:
