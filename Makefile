@@ -1,4 +1,4 @@
-# Everything from nothing, with Python 3.11+ alone:  make demo | make test
+# Everything from nothing, with Python 3.11+ alone:  make demo | make test | make docs
 # Another interpreter: make PYTHON=python3.13 ...   On Linux, plain torch brings CUDA libraries of several GB;
 # without a GPU point pip at PyTorch's CPU index first (environment variable PIP_EXTRA_INDEX_URL).
 
@@ -7,7 +7,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test clean
+export NO_MKDOCS_2_WARNING = 1
+
+.PHONY: demo test docs pages clean
 
 demo: $(VENV)/installed
 	$(BIN)/dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4
@@ -16,7 +18,17 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/pytest
+	$(BIN)/mkdocs build --strict --quiet
+
+# The site of the documentation, in site/: open site/index.html.
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
+
+# Pages, tables and pictures that are made of the code and of benchmarks/results/.
+pages: $(VENV)/installed-dev
+	$(BIN)/python -m research.pages
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(INSTALL) -e .
@@ -27,4 +39,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

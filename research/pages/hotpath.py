@@ -1,4 +1,4 @@
-"""docs/speed.md, written from the result files: targets, attention, float8, VAE."""
+"""docs/speed.md, written from the result files: frames per second, targets, attention, float8, VAE."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,23 @@ from research.pages.page import source, table
 
 Result = dict[str, Any]
 
-INTRODUCTION = """# Speed on one GPU
+INTRODUCTION = """# Speed
 
-Written by `python -m research.pages.tables` from `benchmarks/results/`. The 1.3B models' shapes with random
-weights: right for speed and memory, silent on quality. 4 denoising steps and a commit pass, chunks of 3
-latent frames, videos of 81 pixel frames, a fixed plan of 180 dummy, 90 sink and 90 neighbor heads spread
-unevenly over 30 layers. [benchmark.md](benchmark.md) says what each figure means and how to measure on
-your own machine.
+Written by `python -m research.pages.tables` from `benchmarks/results/`. But for the last table, on one GPU:
+the 1.3B models' shapes with random weights, right for speed and memory, silent on quality. 4 denoising steps
+and a commit pass, chunks of 3 latent frames, videos of 81 pixel frames, a fixed plan of 180 dummy, 90 sink
+and 90 neighbor heads spread unevenly over 30 layers. [Measuring speed](benchmark.md) says what each figure
+means and how to measure on your own machine.
+"""
+OVERVIEW = """## Sizes, caches and precisions
+
+*FPS* is the second half of a video and *whole video* all of it, both without the VAE; *with VAE* is the
+second half of whole videos, decoded, on the host. *Of the floor* is the time that the counted work takes at
+the rate of large matrix products, over the measured time.
+"""
+CPU = """## On a CPU
+
+The bundled model, 81 pixel frames (5 s) of 160x160:
 """
 TARGETS = """## Against our targets
 
@@ -62,8 +72,14 @@ The streamed decoder against diffusers' own, bfloat16, four chunks; differences 
 """
 
 
-def speed_page(folder: Path) -> str | None:
-    """The page; None if not all of its results are there."""
+def speed_page(folder: Path, overview: str, cpu: str) -> str | None:
+    """The page; None if not all of its results are there.
+
+    Args:
+        folder: Of the result files.
+        overview: The part of `realtime.block`, with its own sources.
+        cpu: The table of the bundled model, likewise.
+    """
     names = [
         "bench-480p",
         "bench-720p",
@@ -80,9 +96,14 @@ def speed_page(folder: Path) -> str | None:
     if not all(path.exists() for path in paths.values()):
         return None
     results = {name: json.loads(path.read_text()) for name, path in paths.items()}
-    origins = "\n".join(f"- {source(name, result)}" for name, result in results.items())
-    parts = [INTRODUCTION, targets(results), warm_up(results), attention(results["attention"])]
-    parts += [float8(results), vae(results["vae"]), f"## Sources\n\n{origins}\n"]
+    origins = "\n".join(
+        f"- {source(name, result)}"
+        for name, result in results.items()
+        if f"benchmarks/results/{name}.json" not in overview
+    )
+    parts = [INTRODUCTION, f"{OVERVIEW}\n{overview}\n", targets(results), warm_up(results)]
+    parts += [attention(results["attention"]), float8(results), vae(results["vae"]), f"{CPU}\n{cpu}\n"]
+    parts.append(f"## Sources of the other tables\n\n{origins}\n")
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Make the pictures of the README with the bundled model: `python -m research.pages.pictures`."""
+"""Make pictures of docs/images/ with the bundled model: `python -m research.pages.pictures`."""
 
 from pathlib import Path
 

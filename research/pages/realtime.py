@@ -1,4 +1,4 @@
-"""The speed of the 1.3B models on a GPU: the README's tables and pictures, from `dummyforcing bench`.
+"""The speed of the 1.3B models on a GPU: tables and pictures of docs/speed.md, from `dummyforcing bench`.
 
 python -m research.pages.realtime    # the pictures; docs/benchmark.md has the commands of the recorded run
 """
@@ -47,7 +47,7 @@ def read_speed(folder: Path) -> dict[str, Result]:
 
 
 def block(results: dict[str, Result]) -> str:
-    """The README's part, from what `read_speed` found."""
+    """The first part of docs/speed.md, from what `read_speed` found."""
     sizes = {part: result for part, result in results.items() if part != "long"}
     rows = [cells(row, result) for result in sizes.values() for row in result["configurations"]]
     ratios = ", ".join(
@@ -58,8 +58,8 @@ def block(results: dict[str, Result]) -> str:
     parts = [
         table([*HEADER, "TFLOP/s", "of the floor"], rows),
         f"Dummy Forcing over the dense cache with the same kernels: {ratios}." if ratios else "",
-        "![Pixel frames per second by resolution](docs/images/speed/fps.png)",
-        "![TFLOP/s against the floor](docs/images/speed/floor.png)",
+        "![Pixel frames per second by resolution](images/speed/fps.png)",
+        "![TFLOP/s against the floor](images/speed/floor.png)",
     ]
     if "long" in results:
         rows = [long_cells(row, results["long"]) for row in results["long"]["configurations"]]
@@ -67,7 +67,7 @@ def block(results: dict[str, Result]) -> str:
             table(
                 ["240 latent frames, 480p", "FPS", "FPS at the end", "past frames, mean", "KV cache"], rows
             ),
-            "![Latency of a chunk by length of the video](docs/images/speed/latency.png)",
+            "![Latency of a chunk by length of the video](images/speed/latency.png)",
         ]
     parts.append("\n".join(f"- {source(f'bench-{part}', result)}" for part, result in results.items()))
     return "\n\n".join(part for part in parts if part)

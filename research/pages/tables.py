@@ -1,10 +1,9 @@
-"""Write the README's tables and docs/reproduction.md from the committed results, docs/models.md from presets.
+"""Write the tables of the READMEs and of docs/ from the committed results, docs/models.md from presets.
 
 python -m research.pages.tables           # rewrite them
 python -m research.pages.tables --check   # fail if they are out of date
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.pipeline.memory import estimate
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import PUBLIC, Preset, bundled_folders, find_preset
+from research.pages.front import CHINESE, ENGLISH, figures
 from research.pages.hotpath import speed_page
+from research.pages.making import RESULTS, ROOT, fill, main
 from research.pages.page import page, read_results, source, table
 from research.pages.realtime import block, read_speed
 from research.pages.verdicts import against, cost, negated, number, order, runs
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 CARDS = (12, 16, 24, 40, 48, 80)
 """Memory of common GPUs, GB."""
 
@@ -182,7 +181,8 @@ def models() -> str:
     notes = "\n".join(f"- `{preset.name}`: {preset.note}" for preset in presets if preset.note)
     memory = f"{MEMORY_INTRODUCTION}\n{cards()}"
     measures = f"{MEASURED_INTRODUCTION}\n{measured()}"
-    return f"{MODELS_INTRODUCTION}\n{table(header, rows)}\n\n{notes}\n\n{memory}\n\n{measures}\n"
+    listed = f"{MODELS_INTRODUCTION}\n{table(header, rows)}\n\n{notes}\n"
+    return f"{listed}\n{PRESET_FILE}\n{memory}\n\n{measures}\n"
 
 
 MODELS_INTRODUCTION = """# Models
@@ -191,6 +191,22 @@ Written by `python -m research.pages.tables` from `presets/public.toml`. Frames 
 `dummyforcing models show NAME` tells everything about one model, the memory that it takes included. Weights
 are never part of this package: they are fetched from the Hugging Face Hub when a model is first used. Text
 encoder, tokenizer and VAE come from `Wan-AI/Wan2.1-T2V-1.3B`, or `-14B` for Krea.
+
+Loaders are tested on files in each published layout, with exact names and shapes; no published weights have
+been run with this version. [How to use public models and your own](guides/models.md) has the commands.
+"""
+
+PRESET_FILE = """## A preset of your own
+
+A model of your own is a file, TOML or JSON, that says how it differs from one of these,
+
+```toml
+like = "self-forcing"
+source = { file = "my_finetune.pt", key = "generator_ema" }
+```
+
+or a folder with `text_encoder/`, `tokenizer/`, `vae/`, `transformer/` and `preset.json`, as
+`dummyforcing models convert` and `pipe.save_pretrained(folder)` write it.
 """
 
 MEMORY_INTRODUCTION = """## Memory
@@ -213,31 +229,26 @@ are too few to time Rolling Forcing: after the classification its windows only s
 """
 
 
-def main() -> None:
-    """Fill every `<!-- name -->` ... `<!-- /name -->` of the README, and write the pages."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if anything would change")
-    args = parser.parse_args()
-    readme, docs = ROOT / "README.md", ROOT / "docs"
-    new = readme.read_text()
-    blocks = {"speed": speed(), "quality": quality(), "study": study()}
-    if real_time := read_speed(RESULTS):
-        blocks["gpu"] = block(real_time)
-    for name, text in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        head, rest = new.split(begin)
-        new = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    pages = {docs / "models.md": models(), docs / "reproduction.md": page(read_results(RESULTS))}
-    if text := speed_page(RESULTS):
+def made() -> dict[Path, str]:
+    """All of these pages by path."""
+    docs, results, real_time = ROOT / "docs", read_results(RESULTS), read_speed(RESULTS)
+
+    def filled(path: Path, **blocks: str) -> str:
+        return fill(path.read_text(encoding="utf-8"), blocks)
+
+    english, chinese, judged = ROOT / "README.md", ROOT / "README.zh-CN.md", docs / "quality.md"
+    pages = {
+        english: filled(english, figures=figures(results, ENGLISH)),
+        docs / "index.md": filled(docs / "index.md", figures=figures(results, ENGLISH)),
+        chinese: filled(chinese, figures=figures(results, CHINESE)),
+        judged: filled(judged, quality=quality(), study=study()),
+        docs / "models.md": models(),
+        docs / "reproduction.md": page(results),
+    }
+    if text := speed_page(RESULTS, block(real_time), speed()):
         pages[docs / "speed.md"] = text
-    for path, text in {readme: new, **pages}.items():
-        if args.check and (not path.exists() or path.read_text() != text):
-            raise SystemExit(f"{path.name} is out of date: run python -m research.pages.tables")
-        if not args.check:
-            path.write_text(text)
+    return pages
 
 
 if __name__ == "__main__":
-    main()
+    main(made, __doc__)

@@ -1,5 +1,6 @@
 """The tree of errors that users can mend. Each says in one sentence what is wrong and what would work.
 
+```text
 UserError               the base: catch it to catch all of them (it is a ValueError, too)
 ├── BadRequest          what was asked for is out of range, or does not go together
 ├── BadFile             a file is missing, damaged, of another kind, or cannot be written
@@ -11,6 +12,7 @@ UserWarning
 ├── TrainedLengthWarning    the video is longer than those that the model was trained for
 ├── UnknownWordsWarning     the prompt has words that the model was never taught
 └── PictureWarning          an image or a clip is not quite what is read of it
+```
 """
 
 

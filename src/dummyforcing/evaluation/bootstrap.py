@@ -1,7 +1,9 @@
 """Confidence intervals by resampling, deterministic for a seed.
 
+```python
 estimate = bootstrap([0.91, 0.88, 0.95])
 gain = paired(with_policy, dense)  # the same prompts and seeds in the same order
+```
 """
 
 import math

@@ -1,6 +1,8 @@
 """Fidelity of a video to a reference of the same length: PSNR and SSIM.
 
+```python
 fidelity = compare(frames, reference)  # both uint8 (T, H, W, 3)
+```
 """
 
 from dataclasses import dataclass

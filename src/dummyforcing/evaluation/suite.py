@@ -1,9 +1,11 @@
 """Measure a set of videos: one row of measures per video, means with intervals over the set.
 
+```python
 rows = [measure(frames) for frames in videos]
 aggregate(rows)  # {"flicker": {"mean": ..., "interval": [...], "n": ...}, ...}
 differences(rows, dense_rows)  # the same, of what changed pair by pair
 aggregate([compare(frames, reference) for ...])  # works for fidelity, too
+```
 """
 
 from collections.abc import Hashable, Sequence

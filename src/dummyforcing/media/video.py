@@ -1,8 +1,10 @@
 """Pixel frames to files: H.264 mp4 that browsers play.
 
+```python
 with VideoWriter("ball.mp4", fps=16) as writer:
     for frames in chunks:  # uint8 (n, H, W, 3)
         writer.write(frames)
+```
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,8 @@
 """Memory that a video needs, and saying no before it runs out.
 
+```python
 tiles = require_memory(files, request, torch.bfloat16, torch.device("cuda"))
+```
 """
 
 from collections.abc import Iterator, Sequence
