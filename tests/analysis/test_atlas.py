@@ -22,7 +22,7 @@ from dummyforcing.method.policy import official, parse_policy
 from dummyforcing.method.programming import assign_roles
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from oracles import Seen, watched
+from tests.oracles import Seen, watched
 
 PROMPTS = ["a red ball bounces on a green floor", "a blue cube spins"]
 LAYERS, HEADS = 3, 4

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import write_model
 from dummyforcing.analysis import calibration
 from dummyforcing.analysis.calibration import calibrate, chunk_errors, sweeps
 from dummyforcing.attention.attend import attend
@@ -24,7 +23,8 @@ from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.schedule import renoise, x0_from_velocity
 from dummyforcing.sampling.teacache import Calibration
-from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt, small_text
+from tests.conftest import write_model
+from tests.oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt, small_text
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12"]
 PROMPTS = ["a red ball bounces", "a blue cube spins"]

@@ -7,7 +7,7 @@ from dummyforcing.attention.attend import attend
 from dummyforcing.attention.backends import PART_KERNELS
 from dummyforcing.attention.split_keys import LEAST_KEYS, attend_parts, choose_parts
 from dummyforcing.cache.head_group import HeadGroup
-from oracles import softmax_attention
+from tests.oracles import softmax_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 

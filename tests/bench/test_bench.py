@@ -34,7 +34,7 @@ from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.block import BlockSampler
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
+from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
 CPU = torch.device("cpu")
 TOKENS = SHAPE[1] * SHAPE[2] // 4

@@ -10,7 +10,7 @@ from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import official
-from oracles import KeepEverything, random_plan
+from tests.oracles import KeepEverything, random_plan
 
 HEAD_DIM = 8
 

@@ -17,7 +17,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.presets.preset import find_preset
-from layouts import SMALL, fsdp, random_state
+from tests.layouts import SMALL, fsdp, random_state
 
 PROMPT = "a red ball bounces"
 

@@ -11,7 +11,7 @@ from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan
-from layouts import SMALL, State, diffusers, random_state
+from tests.layouts import SMALL, State, diffusers, random_state
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "longlive_lora.safetensors"
 RANK = 4

@@ -22,7 +22,7 @@ from dummyforcing.checkpoints.lora import LoRA, describe, parse_lora, read_lora
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.transformer import open_transformer
 from dummyforcing.errors import BadFile, UserError
-from layouts import SMALL, random_state
+from tests.layouts import SMALL, random_state
 
 Q, V, UP, DOWN = "blocks.0.self_attn.q", "blocks.2.cross_attn.v", "blocks.1.ffn.0", "blocks.0.ffn.2"
 RANKS = {Q: 4, V: 4, UP: 4, DOWN: 4}

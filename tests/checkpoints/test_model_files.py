@@ -15,14 +15,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from conftest import write_tokenizer
 from dummyforcing.checkpoints.hub import HubFile, fetch, find_base, find_part
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
-from layouts import State, fsdp, wan_umt5, wan_vae
+from tests.conftest import write_tokenizer
+from tests.layouts import State, fsdp, wan_umt5, wan_vae
 
 PROMPT = "a red ball bounces"
 

@@ -20,7 +20,7 @@ from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import BadFile, NotFinite, UserError
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.vae.small_decoder import SmallLayers
-from layouts import LAYOUTS, SMALL, random_state
+from tests.layouts import LAYOUTS, SMALL, random_state
 
 NAN, INF = float("nan"), float("inf")
 NAME = "blocks.1.ffn.0.weight"

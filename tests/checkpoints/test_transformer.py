@@ -15,7 +15,7 @@ from dummyforcing.checkpoints.transformer import WAN_SIZES, count_parameters, op
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from layouts import LAYOUTS, SMALL, State, fsdp, other, random_state, under
+from tests.layouts import LAYOUTS, SMALL, State, fsdp, other, random_state, under
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> CausalWan:

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import write_model
 from dummyforcing.analysis.atlas import Atlas
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli import DESCRIPTION, main
@@ -26,6 +25,7 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import SIZES, bundled_folders
+from tests.conftest import write_model
 
 PROMPT = "a red ball bounces on a green floor"
 

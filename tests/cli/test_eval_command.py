@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import write_model
 from dummyforcing.cli import main
 from dummyforcing.errors import UserError
 from dummyforcing.evaluation.generate import Job, PromptSet, VideoFolder, parse_shard
@@ -19,6 +18,7 @@ from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER
 from dummyforcing.media.clips import read_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
+from tests.conftest import write_model
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a ball on a green floor"]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_model
 from dummyforcing.cli import main
 from dummyforcing.sampling.teacache import Calibration
+from tests.conftest import write_model
 
 PROMPT = "a red ball bounces"
 

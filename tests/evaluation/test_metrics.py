@@ -21,7 +21,7 @@ from dummyforcing.evaluation.metrics import (
     slope,
     temporal_flicker,
 )
-from pictures import blur
+from tests.pictures import blur
 
 FPS = 16
 

@@ -21,7 +21,7 @@ from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.block import BlockSampler, BlockState
 from dummyforcing.sampling.guard import Guard
-from oracles import SCHEDULE, SHAPE, small_model, small_prompt
+from tests.oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
 pytestmark = [
     pytest.mark.gpu,

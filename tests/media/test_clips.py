@@ -19,7 +19,7 @@ from dummyforcing.media import clips
 from dummyforcing.media.clips import Clip, read_mp4, read_video
 from dummyforcing.media.display import Display
 from dummyforcing.media.video import write_mp4
-from footage import numbered, numbers, write_clip
+from tests.footage import numbered, numbers, write_clip
 
 SIZE = (32, 48)
 FPS = 16

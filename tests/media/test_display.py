@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from dummyforcing.errors import PictureWarning, UserError
 from dummyforcing.media.clips import Clip, read_mp4, read_video
 from dummyforcing.media.light import to_bt709
-from footage import numbered, write_clip
+from tests.footage import numbered, write_clip
 
 LUMA = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 """Kr and Kb of each matrix."""

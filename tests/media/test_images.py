@@ -14,7 +14,7 @@ from PIL import Image
 
 from dummyforcing.errors import PictureWarning, UserError
 from dummyforcing.media.images import read_image
-from footage import write_clip
+from tests.footage import write_clip
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
 EIGHT = (64, 256)

@@ -17,7 +17,7 @@ from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import POLICIES, Policy, official, parse_policy
 from dummyforcing.method.programming import assign_roles, make_plan
 from dummyforcing.method.scoring import HeadScorer, attention_mass, frame_regions, row_sampler
-from oracles import random_plan
+from tests.oracles import random_plan
 
 
 def random_scores(layers, heads, seed=0):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from dummyforcing.checkpoints.text_encoder import UMT5_XXL, load_text_encoder, open_text_encoder
 from dummyforcing.errors import UserError
 from dummyforcing.models.text_encoder import TextEncoder, clean_prompt
-from layouts import wan_umt5
+from tests.layouts import wan_umt5
 
 WORDS = ["a", "red", "blue", "ball", "cube", "bounces", "spins", "on", "the", "green", "floor"]
 TEXT_LEN = 16

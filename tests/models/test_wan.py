@@ -9,7 +9,7 @@ from dummyforcing.attention.attend import attend
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.models.wan import CausalWan, fingerprint
-from oracles import SHAPE, random_plan, small_model, small_text, softmax_attention
+from tests.oracles import SHAPE, random_plan, small_model, small_text, softmax_attention
 
 TOKENS = SHAPE[1] * SHAPE[2] // 4
 

@@ -7,7 +7,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from goldenfile import Golden
 from torch import Tensor
 
 from dummyforcing.method.policy import Policy
@@ -19,6 +18,7 @@ from dummyforcing.sampling.noise import NoiseSource
 from dummyforcing.sampling.passes import Call, Passes
 from dummyforcing.sampling.sampler import Received, Sampler
 from dummyforcing.sampling.schedule import COMMIT_TIMESTEP, Schedule, x0_from_velocity
+from tests.parity.goldenfile import Golden
 
 
 class NotingPasses(Passes):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from goldenfile import assert_near, cases, files_of, read
-from rollout import NotingSampler, block_draws, in_order, run, schedule_tensors
 
 from dummyforcing.method.policy import dense
 from dummyforcing.sampling.schedule import make_schedule, sigma_table
+from tests.parity.goldenfile import assert_near, cases, files_of, read
+from tests.parity.rollout import NotingSampler, block_draws, in_order, run, schedule_tensors
 
 
 def schedule_of(golden, name):

@@ -1,9 +1,9 @@
 """Head assignments of the public code, exactly."""
 
 import pytest
-from goldenfile import ROLES, files_of, read
 
 from dummyforcing.method.programming import assign_roles
+from tests.parity.goldenfile import ROLES, files_of, read
 
 
 def case_numbers():

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from goldenfile import ROLES, TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSampler, run
 
 from dummyforcing.method.policy import dummy, official
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.schedule import COMMIT_TIMESTEP
 from dummyforcing.sampling.teacache import skip_table
+from tests.parity.goldenfile import ROLES, TOLERANCE, assert_near, cases, files_of, read
+from tests.parity.rollout import NotingSampler, run
 
 
 def skips_of(golden, variant):

@@ -1,7 +1,8 @@
 """Which golden files there are."""
 
 import pytest
-from goldenfile import FILES, FOLDER, OWN_FOLDER, family
+
+from tests.parity.goldenfile import FILES, FOLDER, OWN_FOLDER, family
 
 TESTED = {
     "schedules",

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import in_order, schedule_tensors, show_commits, show_estimates
 
 from dummyforcing.method.policy import dense
 from dummyforcing.sampling import denoise
 from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.schedule import make_schedule
+from tests.parity.goldenfile import TOLERANCE, assert_near, cases, files_of, read
+from tests.parity.rollout import in_order, schedule_tensors, show_commits, show_estimates
 
 
 def schedule_of(golden, name):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSampler, run, schedule_tensors
 
 from dummyforcing.method.policy import window
+from tests.parity.goldenfile import TOLERANCE, assert_near, cases, files_of, read
+from tests.parity.rollout import NotingSampler, run, schedule_tensors
 
 
 def sampler_of(golden, **options):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from goldenfile import assert_near, cases, files_of, read
-from rollout import run, schedule_tensors
-from test_golden_longlive import sampler_of
+
+from tests.parity.goldenfile import assert_near, cases, files_of, read
+from tests.parity.rollout import run, schedule_tensors
+from tests.parity.test_golden_longlive import sampler_of
 
 
 def merged(golden):

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from goldenfile import TOLERANCE, assert_near, files_of, read
-from rollout import commit_flow, in_order, schedule_tensors, show_estimates
 
 from dummyforcing.method.policy import window
 from dummyforcing.sampling import rolling
 from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.rolling import RollingSampler
 from dummyforcing.sampling.schedule import COMMIT_TIMESTEP
+from tests.parity.goldenfile import TOLERANCE, assert_near, files_of, read
+from tests.parity.rollout import commit_flow, in_order, schedule_tensors, show_estimates
 
 
 class NotingRolling(RollingSampler):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from goldenfile import cases, read
 
 from dummyforcing.sampling.schedule import make_schedule, sigma_table
+from tests.parity.goldenfile import cases, read
 
 
 def arguments(entry):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from goldenfile import TOLERANCE, assert_near, cases, files_of, read
-from rollout import NotingSampler, run
 
 from dummyforcing.method.policy import dense, window
 from dummyforcing.sampling.schedule import sigma_table
+from tests.parity.goldenfile import TOLERANCE, assert_near, cases, files_of, read
+from tests.parity.rollout import NotingSampler, run
 
 
 def policy_of(variant, chunk_frames):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_model
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.media.monitor import Monitor
@@ -18,6 +17,7 @@ from dummyforcing.pipeline.memory import estimate, estimates
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.guard import Guard
+from tests.conftest import write_model
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball bounces on a green floor"

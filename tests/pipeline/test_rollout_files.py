@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import write_model
 from dummyforcing.errors import BadFile
 from dummyforcing.files.state import write_state
 from dummyforcing.media.clips import read_video
@@ -30,6 +29,7 @@ from dummyforcing.presets.preset import ScheduleArgs
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.guard import Guard
 from dummyforcing.vae.small_decoder import SmallDecoder, SmallLayers
+from tests.conftest import write_model
 
 PROMPT, OTHER = "a red ball bounces", "a blue cube spins"
 SIZE = (32, 48)
@@ -192,7 +192,7 @@ Elsewhere = dict[str, tuple[list[Made], dict[int, list[Made]]]]
 CHILD = """
 import pickle, sys
 from pathlib import Path
-from test_rollout_files import CASES, CHUNKS, load
+from tests.pipeline.test_rollout_files import CASES, CHUNKS, load
 folder, pipe = Path(sys.argv[1]), load(sys.argv[2], device="cpu")
 for place, case in enumerate(CASES.values()):
     for point in case.points:
@@ -214,7 +214,7 @@ def elsewhere(
             run.save(folder / f"{place}.{point}")
             whole[name] += case.advance(run, point, point + 1)
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parents[1]), *sys.path])}
     subprocess.run([sys.executable, "-c", CHILD, folder, model_folder], check=True, env=environment)
     return {
         name: (

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dummyforcing.evaluation.bootstrap import wilson
-from pictures import blur
 from research.detectors.detect import Verdict, detect, judge, summary
 from research.detectors.motion import Track, motion_scores
 from research.world.prompts import benchmark_scenes, two_object_scenes
 from research.world.render import draw, prepare
 from research.world.world import COLORS, FPS, MOTIONS, held_out_kinds, prompt_scene
+from tests.pictures import blur
 
 SIZE = 96
 RIGHT = Verdict(True, True, True)

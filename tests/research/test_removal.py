@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 
-from conftest import write_model
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
@@ -15,9 +14,10 @@ from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text
 from research.studies import removal
 from research.studies.dense_path import DensePath
+from tests.conftest import write_model
+from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text
 
 ONE_STEP = make_schedule([1000], shift=5.0)
 PROMPT = "a red ball bounces on a green floor"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_model
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.method.criteria import choose_dummies
 from dummyforcing.method.plan import HeadContext, Plan
@@ -18,6 +17,7 @@ from research.detectors.measures import SceneMeasures
 from research.studies import removal, study
 from research.studies.jobs import Job, Workers, read_journal
 from research.world.world import prompt_scene
+from tests.conftest import write_model
 
 ROOT = Path(__file__).parents[2]
 PLANS = {"measured plan": Plan.uniform(3, 4, HeadContext(0, 2), "measured")}

@@ -18,12 +18,12 @@ from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
-from oracles import SHAPE, small_model
 from research.training.networks import TeacherForcing
 from research.training.optim import orthogonalize
 from research.training.recall import PHASES, SomeChunks, add_lora, lora_tensors, take_phases
 from research.training.run import CHUNK
 from research.training.vae import VAE, WholeClipVAE
+from tests.oracles import SHAPE, small_model
 
 TOKENS = SHAPE[1] * SHAPE[2] // 4  # per latent frame
 

@@ -11,7 +11,7 @@ from dummyforcing.runtime.cuda_graphs import GraphRunner
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.samplers import SAMPLERS
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
+from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official"]
 

@@ -9,7 +9,7 @@ from dummyforcing.method.policy import dense, dummy, window
 from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import make_schedule
-from oracles import SHAPE, small_prompt
+from tests.oracles import SHAPE, small_prompt
 
 TWO, THREE = (make_schedule(steps, shift=5.0) for steps in ([1000, 500], [1000, 600, 300]))
 NATIVE = {

@@ -15,7 +15,15 @@ from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.recompute import RecomputeSampler
 from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import renoise, x0_from_velocity
-from oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text, softmax_attention
+from tests.oracles import (
+    SCHEDULE,
+    SHAPE,
+    random_plan,
+    small_model,
+    small_prompt,
+    small_text,
+    softmax_attention,
+)
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official", "official:2,1"]
 

@@ -13,7 +13,7 @@ from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.guard import Guard, dummy_share, recalled_context
 from dummyforcing.sampling.samplers import SAMPLERS
-from oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
+from tests.oracles import SCHEDULE, SHAPE, checked, small_model, small_prompt
 
 WIDE, NARROW = Guard(every=2, tolerance=1), Guard(every=1, tolerance=0)
 """Nothing leaves the one. Whatever moves at all leaves the other: the plan of chunk 1 is probed in chunks 2

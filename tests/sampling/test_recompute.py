@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from loops import TWO, committed, start
 
 from dummyforcing.errors import UserError
 from dummyforcing.method.policy import dense, official
 from dummyforcing.sampling.recompute import RecomputeSampler
-from oracles import SHAPE, checked, random_plan, small_model, small_prompt
+from tests.oracles import SHAPE, checked, random_plan, small_model, small_prompt
+from tests.sampling.loops import TWO, committed, start
 
 
 def test_recompute_takes_its_context_from_the_frames_it_should():

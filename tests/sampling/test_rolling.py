@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from loops import THREE, start
 
 from dummyforcing.method.policy import dense
 from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.schedule import renoise, x0_from_velocity
-from oracles import SHAPE, checked, small_model, small_prompt, softmax_attention
+from tests.oracles import SHAPE, checked, small_model, small_prompt, softmax_attention
+from tests.sampling.loops import THREE, start
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from loops import THREE, TWO, start, video
 
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext
@@ -11,7 +10,8 @@ from dummyforcing.sampling.guard import Guard
 from dummyforcing.sampling.noise import seeded_noise
 from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import make_schedule
-from oracles import SHAPE, checked, random_plan, small_model, small_prompt, softmax_attention, watched
+from tests.oracles import SHAPE, checked, random_plan, small_model, small_prompt, softmax_attention, watched
+from tests.sampling.loops import THREE, TWO, start, video
 
 
 @pytest.mark.parametrize("policy", ["native", "dummy"])

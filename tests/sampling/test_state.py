@@ -22,7 +22,7 @@ from dummyforcing.sampling.rolling import RollingState
 from dummyforcing.sampling.sampler import SamplerState
 from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import make_schedule
-from oracles import SCHEDULE, SHAPE, small_model, small_prompt
+from tests.oracles import SCHEDULE, SHAPE, small_model, small_prompt
 
 POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official"]
 CHUNKS = 6
@@ -203,7 +203,7 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from test_state import Rollouts
+from tests.sampling.test_state import Rollouts
 rollouts = Rollouts(batch=2)
 sampler = rollouts.read(Path(sys.argv[1]))
 save_file({"rest": torch.cat(rollouts.advance(sampler, 4, 6), 1)}, sys.argv[2])
@@ -215,7 +215,7 @@ def test_another_process_goes_on(tmp_path):
     sampler = rollouts.begin()
     rollouts.advance(sampler, 0, 4)
     rollouts.save(sampler, tmp_path / "s")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-c", CHILD, tmp_path / "s", tmp_path / "rest"]
     subprocess.run(command, check=True, env=environment)
     (rest,) = load_file(tmp_path / "rest").values()

@@ -6,7 +6,7 @@ import torch
 from dummyforcing.models.wan import TimeEmbedding
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.sampling.teacache import COEFFICIENTS, skip_table
-from oracles import SCHEDULE, small_model
+from tests.oracles import SCHEDULE, small_model
 
 
 def embeddings_with_changes(changes):

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from dummyforcing.checkpoints.vae import load_vae, open_vae
 from dummyforcing.errors import UserError
 from dummyforcing.vae.codec import VideoDecoder
-from layouts import wan_vae
+from tests.layouts import wan_vae
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "wan": {"base_dim": 8, "z_dim": 16, "num_res_blocks": 1},

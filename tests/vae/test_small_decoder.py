@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from test_codec import LAYOUTS, latents_of
 from torch import Tensor
 
 from dummyforcing.checkpoints.vae import load_small_decoder
@@ -14,6 +13,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.vae.codec import VideoDecoder
 from dummyforcing.vae.small_decoder import SmallLayers
+from tests.vae.test_codec import LAYOUTS, latents_of
 
 MEMORY, UPSAMPLE, GROW = (3, 4, 5, 9, 10, 11, 15, 16, 17), (6, 12, 18), {7: 1, 13: 2, 19: 2}
 CONVOLUTIONS, RELU = (1, 8, 14, 20, 22), (2, 21)

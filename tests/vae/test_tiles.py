@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from test_codec import LAYOUTS, one_shot
 from torch import Tensor
 
 from dummyforcing.errors import UserError
@@ -16,6 +15,7 @@ from dummyforcing.vae import tiles as vae_tiles
 from dummyforcing.vae.codec import VideoDecoder
 from dummyforcing.vae.memory import DecoderSizes
 from dummyforcing.vae.tiles import Rows, rows_needed, split_rows
+from tests.vae.test_codec import LAYOUTS, one_shot
 
 SIZES = LAYOUTS | {"wan, all layers": {"base_dim": 8, "z_dim": 16}}
 HEIGHT = 40
