@@ -16,7 +16,7 @@ pipeline = dummyforcing.load("tiny")
 preset = pipeline.files.preset
 request = make_request(pipeline.files, story.prompt, **story.options(preset))
 
-sheet = SceneSheet(request.scenes, preset.pixel_frames(request.frames), preset.fps)
+sheet = SceneSheet(request.scenes, preset.pixel_frames(request.length), preset.fps)
 with VideoWriter("story.mp4", preset.fps) as writer:
     for chunk in pipeline.run(request):
         writer.write(chunk.frames[0])

@@ -7,7 +7,7 @@ import dummyforcing
 from dummyforcing.analysis.calibration import calibrate
 
 pipeline = dummyforcing.load("tiny")
-table = calibrate(pipeline, ["a red square grows", "a blue triangle spins"], error=0.01, frames=33)
+table = calibrate(pipeline, ["a red square grows", "a blue triangle spins"], error=0.01, num_frames=33)
 for tried in table.sets:
     fewer = table.speed_up(tried.steps)
     print(f"without steps {tried.steps}: error {tried.error:.4f}, {fewer:.2f}x fewer passes")

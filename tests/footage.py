@@ -24,7 +24,8 @@ def numbers(frames: np.ndarray) -> list[int]:
     """The numbers of frames that were read."""
     found = (frames.reshape(len(frames), -1).mean(1) - 10) / STEP
     assert np.abs(found - found.round()).max() < 0.4
-    return found.round().astype(int).tolist()
+    whole: list[int] = found.round().astype(int).tolist()
+    return whole
 
 
 def write_clip(
@@ -54,6 +55,7 @@ def write_clip(
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
+        assert isinstance(stream, VideoStream)
         first = frames[0]
         stream.height, stream.width = (
             (first.height, first.width) if isinstance(first, av.VideoFrame) else first.shape[:2]

@@ -78,7 +78,9 @@ class HeadMemory:
     """Which past frames one head sees, kept as plain lists."""
 
     def __init__(self, context: HeadContext) -> None:
-        self.context, self.pinned, self.ring = context, [], []
+        self.context = context
+        self.pinned: list[int] = []
+        self.ring: list[int] = []
 
     @property
     def visible(self) -> set[int]:
@@ -230,9 +232,11 @@ Watch = Callable[[Seen], None]
 
 def watched(sampler: Sampler, watch: Watch) -> None:
     """Show every self-attention of a sampler."""
-    assert type(sampler.passes) is Passes
-    sampler.passes.__class__ = WatchedPasses
-    sampler.passes.watch = watch  # type: ignore[attr-defined]
+    passes = sampler.passes
+    assert type(passes) is Passes
+    passes.__class__ = WatchedPasses
+    assert isinstance(passes, WatchedPasses)
+    passes.watch = watch
 
 
 class CheckedCache(KVCache):
@@ -274,10 +278,11 @@ def checked(sampler: Checked) -> Checked:
     assert type(cache) is KVCache
     assert sizes.tokens_per_frame == height * width
     cache.__class__ = CheckedCache
+    assert isinstance(cache, CheckedCache)
     oracle = KeepEverything(
         sampler.plans, height * width, sizes.chunk_frames, sizes.local_attention_size, (height, width)
     )
-    cache.oracle = oracle  # type: ignore[attr-defined]
+    cache.oracle = oracle
 
     def compare(seen: Seen) -> None:
         cos, sin = seen.angles

@@ -39,6 +39,11 @@ Way = Callable[[int], None]
 class Layer:
     """Random inputs: queries side by side, keys and values of either group of heads."""
 
+    coarse: list[Tensor]
+    """Results in float8, one per set."""
+    ragged: Tensor
+    """Result of heads that are sequences."""
+
     def __init__(self, tokens: int, packed: int, neighbor: int, frames: int, device: torch.device) -> None:
         self.groups = [(neighbor, frames * tokens), (packed, 4 * tokens)]
         self.length, self.heads = CHUNK * tokens, packed + neighbor
@@ -88,7 +93,7 @@ def float8(layer: Layer) -> Way:
     to = partial(Tensor.to, dtype=FP8)
     coarse.q, coarse.out = [to(q) for q in layer.q], [to(q) for q in layer.q]
     coarse.kv = [[(to(k), to(v)) for k, v in groups] for groups in layer.kv]
-    layer.coarse = coarse.out  # type: ignore[attr-defined]
+    layer.coarse = coarse.out
     return side_by_side(coarse, "fp8")
 
 
@@ -113,13 +118,13 @@ def ragged_flash4(layer: Layer) -> Way:
         found = _flash_attn_fwd(
             q[number], k[number], v[number], cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, **options
         )[0]
-        layer.ragged = found.view(layer.heads, layer.length, WIDTH).transpose(0, 1)[None]  # type: ignore[attr-defined]
+        layer.ragged = found.view(layer.heads, layer.length, WIDTH).transpose(0, 1)[None]
 
     return way
 
 
-@triton.jit
-def _ragged_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def _ragged_kernel(  # type: ignore[no-untyped-def]
     q, keys, values, strides, lengths, out, length, scale,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +200,8 @@ def milliseconds(way: Way) -> float:
         for number in range(2):
             way(number)
     torch.cuda.synchronize()
-    graph, times = torch.cuda.CUDAGraph(), []
+    graph = torch.cuda.CUDAGraph()
+    times: list[float] = []
     with torch.cuda.graph(graph):
         for number in range(INNER):
             way(number % SETS)
@@ -212,8 +218,8 @@ def milliseconds(way: Way) -> float:
 def result_of(layer: Layer, name: str) -> Tensor:
     """What a way wrote for the first set, float32."""
     if name.startswith("fp8"):
-        return layer.coarse[0].float() / FP8_OUT_SCALE  # type: ignore[attr-defined]
-    return (layer.ragged if name.endswith("sequences") else layer.out[0]).float()  # type: ignore[attr-defined]
+        return layer.coarse[0].float() / FP8_OUT_SCALE
+    return (layer.ragged if name.endswith("sequences") else layer.out[0]).float()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -70,7 +71,7 @@ ORIGINAL_VAE_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 def random_weight(name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Values that keep activations in range: small, and about one where a norm multiplies."""
     fan_in = shape[-1] if len(shape) > 1 else 4096
-    weight = torch.randn(shape, device=device, dtype=torch.bfloat16) * fan_in**-0.5
+    weight: Tensor = torch.randn(shape, device=device, dtype=torch.bfloat16) * fan_in**-0.5
     return (weight + ("norm" in name and name.endswith("weight"))).to(dtype).cpu()
 
 
@@ -241,7 +242,7 @@ def main() -> None:
         text.UMT5_XXL.update(SMALL_UMT5)
         size = (64, 96)
     base = args.folder / "Wan2.1"
-    results: dict[str, object] = {"pixel_frames": args.frames, "small": args.small}
+    results: dict[str, Any] = {"pixel_frames": args.frames, "small": args.small}
     with stage("write base", {}):
         if not (base / "google").exists():
             write_base(base, str(device))

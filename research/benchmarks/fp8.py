@@ -13,6 +13,7 @@ Without a GPU float8 is emulated.
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def main() -> None:
         velocities(files, model, prompt, past, FusedWan(model, "linear", {n for n in layers if n != one}))
         for one in layers
     ]
-    results: dict[str, object] = {
+    results: dict[str, Any] = {
         "model": args.model,
         "weights": "bundled" if args.model == "tiny" else "random",
         "size": [width, height],
@@ -125,7 +126,7 @@ def main() -> None:
     print(
         "one block in float8, mean over steps:",
         [round(sum(e) / len(e), 4) for e in results["one_block_in_float8"]],
-    )  # type: ignore[attr-defined]
+    )
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def run(
     probes: list[tuple[float, float]] = []
     again: list[dict[str, object]] = []
     milliseconds: dict[str, list[float]] = defaultdict(list)
+    assert request.chunks is not None
     for chunk in range(request.chunks):
         sampler = rollout.sampler
         plan = sampler.plan

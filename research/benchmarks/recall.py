@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = {"variant": variant, "what": variants[variant][0], "seconds": seconds, "enters": enters}
         rows.append({**about, **summarise(records[job.name])})
         same = rows[-1]["same"]
-        print(f"{variant}, {seconds:g} s, {enters=}: same in {same['right']} of {rows[-1]['valid']}")  # type: ignore[index]
+        print(f"{variant}, {seconds:g} s, {enters=}: same in {same['right']} of {rows[-1]['valid']}")
     write_results(args.output, {"model": args.model, "rows": rows}, torch.device(args.device[0]))
     journal.unlink()
 

@@ -129,7 +129,8 @@ def extra_memory(work: Callable[[], None], device: torch.device) -> int:
         work()
     assert events.profiler is not None
     changes = [e for e in events.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))
+    most: int = max(accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))
+    return most
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def decode(size: tuple[int, int], tiles: int, pixels: Path) -> None:
     latents = torch.randn(1, FRAMES, 16, height, width, generator=generator)
     before, start = peak(), time.perf_counter()
     stream = decoder.stream(tiles)
-    frames = torch.cat([stream.decode(chunk) for chunk in latents.split(3, 1)], 1)
+    frames = torch.cat([stream.decode(chunk) for chunk in torch.split(latents, 3, 1)], 1)
     found = {"seconds": round(time.perf_counter() - start, 2), "peak_bytes": peak() - before}
     np.save(pixels, frames.numpy())
     print(json.dumps(found))

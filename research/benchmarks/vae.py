@@ -51,7 +51,7 @@ def diffusers_stream(decoder: VideoDecoder) -> Decode:
             for frame in vae.post_quant_conv(z.to(vae.dtype)).split(1, dim=2):
                 pieces.append(vae.decoder(frame, feat_cache=features, feat_idx=[0], first_chunk=is_first))
                 is_first = False
-        pixels = unpatchify(torch.cat(pieces, dim=2), decoder.patch_size)
+        pixels: Tensor = unpatchify(torch.cat(pieces, dim=2), decoder.patch_size)
         return (pixels.float().clamp(-1, 1) * 0.5 + 0.5).permute(0, 2, 3, 4, 1)
 
     return decode
@@ -96,7 +96,11 @@ def speed(begin: Callable[[], Decode], chunks: list[Tensor]) -> dict[str, float]
 
 def run(decode: Decode, chunks: list[Tensor]) -> list[float]:
     """Seconds of each chunk."""
-    return [seconds(lambda chunk=chunk: to_uint8(decode(chunk))) for chunk in chunks]
+
+    def work(chunk: Tensor) -> Tensor:
+        return to_uint8(decode(chunk))
+
+    return [seconds(partial(work, chunk)) for chunk in chunks]
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def main() -> None:
     for name in ["small"] if args.small else args.sizes:
         height, width = SMALL_SIZE if args.small else SIZES[name]
         latents = torch.randn(1, CHUNKS * CHUNK_FRAMES, 16, height // 8, width // 8, device=device)
-        chunks = list(latents.split(CHUNK_FRAMES, dim=1))
+        chunks = list(torch.split(latents, CHUNK_FRAMES, dim=1))
         results[name] = {path: speed(partial(stream, decoder), chunks) for path, stream in paths.items()}
         outputs = {path: stream(decoder)(chunks[0]) for path, stream in paths.items()}
         with exact_float32():

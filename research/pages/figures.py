@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Result = dict[str, Any]
 
@@ -60,7 +61,7 @@ def draw_figures(results: dict[str, Result], folder: Path) -> None:
         _save(lengths({**results["study"]["runs"], **results["long"]["runs"]}), folder / "length.png")
 
 
-def removal_curves(removal: Result) -> plt.Figure:
+def removal_curves(removal: Result) -> Figure:
     """Damage over the share of heads that lose their past, with intervals."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     titles = {"none": "no past left", "last": "the last frame left (packed)"}
@@ -77,7 +78,7 @@ def removal_curves(removal: Result) -> plt.Figure:
     return figure
 
 
-def quality_and_cost(variants: dict[str, Result]) -> plt.Figure:
+def quality_and_cost(variants: dict[str, Result]) -> Figure:
     """Two measures of all variants over the past frames that a head keeps."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     for axes, measure in zip(panels, ("semantic", "seam_excess"), strict=True):
@@ -96,7 +97,7 @@ def quality_and_cost(variants: dict[str, Result]) -> plt.Figure:
     return figure
 
 
-def lengths(runs: dict[str, Result]) -> plt.Figure:
+def lengths(runs: dict[str, Result]) -> Figure:
     """How measures change with the length of the video."""
     figure, panels = plt.subplots(1, len(MEASURES), figsize=(14, 3.8), layout="constrained")
     names = [name for name in runs if name.endswith(" s") and "returns" not in name]
@@ -128,7 +129,7 @@ def _point(axes: Axes, x: float, estimate: Result, color: str) -> None:
     axes.plot([x], [estimate["mean"]], "o", color=color, markersize=4)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     # Without metadata and dates, so that the same results give the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

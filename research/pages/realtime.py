@@ -12,6 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dummyforcing.bench.report import label
 from dummyforcing.presets.preset import SIZES
@@ -127,7 +129,7 @@ def draw(results: dict[str, Result], folder: Path) -> None:
         _save(latencies(results["long"]), folder / "latency.png")
 
 
-def speeds(sizes: dict[str, Result]) -> plt.Figure:
+def speeds(sizes: dict[str, Result]) -> Figure:
     """Pixel frames per second of every configuration, with and without the VAE, one panel for each size."""
     figure, panels = _panels(sizes)
     for axes, (size, result) in zip(panels, sizes.items(), strict=True):
@@ -145,7 +147,7 @@ def speeds(sizes: dict[str, Result]) -> plt.Figure:
     return figure
 
 
-def floors(sizes: dict[str, Result]) -> plt.Figure:
+def floors(sizes: dict[str, Result]) -> Figure:
     """Achieved TFLOP/s, and what large matrix products would reach on the same work."""
     figure, panels = _panels(sizes)
     for axes, (size, result) in zip(panels, sizes.items(), strict=True):
@@ -158,7 +160,7 @@ def floors(sizes: dict[str, Result]) -> plt.Figure:
     return figure
 
 
-def latencies(result: Result) -> plt.Figure:
+def latencies(result: Result) -> Figure:
     """Milliseconds of every chunk over the length of the video."""
     figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     chunk = result["chunk_frames"]
@@ -175,7 +177,7 @@ def latencies(result: Result) -> plt.Figure:
     return figure
 
 
-def _panels(sizes: dict[str, Result]) -> tuple[plt.Figure, list[plt.Axes]]:
+def _panels(sizes: dict[str, Result]) -> tuple[Figure, list[Axes]]:
     most = max(len(result["configurations"]) for result in sizes.values())
     figure, panels = plt.subplots(
         1, len(sizes), figsize=(4.2 * len(sizes), 1.3 + 0.36 * most), layout="constrained", squeeze=False
@@ -183,7 +185,7 @@ def _panels(sizes: dict[str, Result]) -> tuple[plt.Figure, list[plt.Axes]]:
     return figure, list(panels[0])
 
 
-def _finish(axes: plt.Axes, size: str, result: Result, unit: str) -> None:
+def _finish(axes: Axes, size: str, result: Result, unit: str) -> None:
     rows = result["configurations"]
     axes.set_yticks(range(len(rows)), [label(row, len(result["schedule"])) for row in rows], fontsize=8)
     axes.invert_yaxis()
@@ -196,7 +198,7 @@ def _color(row: Row) -> str:
     return COLORS.get(row["policy"].partition(":")[0], "tab:green")
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     # Without metadata and dates, so that the same results give the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -43,7 +43,8 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
     """Token ids, `(B, TEXT_LEN)` int64, 0 where padded."""
     out = tokenizer(prompts, padding="max_length", truncation=True, max_length=TEXT_LEN, return_tensors="pt")
-    return out.input_ids
+    ids: Tensor = out.input_ids
+    return ids
 
 
 def random_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask, fl
 from transformers import UMT5Config, UMT5EncoderModel
 
 from dummyforcing.kernels.rope import rope_table
-from dummyforcing.models.wan import Attention, CausalWan, ModelConfig
+from dummyforcing.models.wan import Attention, Block, CausalWan, ModelConfig
 from research.training.data import TEXT_LEN, build_tokenizer
 from research.training.run import CHUNK, TOKENS, Run, load_sharded, save_sharded
 
@@ -54,7 +55,7 @@ class Networks:
     def compile(self, model: CausalWan) -> None:
         """One compiled block serves all layers: while training, attention does not ask for the layer."""
         if self.run.device.type == "cuda":
-            for block in model.blocks:
+            for block in blocks_of(model):
                 block.layer = 0
                 block.compile(dynamic=False)
 
@@ -65,9 +66,9 @@ class Networks:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.model.time_projection[1].weight)
+        nn.init.zeros_(self.model.get_parameter("time_projection.1.weight"))
         nn.init.zeros_(self.model.head.head.weight)
-        for block in self.model.blocks:
+        for block in blocks_of(self.model):
             nn.init.zeros_(block.modulation)
             nn.init.zeros_(block.cross_attn.o.weight)
             with torch.no_grad():
@@ -82,7 +83,8 @@ class Networks:
     def embed(self, tokens: Tensor) -> Tensor:
         """Prompt embeddings, zero in padded rows, `(B, TEXT_LEN, text_dim)`."""
         mask = (tokens != 0).long()
-        return self.text(input_ids=tokens, attention_mask=mask).last_hidden_state * mask[..., None]
+        hidden: Tensor = self.text(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return hidden * mask[..., None]
 
     def save(self) -> None:
         """Write the run folder's text_encoder and transformer."""
@@ -91,6 +93,11 @@ class Networks:
             save_sharded(self.run.folder / "transformer", self.model.state_dict(), config)
             state = {k: v for k, v in self.text.state_dict().items() if k != "encoder.embed_tokens.weight"}
             save_sharded(self.run.folder / "text_encoder", state, self.text.config.to_dict())
+
+
+def blocks_of(model: CausalWan) -> list[Block]:
+    """The blocks of a model; its list tells only that they are modules."""
+    return cast(list[Block], [*model.blocks])
 
 
 def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:

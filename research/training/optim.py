@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrices, `(n, a, b)`, in bfloat16."""
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -39,7 +39,7 @@ class Optimizer:
         for p in params:
             p.grad = self.buffer.as_strided(p.shape, p.stride(), offset)
             offset += p.numel()
-        groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in params:
             if id(p) in matrices:
                 groups[p.shape].append(p)
@@ -74,7 +74,7 @@ class Optimizer:
 
 def graphed(work: Callable[[], T]) -> Callable[[], T]:
     """Record work on fixed tensors as a CUDA graph; replaying it saves thousands of launches."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

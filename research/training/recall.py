@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dummyforcing.models.wan import Block, CausalWan
 from research.detectors.recall import AFTER, RecallStory, make_recall_story
 from research.training.data import TEXT_LEN, random_scenes, render, tokenize
-from research.training.networks import Networks, masked_attention, rope_of
+from research.training.networks import Networks, blocks_of, masked_attention, rope_of
 from research.training.run import CHUNK, SIZE, TOKENS, Run, autocast
 from research.training.vae import Encoder
 from research.world.world import COLORS, FLOORS, SHAPES
@@ -40,7 +40,7 @@ def add_lora(model: CausalWan, rank: int) -> list[nn.Parameter]:
     """Freeze a model and put a LoRA on every linear layer of its blocks, as LongLive has it."""
     model.requires_grad_(False)
     trained: list[nn.Parameter] = []
-    for block in model.blocks:
+    for block in blocks_of(model):
         for parent in (block.self_attn, block.cross_attn, block.ffn):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
@@ -68,8 +68,8 @@ def attend_phases(self: Block, q: Tensor, text: tuple[Tensor, ...]) -> Tensor:
 
 def take_phases(model: CausalWan) -> None:
     """Let a model's blocks read prompts that change on the way."""
-    for block in model.blocks:
-        block.attend_text = MethodType(attend_phases, block)
+    for block in blocks_of(model):
+        block.attend_text = MethodType(attend_phases, block)  # type: ignore[method-assign]
 
 
 class Clips:
@@ -168,7 +168,7 @@ class SomeChunks:
 
     def chosen(self, x: Tensor) -> Tensor:
         """The noisy chunks of a clip `(B, F, ...)`."""
-        return x.unflatten(1, (self.chunks, CHUNK))[:, self.noisy].flatten(1, 2)
+        return torch.unflatten(x, 1, (self.chunks, CHUNK))[:, self.noisy].flatten(1, 2)
 
     def __call__(
         self, model: CausalWan, past: Tensor, x: Tensor, sigma: Tensor, text: Tensor, phases: Tensor
@@ -193,5 +193,6 @@ class SomeChunks:
         mask = (seen[..., None] == owner)[:, None]
         pairs = [tuple(t.flatten(1, 2) for t in pair) for pair in model.embed_text(text)]
         tokens = model.patchify(both).float()
-        tokens = model.transform(tokens, time_of, [(*pair, mask) for pair in pairs], rope, self.attention)
+        phased = [(*pair, mask) for pair in pairs]  # for blocks that take phases
+        tokens = model.transform(tokens, time_of, phased, rope, self.attention)  # type: ignore[arg-type]
         return model.unpatchify(tokens, time_of, height, width).float()[:, past.shape[1] :]

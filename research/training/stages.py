@@ -41,7 +41,7 @@ def pretrain(run: Run, seconds: float) -> None:
         with autocast(run):
             out = velocity(networks.model, noised(x0, sigma, noise), sigma, networks.embed(tokens))
         loss = (out - (noise - x0)).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate)
         losses[frames] = 0.98 * losses[frames] + 0.02 * loss.item() if step % 20 < 4 else losses[frames]
         if step % 200 == 0:
@@ -64,7 +64,7 @@ def preview(run: Run, networks: Networks) -> None:
     if run.rank == 0:
         clips = VideoDecoder(build_vae(run).eval()).stream().decode(latents.float())
         grid = clips[:, [0, -1]].transpose(1, 2).flatten(2, 3)  # first and last pixel frame side by side
-        save_picture(run.folder / "pretrain.png", grid.unflatten(0, (-1, 4 if not run.small else 1)))
+        save_picture(run.folder / "pretrain.png", torch.unflatten(grid, 0, (-1, 4 if not run.small else 1)))
 
 
 def make_past(
@@ -103,7 +103,7 @@ def causal(run: Run, seconds: float) -> None:
             past = make_past(tf, model, x0, text.detach(), late and step % 2 == 1, run)
             out = tf(model, past, noised(x0, sigma, noise), sigma, text)
         loss = (out - (noise - x0)).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate)
         if step % 20 == 0:
             average = 0.9 * average + 0.1 * loss.item()
@@ -166,7 +166,7 @@ def distill(run: Run, seconds: float) -> None:
             out = velocity(model, x, sigma, text)
         target = (x - end) / sigma[:, :, None, None, None]
         loss_first = (out - target).square().mean()
-        loss_first.backward()
+        loss_first.backward()  # type: ignore[no-untyped-call]
 
         long = int(step % 4 == 3)
         tf = passes[long]
@@ -179,7 +179,7 @@ def distill(run: Run, seconds: float) -> None:
             past = make_past(tf, model, x0, text, step % 4 != 0, run)
             out = tf(model, past, noised(x0, sigma, noise), sigma, text)
         loss_rest = (out - (noise - x0))[:, CHUNK:].square().mean()
-        loss_rest.backward()
+        loss_rest.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate)
         if step % 20 == 0:
             averages = [

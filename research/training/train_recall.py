@@ -9,6 +9,7 @@ of the latest chunks, against drift. The first chunk, which no long clip trains,
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -71,7 +72,7 @@ def train(run: Run, seconds: float, resume: Path | None) -> None:
         trained, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=run.device.type == "cuda"
     )
     levels = torch.tensor(STUDENT_SIGMAS, device=run.device)
-    averages = dict.fromkeys(("first", *(n for n, _, _ in sizes)), 0.0)
+    averages: dict[int | str, float] = dict.fromkeys(("first", *(n for n, _, _ in sizes)), 0.0)
     for step, rate in timed_steps(seconds, decay=0.6, device=run.device):
         which = (step % len(sizes)) if run.small else (0, 1, 1, 1)[step % 4]
         n, _, batch = sizes[which]
@@ -82,7 +83,7 @@ def train(run: Run, seconds: float, resume: Path | None) -> None:
         target = tf.chosen(x0)
         with autocast(run):
             with torch.no_grad():
-                text = networks.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+                text = torch.unflatten(networks.embed(tokens.flatten(0, 1)), 0, tokens.shape[:2])
             level = 0.2 * torch.rand(batch, n, device=run.device).square()
             past = noised(x0, level.repeat_interleave(CHUNK, 1), torch.randn_like(x0))
             if step % 3 == 2:
@@ -90,28 +91,30 @@ def train(run: Run, seconds: float, resume: Path | None) -> None:
                 x = noised(target, own, torch.randn_like(target))
                 made = (x - own[:, :, None, None, None] * tf(model, past, x, own, text, phases)).detach()
                 past = (
-                    past.unflatten(1, (n, CHUNK))
-                    .index_copy(1, tf.noisy, made.unflatten(1, (-1, CHUNK)).to(past.dtype))
+                    torch.unflatten(past, 1, (n, CHUNK))
+                    .index_copy(1, tf.noisy, torch.unflatten(made, 1, (-1, CHUNK)).to(past.dtype))
                     .flatten(1, 2)
                 )
             noise = torch.randn_like(target)
             out = tf(model, past, noised(target, sigma, noise), sigma, text, phases)
         loss = (out - (noise - target)).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         first = first_chunk(run, networks, base, x0, text, levels)
-        first.backward()
+        first.backward()  # type: ignore[no-untyped-call]
         if dist.is_initialized():
-            flat = torch.cat([p.grad.flatten() for p in trained])
+            grads = [cast(Tensor, p.grad) for p in trained]
+            flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat, op=dist.ReduceOp.AVG)
-            for p, g in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-                p.grad.copy_(g.view_as(p))
+            for grad, mean in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.param_groups[0]["lr"] = 2e-3 * rate
         optimizer.step()
         optimizer.zero_grad()
         if step % 4 < 3 and step % 40 < 4:
-            for name, value in ((n, loss), ("first", first)):
-                averages[name] = 0.8 * averages[name] + 0.2 * value.item() if averages[name] else value.item()
+            newest: dict[int | str, Tensor] = {n: loss, "first": first}
+            for key, value in newest.items():
+                averages[key] = 0.8 * averages[key] + 0.2 * value.item() if averages[key] else value.item()
         if step % 100 == 0:
             run.log(f"recall {step}:", ", ".join(f"{name} {value:.4f}" for name, value in averages.items()))
             save(run, model)

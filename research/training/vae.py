@@ -57,9 +57,10 @@ class WholeClipVAE:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Clips of latents, not clamped."""
-        return unpatchify(
+        pixels: Tensor = unpatchify(
             self.vae.decoder(self.vae.post_quant_conv(latents)), self.vae.config.patch_size
-        ).float()
+        )
+        return pixels.float()
 
 
 def build_vae(run: Run) -> AutoencoderKLWan:
@@ -109,7 +110,7 @@ def train_vae(run: Run, seconds: float) -> None:
         l1, mse = error.abs().mean(), error.square().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()
+        (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()  # type: ignore[no-untyped-call]
         return l1.detach(), mse.detach(), kl.detach()
 
     step_work = graphed(work) if device.type == "cuda" else work

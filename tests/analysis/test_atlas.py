@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def settings(
     )
 
 
-def made_up(seed: int = 0, layers: int = 4, heads: int = 5, bins: int = 7, **axes: int) -> Atlas:
+def made_up(seed: int = 0, layers: int = 4, heads: int = 5, bins: int = 7, **axes: Any) -> Atlas:
     """An atlas of random masses."""
     about = settings(**axes)
     shape = tuple(map(len, (about.prompts, about.seeds, about.chunks, about.calls)))
@@ -133,6 +134,8 @@ def test_plan_of_one_video_is_the_one_that_the_video_finds(pipeline: DummyForcin
     plan = watched.plan(request.policy)
     assert plan.roles == found.roles
     assert (plan.chunk, plan.num_dummy, plan.fingerprint) == (1, 6, found.fingerprint)
+    assert plan.scores is not None
+    assert found.scores is not None
     assert np.allclose(plan.scores, found.scores, atol=1e-6)
 
 
@@ -173,7 +176,7 @@ def test_every_chunk_is_counted_and_words_are_warned_of_once(pipeline: DummyForc
     ],
 )
 def test_what_cannot_be_watched(
-    pipeline: DummyForcingPipeline, options: dict[str, object], message: str
+    pipeline: DummyForcingPipeline, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         record(pipeline, PROMPTS, EVERY_ROW, **{"num_frames": 33, **options})
@@ -183,7 +186,7 @@ def test_what_cannot_be_watched(
 
 
 @pytest.mark.parametrize("score_pass", ["denoise", "commit"])
-def test_merged_plan_is_that_of_the_mean_scores(score_pass: str) -> None:
+def test_merged_plan_is_that_of_the_mean_scores(score_pass: Literal["denoise", "commit"]) -> None:
     atlas = made_up(prompts=3, seeds=2, chunks=2, steps=4)
     policy = dataclasses.replace(parse_policy("dummy"), score_pass=score_pass, num_dummy=7)
     scores = torch.zeros(4, 5, 3, dtype=torch.float64)
@@ -214,10 +217,14 @@ def test_plans_that_cannot_be_found() -> None:
 def test_jaccard() -> None:
     sets = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
     third = 1 / 3
-    assert np.allclose(
-        jaccard(sets),
-        [[1, third, 1, 0, 0], [third, 1, third, 0, 0], [1, third, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]],
-    )
+    right: list[list[float]] = [
+        [1, third, 1, 0, 0],
+        [third, 1, third, 0, 0],
+        [1, third, 1, 0, 0],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1],
+    ]
+    assert np.allclose(jaccard(sets), right)
 
 
 def test_core_ratio() -> None:
@@ -328,7 +335,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.open, self.references, self.text = [], [], [], []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.references: list[str | None] = []
+        self.text: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -356,6 +366,7 @@ def test_report_is_one_file_that_needs_nothing_else(axes: dict[str, int], tmp_pa
     page = Page(text)
     assert len(page.references) == page.tags.count("img") == 6
     for reference in page.references:
+        assert reference is not None
         kind, _, data = reference.partition(",")
         assert kind == "data:image/svg+xml;base64"
         svg = base64.b64decode(data)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ FOUR = ScheduleArgs((1000, 750, 500, 250), 5)
 EVERY_SET = [(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
 
 
-def start(model: CausalWan, policy: str, **options: object) -> BlockSampler:
+def start(model: CausalWan, policy: str, **options: Any) -> BlockSampler:
     return BlockSampler(model, small_prompt(model), parse_policy(policy), SCHEDULE, (1, *SHAPE), **options)
 
 
@@ -45,7 +46,7 @@ def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return with_preset(load(model_folder, device="cpu"), schedule=FOUR)
 
 
-def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForcingPipeline:
+def with_preset(pipeline: DummyForcingPipeline, **changes: Any) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = replace(pipeline.files, preset=replace(pipeline.files.preset, **changes))
     return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
@@ -123,6 +124,7 @@ def test_heads_are_scored_in_the_steps_that_run(policy: str) -> None:
     sampler.next_chunk()
     assert set(seen) == {0, 3}
     assert sampler.plan.chunk == 1
+    assert sampler.plan.scores is not None
     np.testing.assert_allclose(sampler.plan.scores, scorer.scores()[0], rtol=1e-5)
 
 
@@ -134,13 +136,14 @@ def test_every_set_is_measured_on_later_chunks(pipeline: DummyForcingPipeline, t
     for number, (prompt, seed) in enumerate(videos):
         request = make_request(pipeline.files, prompt, num_frames=33, seed=seed, policy="dummy")
         sampler = pipeline.rollout(request).sampler
+        assert isinstance(sampler, BlockSampler)
         expected = torch.stack([chunk_errors(sampler, EVERY_SET) for _ in range(3)], 1)
         for found, errors in zip(table.sets, expected.tolist(), strict=True):
             assert [found.first[number], *found.later[number]] == pytest.approx(errors, rel=1e-3)
 
 
 def test_the_choice_is_the_best_of_all_sets(table: Calibration) -> None:
-    errors = {found.steps: np.mean(found.later) for found in table.sets}
+    errors = {found.steps: float(np.mean(found.later)) for found in table.sets}
     chosen = set()
     for error in (min(errors.values()) / 2, *(value * 1.0001 for value in errors.values())):
         best: tuple[int, ...] = ()
@@ -191,6 +194,7 @@ def test_a_table_spares_the_first_chunk(
     request = make_request(pipeline.files, PROMPTS[0], num_frames=33, policy=policy, teacache=loose)
     assert pipeline.skipped_steps(request) == (1, 2, 3)
     plain = pipeline.rollout(replace(request, teacache=None)).sampler
+    assert isinstance(plain, BlockSampler)
     expected = [plain.next_chunk()]
     fork = plain.fork(mask((1, 2, 3)))
     expected += [fork.next_chunk(), fork.next_chunk()]
@@ -268,7 +272,7 @@ def test_damaged_tables_are_refused(table: Calibration, tmp_path: Path, change, 
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    pipeline: DummyForcingPipeline, changes: dict[str, object], options: dict[str, object], message: str
+    pipeline: DummyForcingPipeline, changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         calibrate(with_preset(pipeline, **changes), PROMPTS, **options)

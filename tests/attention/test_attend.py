@@ -17,10 +17,11 @@ def group(samples, heads, batch, total_heads, keys, head_dim, dtype):
     columns = total_heads if heads is None else len(heads)
     k, v = torch.randn(2, rows, keys, columns, head_dim, dtype=dtype)
     frames = (tuple(range(keys)),) * columns
-    return HeadGroup(*(None if i is None else torch.tensor(i) for i in (samples, heads)), k, v, frames)
+    which_samples, which_heads = (None if i is None else torch.tensor(i) for i in (samples, heads))
+    return HeadGroup(which_samples, which_heads, k, v, frames)
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, list[tuple[list[int] | None, list[int] | None, int]]] = {
     "whole": [(None, None, 7)],
     "one permuted group": [(None, [2, 0, 1], 7)],
     "two groups of heads": [(None, [0, 2], 5), (None, [1], 9)],

@@ -61,7 +61,8 @@ def test_counted_work_is_what_torch_counts(seed: int, local_attention_size: int 
 
 def test_self_attention_is_the_sum_over_heads_and_frames() -> None:
     """Brute force: every query with every key of every frame that is in the groups of a rollout."""
-    model, seen = small_model(layers=2, heads=3), Counter()
+    model = small_model(layers=2, heads=3)
+    seen: Counter[tuple[int, int | None]] = Counter()
 
     def observer(call, layer, q, groups) -> None:
         for group in groups:
@@ -211,7 +212,9 @@ def test_videos_take_turns(model_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     warm = [f"{size}, {policy}: warm-up" for policy in ("dense", "dummy")]
     assert told == [text.replace(size, s) for s in (size, "32x32") for text in warm + 2 * turns]
     assert len(told) == benchmark.videos
-    assert [(row["size"], row["policy"]) for row in results["configurations"]] == [
+    rows = results["configurations"]
+    assert isinstance(rows, list)
+    assert [(row["size"], row["policy"]) for row in rows] == [
         ([height, width], policy) for height, width in settings.sizes for policy in ("dense", "dummy")
     ]
 
@@ -256,7 +259,9 @@ def test_random_weights_of_a_public_model() -> None:
     )
     settings = Settings(((16, 16),), frames=9, repeats=1)
     results = Benchmark(files, settings, CPU, torch.float32, random=True).run()
-    (row,) = results["configurations"]
+    rows = results["configurations"]
+    assert isinstance(rows, list)
+    (row,) = rows
     assert (results["weights"], row["steps"]) == ("random", 4)
     assert row["fps"] > row["fps_end_to_end"] > 0
 

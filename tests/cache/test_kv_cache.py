@@ -286,11 +286,13 @@ def test_a_longer_context_does_not_bring_frames_back():
 def test_official_policy_sees_the_frames_of_the_public_code(ar_start, m, chunk):
     """Replays the public code's concatenations of frame lists (tests/golden/README.md, dummy_forcing)."""
     policy = official(ar_start, m, chunk)
+    assert policy.roles is not None
     table = {str(role): context for role, context in policy.roles.items()}
     plan = Plan(roles=(("sink", "dummy", "neighbor"),), table=table, policy="official")
     cache = make_cache([Plan.uniform(1, 3, policy.initial)], chunk=chunk)
-    sink, local = [], []
-    seen = [[], [], []]
+    sink: list[int] = []
+    local: list[int] = []
+    seen: list[list[int]] = [[], [], []]
     for number in range(8):
         current = list(range(number * chunk, (number + 1) * chunk))
         k = torch.randn(1, chunk, 3, HEAD_DIM)

@@ -3,6 +3,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dummyforcing.checkpoints.convert import check_file, check_model, convert
+from dummyforcing.checkpoints.hub import HubFile
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.errors import UserError
@@ -32,6 +34,12 @@ def public(model_folder: Path, tmp_path: Path) -> ModelFiles:
     return ModelFiles.open("self-forcing", weights=folder / "w.pt", base=model_folder)
 
 
+def local(place: Path | HubFile) -> Path:
+    """A place that is none on the Hub."""
+    assert isinstance(place, Path)
+    return place
+
+
 def test_a_converted_model_makes_the_same_video(
     public: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,7 +50,7 @@ def test_a_converted_model_makes_the_same_video(
     assert (tmp_path / "mine" / "transformer" / "diffusion_pytorch_model.safetensors.index.json").exists()
     options = {"num_frames": 9, "size": (32, 48)}
     mine = load(tmp_path / "mine", device="cpu")
-    theirs = load("self-forcing", weights=public.transformer, base=public.base, device="cpu")
+    theirs = load("self-forcing", weights=local(public.transformer), base=local(public.base), device="cpu")
     assert np.array_equal(mine.generate(PROMPT, **options).frames, theirs.generate(PROMPT, **options).frames)
 
 
@@ -66,7 +74,7 @@ def test_what_is_written(public: ModelFiles, tmp_path: Path) -> None:
     from transformers import UMT5EncoderModel
 
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
-    expected, ours = load(public.base, device="cpu"), vae.state_dict()
+    expected, ours = load(local(public.base), device="cpu"), vae.state_dict()
     assert all(torch.equal(ours[n], t.bfloat16()) for n, t in expected.vae.vae.state_dict().items())
     text = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(text[n], t.bfloat16()) for n, t in expected.text.model.state_dict().items())
@@ -85,7 +93,10 @@ def test_a_lora_is_merged(public: ModelFiles, tmp_path: Path) -> None:
     lora["blocks.0.ffn.0.lora_B.weight"] = torch.ones(96, 2)
     save_file(lora, tmp_path / "l.safetensors")
     files = ModelFiles.open(
-        "self-forcing", weights=public.transformer, base=public.base, lora=f"{tmp_path / 'l.safetensors'}:0.5"
+        "self-forcing",
+        weights=local(public.transformer),
+        base=local(public.base),
+        lora=f"{tmp_path / 'l.safetensors'}:0.5",
     )
     list(convert(files, tmp_path / "mine", torch.float32, ["transformer"]))
     tensors = load_file(tmp_path / "mine" / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -98,7 +109,7 @@ def test_nothing_is_left_of_a_failure(public: ModelFiles, model_folder: Path, tm
     (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
     (tmp_path / "there").mkdir()
     before = sorted(tmp_path.iterdir())
-    files = ModelFiles.open("self-forcing", weights=public.transformer, base=model_folder)
+    files = ModelFiles.open("self-forcing", weights=local(public.transformer), base=model_folder)
     broken = ModelFiles(**{**vars(files), "base": base})
     with pytest.raises(UserError, match="damaged, incomplete"):
         list(convert(broken, tmp_path / "mine", torch.bfloat16))
@@ -108,6 +119,7 @@ def test_nothing_is_left_of_a_failure(public: ModelFiles, model_folder: Path, tm
         list(convert(files, tmp_path / "no" / "mine", torch.bfloat16))
     stopped = convert(files, tmp_path / "mine", torch.bfloat16)
     next(stopped)
+    assert isinstance(stopped, Generator)
     stopped.close()
     assert sorted(tmp_path.iterdir()) == before
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def expected(state: State, lora: dict[str, tuple[torch.Tensor, torch.Tensor]], s
 
 def kohya(state: State) -> State:
     """Dots become underscores, and every layer has an alpha."""
-    names = {}
+    names: State = {}
     for name, tensor in state.items():
         layer, _, end = name.partition(".lora_")
         short = "lora_unet_" + layer.replace(".", "_")
@@ -120,7 +121,7 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-6, msg=name)
 
 
-def _rest(state: State, lora: dict[str, object]) -> State:
+def _rest(state: State, lora: Container[str]) -> State:
     return {name: tensor for name, tensor in state.items() if name.removesuffix(".weight") not in lora}
 
 
@@ -151,8 +152,8 @@ def test_golden_merge(tmp_path: Path) -> None:
     for name in checked:
         weight = name.removeprefix("merged/")
         layer = "base_model.model." + weight.removeprefix("model.").removesuffix(".weight")
-        parts = (tensors[f"{layer}.lora_{part}.weight"] for part in "AB")
-        result = merge_lora(tensors[weight], *parts, scale)
+        down, up = (tensors[f"{layer}.lora_{part}.weight"] for part in "AB")
+        result = merge_lora(tensors[weight], down, up, scale)
         torch.testing.assert_close(result, tensors[name], atol=2e-6, rtol=0)
 
 

@@ -58,7 +58,7 @@ def matrices(ranks: Mapping[str, int] = RANKS) -> dict[str, tuple[Tensor, Tensor
 
 def named(name: str, ranks: Mapping[str, int] = RANKS, down: str = "lora_A", up: str = "lora_B") -> Any:
     """The matrices; `name` gets the layer's name, or that with underscores, or that of diffusers."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer, (a, b) in matrices(ranks).items():
         own = name.format(layer, layer.replace(".", "_"), THEIRS[layer])
         tensors |= {f"{own}.{down}.weight": a, f"{own}.{up}.weight": b}

@@ -96,7 +96,7 @@ def test_a_lora_changes_the_weights(model_folder: Path, tmp_path: Path) -> None:
     save_file(lora, tmp_path / "lora.safetensors")
     path = str(tmp_path / "lora.safetensors")
     before, half, whole = (
-        load(model_folder, lora=chosen, device="cpu").model.blocks[0].ffn[0].weight
+        load(model_folder, lora=chosen, device="cpu").model.get_parameter("blocks.0.ffn.0.weight")
         for chosen in ((), f"{path}:0.5", [path])
     )
     torch.testing.assert_close(half - before, torch.ones(96, 48))
@@ -228,3 +228,11 @@ def test_the_native_policy(model_folder: Path) -> None:
     assert make_request(files, PROMPT, policy="dummy").policy.initial == native.initial
     assert make_request(files, PROMPT, policy="dense").policy.initial.recent is None
     assert make_request(ModelFiles.open(model_folder), PROMPT).policy.initial.recent is None
+
+
+@pytest.mark.parametrize("part", ["model", "text", "vae"])
+def test_weights_begin_where_tensors_do(model_folder: Path, part: str) -> None:
+    """Matrix products round by alignment: the same weights in another file must make the same video."""
+    pipeline = load(model_folder, device="cpu")
+    modules = {"model": pipeline.model, "text": pipeline.text.model, "vae": pipeline.vae.vae}
+    assert all(weight.data_ptr() % 64 == 0 for weight in modules[part].parameters())

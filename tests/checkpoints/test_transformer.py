@@ -2,8 +2,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,14 +179,14 @@ def transformer(model_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folder / "transformer", tmp_path / "transformer"))
 
 
-def rewrite(folder: Path, change: object) -> None:
-    """Put all tensors through `change` (a function of the dict) into a single file."""
-    tensors = {}
+def rewrite(folder: Path, change: Callable[[State], object]) -> None:
+    """Put all tensors through `change` into a single file."""
+    tensors: State = {}
     for path in folder.glob("*.safetensors"):
         tensors |= load_file(path)
         path.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    change(tensors)  # type: ignore[operator]
+    change(tensors)
     save_file(tensors, folder / "model.safetensors")
 
 
@@ -217,8 +219,11 @@ def test_every_diffusers_name_is_one_native_name(size: str) -> None:
 
 
 def test_config_in_diffusers_words(tmp_path: Path) -> None:
-    words = {"num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16}
-    words |= {
+    words: dict[str, Any] = {
+        "num_attention_heads": 12,
+        "attention_head_dim": 128,
+        "in_channels": 16,
+        "out_channels": 16,
         "ffn_dim": 8960,
         "num_layers": 30,
         "patch_size": [1, 2, 2],

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import resource
 import shutil
@@ -7,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -15,17 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dummyforcing.analysis.atlas import Atlas
-from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli import DESCRIPTION, main
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.errors import UserError
 from dummyforcing.media.montage import CAPTION_HEIGHT
 from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline import request
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import SIZES, bundled_folders
 from tests.conftest import write_model
+from tests.terminal import OnTerminal, believe_in_terminal
 
 PROMPT = "a red ball bounces on a green floor"
 
@@ -45,7 +45,10 @@ def model(model_folder: Path) -> str:
     return str(model_folder)
 
 
-def test_generate(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believe_in_terminal(monkeypatch)
     output = tmp_path / "ball.mp4"
     assert main(["generate", PROMPT, "-o", str(output), "--model", model, "--frames", "21"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["ball.mp4"]
@@ -124,13 +127,13 @@ def test_sizes_by_name(
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text(PROMPT)
     asked: list[tuple[int, int]] = []
-    request = ModelFiles.request
+    check = request.check_request
 
-    def noting(self: ModelFiles, *args: object, **options: object) -> Request:
-        asked.append(request(self, *args, **options).size)
-        raise UserError("Enough is known.")
+    def noting(*args: Any) -> request.Request:
+        asked.append(check(*args).size)
+        raise UserError("Enough is known", "stop here")
 
-    monkeypatch.setattr(ModelFiles, "request", noting)
+    monkeypatch.setattr(request, "check_request", noting)
     own = [model] if command[0] == "models" else ["--model", model]
     for name, size in {**SIZES, "640x352": (352, 640)}.items():
         assert main([*command, *own, "--size", name]) == 2
@@ -154,15 +157,15 @@ def test_a_long_video_is_told_how_it_fared(
         assert bool(re.search(pattern, capsys.readouterr().out)) == (seconds == "20")
 
 
-def test_heads_classified_anew_are_told(
+def test_heads_classified_again_are_told(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["-o", str(tmp_path / "a.mp4"), "--model", model, "--frames", str(9 + 12 * 43)]
-    for tile, told in (
-        ("0", r"Heads classified anew at 32\.\d s: \d of 12 have another role\."),
-        ("1", r"No heads were classified anew"),
+    for tolerance, told in (
+        ("0", r"Heads classified again at 32\.\d s: \d of 12 have another role\."),
+        ("1", r"No heads were classified again: where they look has stayed within the tolerance\."),
     ):
-        assert main(["generate", PROMPT, *options, "--reclassify", tile]) == 0
+        assert main(["generate", PROMPT, *options, "--reclassify", tolerance]) == 0
         assert re.search(told, capsys.readouterr().out)
 
 
@@ -181,7 +184,10 @@ def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert picture.exists()
 
 
-def test_heads_atlas(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_atlas(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believe_in_terminal(monkeypatch)
     prompts, report, kept, plan = (tmp_path / name for name in ("p.txt", "a.html", "a.npz", "plan.json"))
     prompts.write_text(f"{PROMPT}\n\n  a blue cube spins \n")
     options = ["--model", model, "--prompts", str(prompts), "--steps", "all", "--chunks", "all"]
@@ -320,8 +326,8 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([" \n"], "prompt is empty"),
         ([PROMPT, "--size", "100x64"], "nearest is 96x64"),
         ([PROMPT, "--size", "big"], "take 480p, 720p, 1080p, or width x height such as 832x480"),
-        ([], "Give either a prompt, or --story"),
-        ([PROMPT, "--story", "a.yaml"], "Give either a prompt, or --story"),
+        ([], "either a prompt or a story; give a prompt, or --story"),
+        ([PROMPT, "--story", "a.yaml"], "either a prompt or a story; give a prompt, or --story"),
         (["--story", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         ([PROMPT, "--switch", "1:a blue cube", "--switch", "1.1:a red cube"], "in the same chunk"),
         ([PROMPT, "--sheet", "a.jpg"], "ends in .png"),
@@ -336,11 +342,14 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--policy", "sparse"], "the policies are dense, window, dummy, anchored, long, official"),
         ([PROMPT, "--policy", "window:1"], "window:"),
         ([PROMPT, "--policy", "dense", "--dummy-fraction", "0.5"], "has no dummy heads"),
-        ([PROMPT, "--dummy-fraction", "2"], "between 0 and 1"),
+        (
+            [PROMPT, "--dummy-fraction", "2"],
+            "--dummy-fraction 2.0 is out of range; take 0 or more and 1 at most.",
+        ),
         ([PROMPT, "--plan", "nowhere.json"], "nowhere.json cannot be read"),
         ([PROMPT, "--seed", "-3"], "out of range"),
         ([PROMPT, "--teacache", "0"], "take more than 0"),
-        ([PROMPT, "--reclassify", "2"], "take 0 to 1"),
+        ([PROMPT, "--reclassify", "2"], "--reclassify 2.0 is out of range; take 0 or more and 1 at most."),
         ([PROMPT, "--reclassify", "0.1", "--policy", "dense"], "take policy dummy, or no guard"),
     ],
 )
@@ -436,24 +445,20 @@ def test_bad_atlas_options(refused, model: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_no_atlas(model: str, tmp_path: Path) -> None:
     files = ("-o", tmp_path / "a.html", "--save", tmp_path / "a.npz", "--save-plan", tmp_path / "p.json")
-    args = command("heads", PROMPT, "--model", model, "--frames", 9 + 12 * 50, *files)
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stderr is not None
-    seen = b""
-    while not re.search(rb" [1-9]\d*/51 ", seen):
-        seen += os.read(process.stderr.fileno(), 4096)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors.rstrip().endswith(b"Interrupted.")
+    run = OnTerminal(command("heads", PROMPT, "--model", model, "--frames", 9 + 12 * 50, *files))
+    run.wait_for(r" [1-9]\d*/51 ")
+    run.process.send_signal(signal.SIGINT)
+    code, _, shown = run.finish()
+    assert code == 130
+    assert shown.rstrip().endswith("Interrupted.")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_heads_needs_one_source(refused, tmp_path: Path) -> None:
-    assert "either a prompt" in refused("heads", "-o", tmp_path / "h.png")
-    assert "either a prompt" in refused("heads", PROMPT, "--plan", "p.json", "-o", tmp_path / "h.png")
-    assert "either a prompt" in refused("heads", PROMPT, "--atlas", "a.npz", "-o", tmp_path / "h.png")
+    for sources in ([], [PROMPT, "--plan", "p.json"], [PROMPT, "--atlas", "a.npz"]):
+        message = refused("heads", *sources, "-o", tmp_path / "h.png")
+        assert "too little or too much to show; give a prompt or --prompts, to watch the heads" in message
+        assert "--plan, to show a head plan, or --atlas, to show measurements." in message
     assert "ends in .png or .html" in refused("heads", PROMPT, "-o", tmp_path / "h.pdf")
 
 
@@ -476,18 +481,13 @@ def test_disk_full(model: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_playable_file_or_none(model: str, tmp_path: Path) -> None:
     output = tmp_path / "a.mp4"
-    args = command("generate", PROMPT, "-o", output, "--model", model, "--frames", 9 + 12 * 500)
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stderr is not None
-    seen = b""
-    while b" FPS" not in seen:  # the first chunk is finished
-        seen += os.read(process.stderr.fileno(), 4096)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors.rstrip().endswith(b"Interrupted.")
-    assert b"Traceback" not in errors
+    run = OnTerminal(command("generate", PROMPT, "-o", output, "--model", model, "--frames", 9 + 12 * 500))
+    run.wait_for(" FPS")  # the first chunk is finished
+    run.process.send_signal(signal.SIGINT)
+    code, _, shown = run.finish()
+    assert code == 130
+    assert shown.rstrip().endswith("Interrupted.")
+    assert "Traceback" not in shown
     left = list(tmp_path.iterdir())
     assert left in ([], [output])
     if left:

@@ -1,9 +1,7 @@
 """`dummyforcing eval` on a random model: naming, shards, resuming, what is refused."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from dummyforcing.evaluation.metrics import changes
 from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER
 from dummyforcing.media.clips import read_mp4
+from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from tests.conftest import write_model
+from tests.terminal import OnTerminal, believe_in_terminal
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a ball on a green floor"]
 
@@ -54,7 +54,8 @@ def count_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return made
 
 
-def test_videos_measures_and_manifest(args, tmp_path, model_folder, capsys, count_made):
+def test_videos_measures_and_manifest(args, tmp_path, model_folder, capsys, count_made, monkeypatch):
+    believe_in_terminal(monkeypatch)
     assert main([*args, "--samples", "2", "--seed", "5"]) == 0
     out = tmp_path / "out"
     assert names(out) == ["manifest.json", "measures", "metrics.json", "videos"]
@@ -100,14 +101,15 @@ def test_resuming_after_an_interruption(args, tmp_path, capsys, monkeypatch):
     """Interrupted while the second file is written: one video is left; a second run makes the others."""
     from dummyforcing.evaluation import generate
 
-    write, calls = generate.write_mp4, []
+    calls = []
 
     def interrupted(path, frames, fps):
         calls.append(path)
         if len(calls) == 2:
-            write(path, frames[:5], fps)  # as the writer does on Ctrl-C: the part under the name it was given
+            # As the writer does on Ctrl-C: the part under the name it was given.
+            write_mp4(path, frames[:5], fps)
             raise KeyboardInterrupt
-        write(path, frames, fps)
+        write_mp4(path, frames, fps)
 
     monkeypatch.setattr(generate, "write_mp4", interrupted)
     assert main([*args, "--samples", "1"]) == 130
@@ -140,15 +142,10 @@ def test_a_new_video_has_no_old_measures(args, tmp_path, monkeypatch):
 
 
 def test_a_killed_process_leaves_whole_videos(args, tmp_path):
-    command = [sys.executable, "-m", "dummyforcing", *args, "--samples", "50"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    seen = b""
-    while b"2/150" not in seen:
-        seen += os.read(process.stderr.fileno(), 4096)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=20)
+    run = OnTerminal([sys.executable, "-m", "dummyforcing", *args, "--samples", "50"])
+    run.wait_for("2/150")
+    run.process.send_signal(signal.SIGKILL)
+    run.finish()
     videos = list((tmp_path / "out" / "videos").iterdir())
     assert 2 <= len(videos) < 150
     assert all(video.suffix == ".mp4" and len(read_mp4(video)) == 21 for video in videos)
@@ -229,13 +226,16 @@ def test_existing_scores(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "either a file of prompts"),
-        (["p.txt", "--scores", "x"], "either a file of prompts"),
+        ([], "either too little or too much to do; give a file of prompts"),
+        (["p.txt", "--scores", "x"], "either too little or too much to do; give a file of prompts"),
         (["nothing.txt"], "annot read the prompts"),
         (["p.txt", "--shard", "4/4"], "hard '4/4'"),
         (["p.txt", "--samples", "0"], "0 samples"),
         (["p.txt", "--dimension", "fun"], "no dimension 'fun'"),
-        (["p.txt", "--dimension", "color"], "needs --vbench-info"),
+        (
+            ["p.txt", "--dimension", "color"],
+            "--dimension needs to know what prompts a dimension has; give --vbench-info.",
+        ),
         (["p.txt", "--frames", "20"], "take 9 or 21"),
         (["p.txt", "--extended", "two.txt"], "has 2 lines and p.txt 1"),
         (["two.txt", "--policy", "lazy"], "lazy"),

@@ -7,13 +7,15 @@ import pytest
 from dummyforcing.cli import main
 from dummyforcing.sampling.teacache import Calibration
 from tests.conftest import write_model
+from tests.terminal import believe_in_terminal
 
 PROMPT = "a red ball bounces"
 
 
 def test_calibrate_show_and_use(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    believe_in_terminal(monkeypatch)
     prompts, path = tmp_path / "prompts.txt", tmp_path / "table.json"
     prompts.write_text(f"{PROMPT}\na blue cube spins\n")
     model = ["--model", str(model_folder)]
@@ -69,11 +71,11 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "Give some prompts to measure with"),
+        ([], "There are no prompts to measure with; give some"),
         (["none.txt"], "none.txt cannot be read"),
-        ([PROMPT, "--seeds", "0"], "0 seeds make no video"),
+        ([PROMPT, "--seeds", "0"], "0 seeds make no video; take 1 or more (--seeds)."),
         ([PROMPT, "--frames", "9"], "no later chunks"),
-        ([PROMPT, "--error", "0"], "take more than 0"),
+        ([PROMPT, "--error", "0"], "take more than 0, such as 0.01 (--error)."),
         ([PROMPT, "-o", "table.txt"], "ends in .json"),
         ([PROMPT, "--model", "rolling-forcing"], "take a model of sampler 'block'"),
     ],

@@ -132,7 +132,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
             (self.made[2] / f"{name}_eval_results.json").write_text(json.dumps(result))
 
     module = ModuleType("vbench")
-    module.VBench = VBench
+    monkeypatch.setattr(module, "VBench", VBench, raising=False)
     module.__spec__ = sys.__spec__
     monkeypatch.setitem(sys.modules, "vbench", module)
     return calls
@@ -172,10 +172,10 @@ def test_what_can_be_computed_is(info, package, tmp_path, monkeypatch):
 def test_obstacles(package, tmp_path, monkeypatch):
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
     assert obstacle("temporal_flickering", download=False) is None
-    assert "tag2text" in obstacle("scene", download=False)
+    assert "tag2text" in (obstacle("scene", download=False) or "")
     assert obstacle("scene", download=True) is None
     monkeypatch.delitem(sys.modules, "vbench")
-    assert "not installed" in obstacle("scene", download=True)
+    assert "not installed" in (obstacle("scene", download=True) or "")
 
 
 def test_without_its_prompts_nothing_is_computed(tmp_path):

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, NotFinite
 from dummyforcing.files.state import read_state, write_state
 
 
@@ -65,7 +65,7 @@ def read(path: Path) -> Whole:
     return read_state(path, "my format", "1", Whole)
 
 
-@pytest.mark.parametrize("either", [None, Part(4), Other(float("inf"))])
+@pytest.mark.parametrize("either", [None, Part(4), Other(-1.5e-300)])
 def test_a_state_comes_back_as_it_was(either: Part | Other | None, tmp_path: Path) -> None:
     state, path = whole(either), tmp_path / "s"
     write_state(path, "my format", "1", state)
@@ -80,6 +80,12 @@ def test_a_state_comes_back_as_it_was(either: Part | Other | None, tmp_path: Pat
         assert torch.equal(one.float(), other.float())
     assert found.tensors[0].data_ptr() % 64 == 0, "aligned as torch aligns its own tensors"
     assert found.tensors[0].data_ptr() != found.tensors[1].data_ptr()
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFinite, match=r"either\.value is inf"):
+        write_state(tmp_path / "s", "my format", "1", whole(Other(float("inf"))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_what_the_hints_name_is_built(tmp_path: Path) -> None:

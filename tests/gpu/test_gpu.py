@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_samplers_go_on_from_a_state(policy: str, fused: bool, tmp_path: Path) -
     """Bit by bit, from before the classification and from among recorded graphs, new prompt included."""
     model = small_model(layers=3, heads=4, head_dim=16).to("cuda", torch.bfloat16)
     rules = parse_policy(policy), SCHEDULE, (2, *SHAPE)
-    options = {"frames": 24, "fused": FusedWan(model) if fused else None}
+    options: dict[str, Any] = {"frames": 24, "fused": FusedWan(model) if fused else None}
 
     def start(seeds: list[int]) -> BlockSampler:
         return BlockSampler(model, small_prompt(model, 2, seed=1 + seeds[0]), *rules, seeds=seeds, **options)

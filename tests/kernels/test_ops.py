@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dummyforcing.kernels import ops
+from dummyforcing.kernels.constants import FP8
 from dummyforcing.kernels.rope import rope_table
 
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
@@ -64,9 +65,9 @@ def test_residual_norm(dtype, frames, parts):
     gate = None if parts in ("no gate", "no delta") else table[:, 0]
     norm = None if parts == "no norm" else (table[:, 1], table[:, 2])
     expected_x = x.cpu().clone()
-    on_cpu = [t if t is None else t.cpu() for t in (delta, gate)]
-    cpu_norm = norm and tuple(t.cpu() for t in norm)
-    expected = ops.residual_norm(expected_x, *on_cpu, cpu_norm, tokens=tokens, eps=1e-6)
+    cpu_delta, cpu_gate = (t if t is None else t.cpu() for t in (delta, gate))
+    cpu_norm = None if norm is None else (norm[0].cpu(), norm[1].cpu())
+    expected = ops.residual_norm(expected_x, cpu_delta, cpu_gate, cpu_norm, tokens=tokens, eps=1e-6)
     y, scales = kernels().residual_norm(x, delta, gate, norm, tokens, 1e-6, False)
     assert scales is None
     torch.testing.assert_close(x.cpu(), expected_x, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -106,14 +107,16 @@ def same_rows(values, scales, expected):
 @pytest.mark.parametrize("gelu", [False, True])
 def test_quantize_rows(gelu):
     x = tensor(7, 96) * torch.tensor([1e-4, 1, 3, 10, 50, 200, 0.0], device=DEVICE)[:, None]
-    same_rows(*kernels().quantize_rows(x, gelu), ops.quantize_rows(x.cpu(), gelu))
+    values, scales = kernels().quantize_rows(x, gelu)
+    same_rows(values, scales, ops.quantize_rows(x.cpu(), gelu))
 
 
 @here
 def test_residual_norm_in_float8():
     x, scale, shift = tensor(6, 96), tensor(1, 96, seed=1), tensor(1, 96, seed=2)
     expected = ops.residual_norm(x.cpu(), norm=(scale.cpu(), shift.cpu()), tokens=2, eps=1e-6, fp8=True)
-    same_rows(*kernels().residual_norm(x, None, None, (scale, shift), 2, 1e-6, True), expected)
+    values, scales = kernels().residual_norm(x, None, None, (scale, shift), 2, 1e-6, True)
+    same_rows(values, scales, expected)
 
 
 @here
@@ -126,7 +129,7 @@ def test_rms_norm(dtype):
 
 
 @here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, ops.FP8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_place_heads(dtype, batch):
     """Three heads in two buffers, in another order than the model's, at slots of their own."""
@@ -140,10 +143,10 @@ def test_place_heads(dtype, batch):
     order, slots = [2, 0, 1], torch.tensor([[1, 2], [-1, 0], [3, 0]], dtype=torch.int32)
 
     def targets(device):
-        buffers = [
-            tuple(torch.zeros(batch, size * tokens, count, width, device=device).to(dtype) for _ in "kv")
-            for size, count in ((4, 2), (1, 1))
-        ]
+        def zeros(size, count):
+            return torch.zeros(batch, size * tokens, count, width, device=device).to(dtype)
+
+        buffers = [(zeros(size, count), zeros(size, count)) for size, count in ((4, 2), (1, 1))]
         rows = {}
         for (k, v), group in zip(buffers, ([2, 0], [1]), strict=True):
             for column, head in enumerate(group):
@@ -158,7 +161,7 @@ def test_place_heads(dtype, batch):
     ops.place_heads(qkv.cpu(), (gains[0].cpu(), gains[1].cpu()), rope, theirs, expected, 1e-6)
     on_device = tuple(t.to(DEVICE) for t in rope)
     kernels().place_heads(qkv, gains, on_device, mine.table, mine.slots, q, 1e-6)
-    tolerance = {torch.float32: 2e-6, torch.bfloat16: 0.01, ops.FP8: None}[dtype]
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 0.01, FP8: None}[dtype]
     pairs = [
         (q, expected),
         *(

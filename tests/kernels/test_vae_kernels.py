@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_add_norm(dtype: torch.dtype, channels: int, parts: str, then: str) -> N
         for function in (vae_triton.add_norm, reference_add_norm):
             more = 32 * (channels > 64)  # channels of the result that nothing is computed for
             total, window = x.clone(), maps(2, 5, *shape[2:-1], channels + more, dtype=dtype, seed=4)
-            options = {"gamma": gamma, "silu": "silu" in then, "keep": keep}
+            options: dict[str, Any] = {"gamma": gamma, "silu": "silu" in then, "keep": keep}
             function(total, bias, residual, window[:, 2:], **options)
             results.append((window, total))
         (ours, our_total), (expected, expected_total) = results

@@ -4,15 +4,19 @@ Every frame of a clip has a level of its own. Which one is right follows from th
 """
 
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
 from av.filter import Graph
 from av.stream import Disposition
+from PIL import Image
 
 from dummyforcing.errors import UserError
 from dummyforcing.media import clips
@@ -23,8 +27,8 @@ from tests.footage import numbered, numbers, write_clip
 
 SIZE = (32, 48)
 FPS = 16
-H264 = {"codec": "libx264", "pixels": "yuv420p", "qp": "4"}
-B_FRAMES = {**H264, "bf": "3", "x264-params": "b-adapt=0"}
+H264: dict[str, Any] = {"codec": "libx264", "pixels": "yuv420p", "qp": "4"}
+B_FRAMES: dict[str, Any] = {**H264, "bf": "3", "x264-params": "b-adapt=0"}
 
 EVEN = [62 * i for i in range(16)]
 LATE = [1400 + 62 * i for i in range(16)]
@@ -59,7 +63,7 @@ def seen(path: Path, count: int, fps: int = FPS) -> list[int]:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_the_frame_that_is_shown_at_each_instant(
-    tmp_path: Path, times: list[int], name: str, how: dict[str, str]
+    tmp_path: Path, times: list[int], name: str, how: dict[str, Any]
 ) -> None:
     path = write_clip(tmp_path / name, numbered(len(times)), times, **how)
     assert seen(path, 13) == shown(times, 13)
@@ -73,7 +77,7 @@ def test_of_repeated_times_the_last_frame_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [{"codec": "mpeg4", "qscale": "2", "pixels": "yuv420p"}, H264, B_FRAMES])
 @pytest.mark.parametrize("name", ["a.avi", "a.mkv"])
-def test_files_that_know_no_order_of_frames(tmp_path: Path, name: str, how: dict[str, str]) -> None:
+def test_files_that_know_no_order_of_frames(tmp_path: Path, name: str, how: dict[str, Any]) -> None:
     """AVI gives times in the order of decoding, so B-frames have wrong ones."""
     path = write_clip(tmp_path / name, numbered(20), range(20), time_base=Fraction(1, FPS), **how)
     assert seen(path, 19) == list(range(19))
@@ -82,13 +86,13 @@ def test_files_that_know_no_order_of_frames(tmp_path: Path, name: str, how: dict
 
 def test_frames_left_out_of_an_avi_are_waited_for(tmp_path: Path) -> None:
     times = [0, 1, 2, 5, 6, 7, 11, 12, 13, 14]
-    how = {"codec": "mpeg4", "pixels": "yuv420p"}
+    how: dict[str, Any] = {"codec": "mpeg4", "pixels": "yuv420p"}
     path = write_clip(tmp_path / "a.avi", numbered(10), times, time_base=Fraction(1, FPS), **how)
     assert seen(path, 14) == [0, 1, 2, 2, 2, 3, 4, 5, 5, 5, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("how", [H264, B_FRAMES])
-def test_a_bare_stream_has_no_times(tmp_path: Path, how: dict[str, str]) -> None:
+def test_a_bare_stream_has_no_times(tmp_path: Path, how: dict[str, Any]) -> None:
     path = write_clip(tmp_path / "a.h264", numbered(16), range(16), time_base=Fraction(1, FPS), **how)
     assert seen(path, 15) == list(range(15))
 
@@ -116,12 +120,12 @@ class Retimed(Clip):
     ],
 )
 def test_times_that_miss_or_err(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[int | None], right: list[int] | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[int | None], right: list[float] | None
 ) -> None:
     path = write_clip(tmp_path / "a.mkv", numbered(10), [62 * i for i in range(10)])
     monkeypatch.setattr(Retimed, "times", times)
     monkeypatch.setattr(clips, "Clip", Retimed)
-    assert seen(path, 9) == shown(times if right is None else right, 9)
+    assert seen(path, 9) == shown(cast(list[int], times) if right is None else right, 9)
 
 
 @pytest.mark.parametrize("second", [0, 3_600_000])
@@ -176,18 +180,19 @@ def test_like_the_rate_filter_of_ffmpeg(tmp_path: Path, seed: int) -> None:
 def cut(path: Path, start: Fraction, length: Fraction) -> None:
     """Change the edit list of an mp4 so that it begins at `start` seconds and lasts `length`."""
     with av.open(str(path)) as container:
-        rate = container.streams.video[0].time_base.denominator
+        time_base = container.streams.video[0].time_base
+    assert time_base is not None
     data = bytearray(path.read_bytes())
     at = data.index(b"elst")
     version, count, _, begin = struct.unpack_from(">B3xIIi", data, at + 4)
     assert (version, count) == (0, 1)
-    struct.pack_into(">Ii", data, at + 12, int(length * 1000), begin + int(start * rate))
+    struct.pack_into(">Ii", data, at + 12, int(length * 1000), begin + int(start * time_base.denominator))
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("how", [H264, B_FRAMES])
 @pytest.mark.parametrize("first", [3, 10])
-def test_an_edit_list_says_where_a_clip_begins(tmp_path: Path, how: dict[str, str], first: int) -> None:
+def test_an_edit_list_says_where_a_clip_begins(tmp_path: Path, how: dict[str, Any], first: int) -> None:
     """A telephone that cuts a clip keeps all frames and writes an edit list; frame 3 is amid a group."""
     path = write_clip(tmp_path / "a.mp4", numbered(32), range(32), time_base=Fraction(1, FPS), **how)
     cut(path, Fraction(first, FPS), Fraction(1))
@@ -235,7 +240,8 @@ def test_a_cover_is_no_clip(tmp_path: Path) -> None:
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, FPS)
                 container.mux(moving.encode(frame) if moving else [])
-            for stream in (cover, sound, *([moving] if moving else [])):
+            streams: list[av.VideoStream | av.AudioStream] = [cover, sound, *([moving] if moving else [])]
+            for stream in streams:
                 container.mux(stream.encode(None))
 
     song(tmp_path / "song.mp4", video=False)
@@ -262,6 +268,32 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_video(tmp_path / "short.mp4", 9, SIZE)
 
 
+def test_a_codec_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", numbered(9), EVEN[:9], codec="libvpx-vp9", pixels="yuv420p")
+    path.write_bytes(path.read_bytes().replace(b"V_VP9", b"V_XYZ"))
+    with pytest.raises(UserError, match=r"a\.mkv is in a codec that FFmpeg does not know; give it in H\.264"):
+        read_video(path, 1, SIZE)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi", "a.webm"])
+def test_damaged_clips_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """Never a traceback."""
+    how: dict[str, Any] = {"codec": "libvpx-vp9", "pixels": "yuv420p"} if name == "a.webm" else H264
+    times: dict[str, Any] = {"times": range(20), "time_base": Fraction(1, FPS)}
+    path = write_clip(tmp_path / name, numbered(20), **times, **how)
+    whole, draw, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(40):
+        data = bytearray(whole)
+        for at in draw.integers(0, len(data), draw.integers(1, 12)):
+            data[at] = draw.integers(256)
+        path.write_bytes(data[: draw.integers(20, len(data))] if draw.random() < 0.3 else data)
+        try:
+            assert read_video(path, 9, (16, 24)).shape == (9, 16, 24, 3)
+        except UserError:
+            refused += 1
+    assert refused > 0
+
+
 def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.ts", numbered(32), range(32), time_base=Fraction(1, FPS), **H264)
     part = tmp_path / "part.ts"
@@ -278,8 +310,13 @@ def test_frames_that_are_too_large_are_never_decoded(tmp_path: Path, monkeypatch
     assert seen(tmp_path / "grows.ts", 13) == [*range(9), *range(4)]
     monkeypatch.setattr(clips, "MAX_PIXELS", 3000)
     assert seen(small, 8) == list(range(8))
-    decoded = []
-    monkeypatch.setattr(Clip, "frames", lambda self: decoded.append(self) or iter(()))
+    decoded: list[Clip] = []
+
+    def frames(clip: Clip) -> Iterator[av.VideoFrame]:
+        decoded.append(clip)
+        return iter(())
+
+    monkeypatch.setattr(Clip, "frames", frames)
     with pytest.raises(UserError, match=r"The frames of .*large\.ts are too large, 96x64 pixels"):
         read_video(large, 1, SIZE)
     assert not decoded
@@ -289,10 +326,35 @@ def test_frames_that_are_too_large_are_never_decoded(tmp_path: Path, monkeypatch
         read_video(tmp_path / "grows.ts", 13, SIZE)
 
 
+def test_a_small_file_of_huge_frames_takes_no_memory(tmp_path: Path) -> None:
+    """100 KB that would be 100 MB; opening a file decodes a frame, unless it is told not to."""
+    frame = av.VideoFrame(12_000, 8_000, "gray")
+    frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+    path = write_clip(tmp_path / "a.mov", [frame], [0], codec="png", pixels="gray")
+    script = (
+        "import resource, sys\n"
+        "from dummyforcing.media.clips import read_video\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "try: read_video(sys.argv[1], 1, (32, 48))\n"
+        "except ValueError as error: print(error)\n"
+        "print(peak() - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True)
+    said, kilobytes = run.stdout.splitlines()
+    assert "are too large, or damaged; give a clip of 67 megapixels at most" in said
+    assert int(kilobytes) < 50_000
+
+
 def test_frames_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made: list[av.VideoFrame] = []
     picture = Display.picture
-    monkeypatch.setattr(Display, "picture", lambda self, frame: made.append(frame) or picture(self, frame))
+
+    def noting(display: Display, frame: av.VideoFrame) -> Image.Image:
+        made.append(frame)
+        return picture(display, frame)
+
+    monkeypatch.setattr(Display, "picture", noting)
     path = write_clip(tmp_path / "a.mkv", numbered(12), [250 * i for i in range(12)])
     assert len(read_video(path, 16, SIZE)) == 16
     assert len(made) == 4

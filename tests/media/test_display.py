@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -88,7 +89,7 @@ def test_matrix_and_range(tmp_path: Path, matrix: int, full: bool, how: str) -> 
     pixels, bits = ("yuv444p10le", 10) if how == "10 bits" else ("yuv444p", 8)
     frame = planar(coded(stripes(np.array(COLORS) / 255), matrix, full, bits), pixels)
     frame.colorspace, frame.color_range = matrix, PC if full else TV
-    codec = {"codec": "ffv1"} if how == "ffv1" else {"codec": "libx264", "qp": "0"}
+    codec: dict[str, Any] = {"codec": "ffv1"} if how == "ffv1" else {"codec": "libx264", "qp": "0"}
     setup = tagged(matrix, PC if full else TV)
     path = write_clip(tmp_path / "a.mkv", [frame] * 3, range(3), pixels=pixels, setup=setup, **codec)
     assert np.abs(stripes_of(first(path)) - COLORS).max() <= 2
@@ -106,6 +107,49 @@ def test_colors_that_nothing_is_said_of(tmp_path: Path, height: int, width: int,
         tmp_path / "a.mp4", [frame] * 2, range(2), codec="libx264", pixels="yuv444p", qp="0", fps=16
     )
     assert np.abs(stripes_of(first(path)[:, :112]) - COLORS).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "matrix", "range_", "right", "down"),
+    [
+        ("libx264", 1, TV, 0, 0.5),
+        ("libx265", 9, TV, 0, 0),
+        ("libx264", 9, TV, 0, 0),
+        ("mjpeg", 6, PC, 0.5, 0.5),
+    ],
+)
+@pytest.mark.parametrize("across", [False, True])
+def test_chroma_lies_where_the_codec_has_it(
+    tmp_path: Path, codec: str, matrix: int, range_: int, right: float, down: float, across: bool
+) -> None:
+    """Beside the left one of two pixels in H.264, amid four in JPEG, at the first of four in BT.2020."""
+    frame = av.VideoFrame(128, 128, "yuv420p")
+    frame.colorspace, frame.color_range = matrix, range_
+    at = 2 * np.arange(64) + (right if across else down)
+    wave = np.broadcast_to(128 + 50 * np.sin(at / 8), (64, 64))
+    wave = (wave if across else wave.T).round().astype(np.uint8)
+    shown: tuple[Any, ...] = (128, 128, wave)
+    for plane, values in zip(frame.planes, shown, strict=True):
+        rows = np.full((plane.height, plane.line_size), 128, np.uint8)
+        rows[:, : plane.width] = values
+        plane.update(rows.tobytes())
+    exact: dict[str, Any] = {"libx264": {"qp": "0"}, "libx265": {"x265-params": "lossless=1:log-level=none"}}
+    path = write_clip(
+        tmp_path / "a.mkv",
+        [frame] * 2,
+        range(2),
+        codec=codec,
+        pixels="yuv420p",
+        setup=tagged(matrix, range_, 1, 1),
+        **exact.get(codec, {"qscale": "1"}),
+    )
+    red = first(path)[..., 0]
+    found = (red if across else red.T)[64]
+    scale, zero = (255 / 224, 255 / 219 * 112) if range_ == TV else (1, 128)
+    wanted = zero + 2 * (1 - LUMA[matrix][0]) * scale * 50 * np.sin(np.arange(128) / 8)
+    shifts = {shift: np.abs(found[8:-8] - np.roll(wanted, shift)[8:-8]).mean() for shift in (-1, 0, 1)}
+    assert shifts[0] <= 2
+    assert abs(shifts[1] - shifts[-1]) < 1.5
 
 
 def test_motion_jpeg_is_of_full_range(tmp_path: Path) -> None:
@@ -326,7 +370,12 @@ def test_interlaced_clips_are_said_so(tmp_path: Path) -> None:
     def set_up(stream: VideoStream) -> None:
         stream.codec_context.flags |= 0x40000 | 0x20000000  # interlaced DCT and motion estimation
 
-    how = {"codec": "mpeg2video", "pixels": "yuv420p", "time_base": Fraction(1, 25), "fps": 25}
+    how: dict[str, Any] = {
+        "codec": "mpeg2video",
+        "pixels": "yuv420p",
+        "time_base": Fraction(1, 25),
+        "fps": 25,
+    }
     path = write_clip(tmp_path / "a.ts", numbered(20, 64, 96), range(20), setup=set_up, **how)
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).interlaced_frame
@@ -347,7 +396,7 @@ def test_interlaced_clips_are_said_so(tmp_path: Path) -> None:
     ],
 )
 def test_transparent_clips_lie_on_white(
-    tmp_path: Path, name: str, codec: str, pixels: str, options: dict[str, str]
+    tmp_path: Path, name: str, codec: str, pixels: str, options: dict[str, Any]
 ) -> None:
     """The hidden colour below is not seen."""
     picture = np.full((32, 48, 4), (200, 30, 40, 255), np.uint8)

@@ -6,11 +6,13 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.MpoImagePlugin import MpoImageFile
 
 from dummyforcing.errors import PictureWarning, UserError
 from dummyforcing.media.images import read_image
@@ -28,7 +30,8 @@ def nothing_is_said() -> None:
 
 def seen(path: Path, size: tuple[int, int] = EIGHT) -> np.ndarray:
     """The image, as numbers that can be subtracted."""
-    return read_image(path, size)[0].astype(int)
+    pixels: np.ndarray = read_image(path, size)[0].astype(int)
+    return pixels
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -106,7 +109,9 @@ def test_colors_of_16_bits(tmp_path: Path, color: int) -> None:
     assert np.abs(seen(path) - (RAMP[..., None] if color == 4 else rgb)).max() <= 1
 
 
-def tiff(path: Path, values: np.ndarray, bits: int, kind: int, meaning: int, order: str = "<") -> Path:
+def tiff(
+    path: Path, values: np.ndarray, bits: int, kind: int, meaning: int, order: Literal["<", ">"] = "<"
+) -> Path:
     """Write a gray TIFF by its specification; `meaning` 0 is white at 0."""
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits == 12:
@@ -126,7 +131,7 @@ def tiff(path: Path, values: np.ndarray, bits: int, kind: int, meaning: int, ord
 @pytest.mark.parametrize(
     ("bits", "kind", "meaning"), [(16, 1, 1), (16, 1, 0), (12, 1, 1), (32, 3, 1), (32, 3, 0), (8, 1, 0)]
 )
-def test_gray_tiffs(tmp_path: Path, order: str, bits: int, kind: int, meaning: int) -> None:
+def test_gray_tiffs(tmp_path: Path, order: Literal["<", ">"], bits: int, kind: int, meaning: int) -> None:
     """Of 12 bits, white is 4095; in negatives, it is 0."""
     if (order, bits, meaning) in {(">", 16, 0), (">", 12, 1)}:  # Pillow does not read these
         with pytest.raises(UserError, match=r"as an image \(of an unknown kind\)"):
@@ -321,7 +326,7 @@ def cmyk_profile() -> bytes:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
 @pytest.mark.parametrize("inks", INKS)
-def test_cmyk_with_a_profile(tmp_path: Path, name: str, inks: tuple[int, ...]) -> None:
+def test_cmyk_with_a_profile(tmp_path: Path, name: str, inks: tuple[int, int, int, int]) -> None:
     image = Image.new("CMYK", (32, 32), tuple(255 * ink for ink in inks))
     image.save(tmp_path / name, icc_profile=cmyk_profile(), quality=100) if name == "a.jpg" else image.save(
         tmp_path / name, icc_profile=cmyk_profile()
@@ -400,6 +405,7 @@ def test_a_gain_map_is_left_out(tmp_path: Path) -> None:
     base, gain = Image.new("RGB", (64, 64), (120, 80, 40)), Image.new("RGB", (64, 64), (255, 0, 255))
     base.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[gain], quality=95)
     with Image.open(tmp_path / "a.jpg") as image:
+        assert isinstance(image, MpoImageFile)
         assert image.n_frames == 2
     assert np.abs(seen(tmp_path / "a.jpg", (64, 64)) - (120, 80, 40)).max() <= 3
 
@@ -449,7 +455,7 @@ def test_broken_exif_data_does_no_harm(tmp_path: Path) -> None:
 )
 def test_the_first_frame_of_an_animation(tmp_path: Path, name: str, what: str) -> None:
     first, *others = [Image.new("RGB", (32, 32), color) for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
-    options = {} if name == "a.tif" else {"duration": 100, "lossless": True}
+    options: dict[str, Any] = {} if name == "a.tif" else {"duration": 100, "lossless": True}
     first.save(tmp_path / name, save_all=True, append_images=others, **options)
     with pytest.warns(PictureWarning, match=rf"a{name[1:]} has several {what}, the first is taken\."):
         picture = read_image(tmp_path / name, (32, 32))
@@ -467,9 +473,14 @@ def test_a_large_jpeg_is_read_smaller(tmp_path: Path, monkeypatch: pytest.Monkey
     image.save(tmp_path / "p.jpg", quality=95, progressive=True)
     image.save(tmp_path / "a.png")
     right = seen(tmp_path / "a.png", (60, 80))
-    decoded = []
+    decoded: list[tuple[int, int]] = []
     load = Image.Image.load
-    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size) or load(self))
+
+    def noting(image: Image.Image) -> object:
+        decoded.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", noting)
     assert np.abs(seen(tmp_path / "a.jpg", (60, 80)) - right).max() <= 4
     assert max(decoded) == (400, 300)
     assert np.abs(seen(tmp_path / "p.jpg", (60, 80)) - right).max() <= 4

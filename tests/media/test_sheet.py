@@ -32,7 +32,8 @@ def shown(path: Path, rows: int, columns: int) -> list[list[int]]:
     assert (pixels.min((1, 3, 4)) == pixels.max((1, 3, 4))).all()
     numbers = pixels[:, 0, :, 0, 0]
     assert np.array_equal(times, numbers != 255)
-    return numbers.tolist()
+    rows_of_numbers: list[list[int]] = numbers.tolist()
+    return rows_of_numbers
 
 
 @pytest.mark.parametrize("pieces", [[93], [1, 8, 12, 12, 60]])

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -67,6 +68,21 @@ def test_colours_survive(tmp_path: Path, colour: tuple[int, int, int]) -> None:
     assert np.abs(read(tmp_path / "a.mp4").astype(int) - frames).max() <= 4
 
 
+def test_chroma_lies_beside_the_left_of_two_pixels(tmp_path: Path) -> None:
+    """As every player takes it of H.264."""
+    across, gray = np.sin(np.arange(64) / 5), np.full((48, 64), 128.0)
+    frame = np.stack([gray + 60 * across, gray - 60 * across * 0.2126 / 0.7152, gray], -1).astype(np.uint8)
+    write_mp4(tmp_path / "a.mp4", [frame] * 2)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        planes = next(container.decode(video=0)).to_ndarray()  # (H + H / 2, W)
+    red = planes[60:].reshape(24, 32)[12].astype(float)
+    assert np.abs(planes[:48].astype(float) - (16 + 219 * 128 / 255)).max() <= 3  # luma is flat
+    at = {shift: 60 * np.sin((2 * np.arange(32) + shift) / 5) for shift in (-0.5, 0, 0.5)}
+    errors = {shift: np.abs(red - 128 - wave * 224 / 255 / 1.5748)[2:-2].mean() for shift, wave in at.items()}
+    assert min(errors, key=errors.__getitem__) == 0
+    assert errors[0] < 1.5
+
+
 def test_browsers_can_play_it(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", frames_of(9), fps=16)
     names = boxes(tmp_path / "a.mp4")
@@ -75,9 +91,11 @@ def test_browsers_can_play_it(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
-        assert (context.name, context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 16)
+        assert (context.name, context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", Fraction(16))
         assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
         assert stream.frames == 9
+        assert stream.duration is not None
+        assert stream.time_base is not None
         assert float(stream.duration * stream.time_base) == pytest.approx(9 / 16)
 
 
@@ -100,7 +118,7 @@ def test_the_file_depends_on_the_frames_alone(tmp_path: Path, side: int) -> None
     files = []
     for byte in ("0", "1", "128"):
         path = tmp_path / f"{byte}.mp4"
-        run = [sys.executable, "-c", script, tmp_path / "frames.npy", path]
+        run = [sys.executable, "-c", script, str(tmp_path / "frames.npy"), str(path)]
         subprocess.run(run, check=True, env={**os.environ, "MALLOC_PERTURB_": byte})
         files.append(path.read_bytes())
     assert files[0] == files[1] == files[2]

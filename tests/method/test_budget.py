@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from fractions import Fraction
 
 import av
@@ -15,12 +16,22 @@ from dummyforcing.errors import UserError
 from dummyforcing.method.budget import fit_heads, past_within
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import parse_policy
+from dummyforcing.method.policy import Policy, parse_policy
 from dummyforcing.method.programming import make_plan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
 
 PROMPT = "a red ball bounces"
+
+
+def roles_of(policy: Policy) -> Mapping[Role, HeadContext]:
+    assert policy.roles is not None
+    return policy.roles
+
+
+def frames_seen(context: HeadContext) -> int:
+    assert context.total is not None
+    return context.total
 
 
 def brute_force(scores, cap, past):
@@ -43,6 +54,7 @@ def brute_force(scores, cap, past):
             key = (not can_look_back, -recent, round(cost, 12), ties)
             if best is None or key < best[0]:
                 best = (key, roles, recent)
+    assert best is not None
     return best[1:]
 
 
@@ -83,7 +95,7 @@ def test_the_cost_of_a_window_pays_for_the_long_heads_of_the_paper():
     assert plan.counts == {"dummy": 311, "sink": 1, "neighbor": 48}
     assert plan.num_dummy == 311
     assert plan.table["neighbor"] == HeadContext(0, 60)
-    assert sum(context.total + 3 for row in plan.contexts for context in row) <= 12 * 360
+    assert sum(frames_seen(context) + 3 for row in plan.contexts for context in row) <= 12 * 360
 
 
 def test_a_short_budget_shortens_the_context():
@@ -129,8 +141,8 @@ def test_the_least_that_an_error_names_works():
         {"budget": Fraction(1, 2)},
         {"criterion": "current"},
         {"roles": parse_policy("anchored").roles},
-        {"roles": {**parse_policy("dummy").roles, Role.NEIGHBOR: HeadContext(0, None)}},
-        {"roles": {**parse_policy("dummy").roles, Role.NEIGHBOR: HeadContext(0, 0)}},
+        {"roles": {**roles_of(parse_policy("dummy")), Role.NEIGHBOR: HeadContext(0, None)}},
+        {"roles": {**roles_of(parse_policy("dummy")), Role.NEIGHBOR: HeadContext(0, 0)}},
         {"roles": None},
     ],
 )
@@ -143,7 +155,7 @@ def test_a_name_gets_the_sizes_of_model_and_video():
     files = ModelFiles.open("tiny")
 
     def neighbor(policy, **options):
-        return make_request(files, PROMPT, policy=policy, **options).policy.roles[Role.NEIGHBOR].recent
+        return roles_of(make_request(files, PROMPT, policy=policy, **options).policy)[Role.NEIGHBOR].recent
 
     assert neighbor("long") == 18  # 21 frames but for the newest chunk
     assert neighbor("long", num_frames=9) == 1
@@ -201,7 +213,9 @@ def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, local_a
     assert len(set(sizes[2:])) == 1
     assert sizes[-1] <= most
     if plan.counts["dummy"]:  # then there was no room for one more neighbor head
-        assert sizes[-1] > most - copies - (plan.table["neighbor"].recent - 1) * frame_bytes / 12
+        longest = plan.table["neighbor"].recent
+        assert longest is not None
+        assert sizes[-1] > most - copies - (longest - 1) * frame_bytes / 12
 
 
 def test_commands(model_folder, tmp_path, capsys):
@@ -244,4 +258,4 @@ def head_frames(plan):
     assert plan.chunk == 1
     assert plan.counts["neighbor"] > 0
     assert plan.counts["dummy"] > 0
-    return sum(context.total + 3 for row in plan.contexts for context in row)
+    return sum(frames_seen(context) + 3 for row in plan.contexts for context in row)

@@ -206,7 +206,9 @@ def test_policies_are_read_from_text():
     assert parse_policy("official:2,2").initial == HeadContext(1, 6)
     assert parse_policy("official:2,1").classify_at_chunk == 2
     assert parse_policy("official:2,1").first_frames == 3
-    assert parse_policy("dummy").roles[Role.NEIGHBOR] == HeadContext(0, 3)
+    roles = parse_policy("dummy").roles
+    assert roles is not None
+    assert roles[Role.NEIGHBOR] == HeadContext(0, 3)
     assert parse_policy("official:1,1,4").rows == Fraction(1, 12)
 
 

@@ -8,7 +8,7 @@ import torch
 from dummyforcing.attention.attend import attend
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.models.wan import CausalWan, fingerprint
+from dummyforcing.models.wan import Block, CausalWan, fingerprint
 from tests.oracles import SHAPE, random_plan, small_model, small_text, softmax_attention
 
 TOKENS = SHAPE[1] * SHAPE[2] // 4
@@ -60,6 +60,7 @@ def permute_heads(model: CausalWan, orders: list[torch.Tensor]) -> CausalWan:
     other = CausalWan(model.config).requires_grad_(False)
     other.load_state_dict(model.state_dict())
     for block, order in zip(other.blocks, orders, strict=True):
+        assert isinstance(block, Block)
         attention = block.self_attn
         rows = torch.arange(model.config.dim).view(model.config.num_heads, -1)[order].flatten()
         for layer in (attention.q, attention.k, attention.v):
@@ -113,10 +114,10 @@ def test_frame_numbers_matter_only_by_their_distance():
 
 def test_kv_only_leaves_out_what_follows_the_last_attention():
     model = small_model()
-    calls = {True: [], False: []}
-    after = []
-    model.blocks[-1].ffn.register_forward_hook(lambda *_: after.append(1))
-    model.blocks[0].ffn.register_forward_hook(lambda *_: after.append(0))
+    calls: dict[bool, list[tuple[torch.Tensor, torch.Tensor]]] = {True: [], False: []}
+    after: list[int] = []
+    model.get_submodule("blocks.1.ffn").register_forward_hook(lambda *_: after.append(1))
+    model.get_submodule("blocks.0.ffn").register_forward_hook(lambda *_: after.append(0))
     tokens, rope = model.patchify(torch.randn(1, 3, *SHAPE)), model.rope(torch.arange(3), *SHAPE[1:])
     for kv_only, seen in calls.items():
 
@@ -137,7 +138,7 @@ def test_fingerprint_names_the_weights_in_any_dtype():
     assert name == fingerprint(model.to(torch.bfloat16).float())
     assert name != fingerprint(small_model(seed=1))
     assert name != fingerprint(permute_heads(model, [torch.tensor([1, 0, 2])] * 2))
-    model.config = dataclasses.replace(model.config, patch_size=[1, 2, 2])
+    model.config = dataclasses.replace(model.config, patch_size=[1, 2, 2])  # type: ignore[arg-type]
     assert name == fingerprint(model)
-    model.blocks[1].self_attn.k.weight.neg_()
+    model.get_parameter("blocks.1.self_attn.k.weight").neg_()
     assert name != fingerprint(model)

@@ -22,7 +22,7 @@ OWN_FOLDER = Path(__file__).parents[1] / "golden"
 FOLDER = Path(os.environ.get("DUMMYFORCING_GOLDEN") or OWN_FOLDER)
 FILES = sorted(FOLDER.glob("*.safetensors"))
 TOLERANCE = 2e-5
-ROLES = [Role.SINK, Role.NEIGHBOR, Role.DUMMY]
+ROLES: list[str] = [Role.SINK, Role.NEIGHBOR, Role.DUMMY]
 """In the order of the files' numbers."""
 
 
@@ -32,7 +32,8 @@ class Golden:
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             self.meta = json.loads(file.metadata()["meta"])
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            names = file.keys()
+            self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

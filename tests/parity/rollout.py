@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
-from dummyforcing.models.wan import TextKV, TimeEmbedding
+from dummyforcing.models.wan import CausalWan, TextKV, TimeEmbedding
 from dummyforcing.sampling import denoise
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.noise import NoiseSource
@@ -41,9 +41,11 @@ class NotingPasses(Passes):
 
 def show_commits(sampler: Sampler, show: Callable[[Tensor, Tensor, TimeEmbedding], None]) -> None:
     """Let a sampler's commit passes be shown, with their velocities."""
-    assert type(sampler.passes) is Passes
-    sampler.passes.__class__ = NotingPasses
-    sampler.passes.show = show  # type: ignore[attr-defined]
+    passes = sampler.passes
+    assert type(passes) is Passes
+    passes.__class__ = NotingPasses
+    assert isinstance(passes, NotingPasses)
+    passes.show = show
 
 
 def commit_flow(passes: Passes, x0: Tensor, text: TextKV, call: Call, pinned: bool = True) -> Tensor:
@@ -65,6 +67,8 @@ def show_estimates(loop: ModuleType, show: Callable[[Tensor, Tensor, Any], None]
 
 class NotingSampler(BlockSampler):
     """A block loop that notes velocities, x0 and module outputs of every call, commit passes included."""
+
+    _text_embedding: Tensor
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class NotingSampler(BlockSampler):
         probes["text_embedding"] = self._text_embedding
         self._pass += 1
 
-    def _hook(self, model: torch.nn.Module) -> None:
+    def _hook(self, model: CausalWan) -> None:
         def note(name: str, module: torch.nn.Module) -> None:
             module.register_forward_hook(lambda _m, _i, out: self.probes[self._pass].update({name: out}))
 

@@ -13,7 +13,7 @@ def case_numbers():
 @pytest.mark.parametrize(("path", "case"), case_numbers())
 def test_assignment(path, case):
     stored = read(path).under(f"case{case}")
-    roles = assign_roles(stored["scores"], stored["num_dummy"].item())
+    roles = assign_roles(stored["scores"], int(stored["num_dummy"].item()))
     assert [[ROLES.index(role) for role in row] for row in roles] == stored["assignment"].tolist()
 
 

@@ -38,6 +38,7 @@ class NotingRolling(RollingSampler):
 
     def note_window(self, velocity, x0, sigmas):
         prefix, frames = f"window{self.number}", self.chunk_frames
+        assert isinstance(self.passes, TimedPasses)
         timesteps = torch.tensor(self.passes.timesteps)
         self.noted[f"{prefix}/timestep"] = timesteps.repeat_interleave(frames)[None]
         self.noted[f"{prefix}/flow"], self.noted[f"{prefix}/x0"] = velocity, x0

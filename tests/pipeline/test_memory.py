@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_what_fits_in_no_number_of_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_estimates_of_the_public_models() -> None:
     """The bytes that are known of the public models at 480p, in bfloat16."""
 
-    def needed(model: str, **options: object) -> MemoryEstimate:
+    def needed(model: str, **options: Any) -> MemoryEstimate:
         files = ModelFiles.open(model)
         return estimate(files, make_request(files, "x", **options), torch.bfloat16)
 

@@ -3,6 +3,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dummyforcing.pipeline.memory import estimate, estimates
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.guard import Guard
+from dummyforcing.vae.codec import DecoderStream
 from tests.conftest import write_model
 
 CPU = torch.device("cpu")
@@ -237,7 +239,7 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"size": (2**16, 2**16)}, r"needs about [\d.]+ GB of memory \([\d.]+ GB KV cache, [\d.]+ GB act"),
     ],
 )
-def test_bad_requests(pipeline: DummyForcingPipeline, options: dict[str, object], message: str) -> None:
+def test_bad_requests(pipeline: DummyForcingPipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pipeline.stream(PROMPT, **options)
 
@@ -279,9 +281,15 @@ def test_what_fits_only_in_tiles(pipeline: DummyForcingPipeline, monkeypatch: py
     expected = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
     needs = [need.total for need in estimates(pipeline.files, request, torch.float32, loaded=True)]
     assert needs[0] > needs[1] > needs[2]
-    asked, begin = [], pipeline.vae.stream
+    asked: list[int] = []
+    begin = pipeline.vae.stream
+
+    def noting(tiles: int) -> DecoderStream:
+        asked.append(tiles)
+        return begin(tiles)
+
     monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: needs[2])
-    monkeypatch.setattr(pipeline.vae, "stream", lambda tiles: asked.append(tiles) or begin(tiles))
+    monkeypatch.setattr(pipeline.vae, "stream", noting)
     frames = np.concatenate([chunk.frames for chunk in pipeline.run(request)], 1)
     assert asked == [3]
     assert np.abs(frames.astype(int) - expected).max() <= 1

@@ -35,7 +35,7 @@ def pipeline(model_folder: Path) -> DummyForcingPipeline:
     return load(model_folder)
 
 
-def with_preset(pipeline: DummyForcingPipeline, **changes: object) -> DummyForcingPipeline:
+def with_preset(pipeline: DummyForcingPipeline, **changes: Any) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = dataclasses.replace(pipeline.files, preset=dataclasses.replace(pipeline.files.preset, **changes))
     return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
@@ -113,7 +113,9 @@ def test_a_context_with_an_encoded_first_frame(
     latents = one.vae.encode(
         torch.from_numpy(np.asarray(Image.open(image)))[None, None].expand(1, 9, -1, -1, -1)
     )
-    stream, pixels, used = one.vae.stream(), [], []
+    stream = one.vae.stream()
+    pixels: list[torch.Tensor] = []
+    used: list[int] = []
 
     def first_latent() -> torch.Tensor:
         used.append(sum(p.shape[1] for p in pixels) - 9)
@@ -243,7 +245,7 @@ def test_what_cannot_be_done_is_refused(
     clip: Path,
     image: Path,
     start: str | None,
-    options: dict[str, object],
+    options: dict[str, Any],
     message: str,
 ) -> None:
     files = with_preset(pipeline, start=start).files
@@ -265,7 +267,13 @@ def test_teacache_leaves_out_the_steps_of_its_table(pipeline: DummyForcingPipeli
     expected = one.vae.decode(torch.cat(list(sampler(one, schedule=steps, skips=table, frames=9)), 1))
     plain = one.generate(PROMPT, num_frames=33, size=SIZE, seed=5, policy="dense").frames
     for teacache in (0.2, skipped):
-        options = {"num_frames": 33, "size": SIZE, "seed": 5, "policy": "dense", "teacache": teacache}
+        options: dict[str, Any] = {
+            "num_frames": 33,
+            "size": SIZE,
+            "seed": 5,
+            "policy": "dense",
+            "teacache": teacache,
+        }
         assert one.skipped_steps(make_request(one.files, PROMPT, **options)) == skipped
         frames = one.generate(PROMPT, **options).frames
         assert_same(frames, expected)

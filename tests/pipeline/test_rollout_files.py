@@ -24,7 +24,8 @@ from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.pipeline.rollout import KIND, VERSION, Rollout
+from dummyforcing.pipeline.rollout import Rollout
+from dummyforcing.pipeline.saved import KIND, VERSION
 from dummyforcing.presets.preset import ScheduleArgs
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.guard import Guard
@@ -207,7 +208,7 @@ def elsewhere(
 ) -> Elsewhere:
     """What each rollout gave to its end, and what another process made of each of its files."""
     folder = tmp_path_factory.mktemp("rollouts")
-    whole = {}
+    whole: dict[str, list[Made]] = {}
     for place, (name, case) in enumerate(CASES.items()):
         run, whole[name] = case.begin(pipe, clip), []
         for point in range(CHUNKS):

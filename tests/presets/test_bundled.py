@@ -10,7 +10,8 @@ import pytest
 
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.pipeline.request import make_request, read_plan, teacache_table
+from dummyforcing.pipeline.request import make_request
+from dummyforcing.pipeline.shipped import read_plan, teacache_table
 from dummyforcing.presets.preset import bundled_folders
 from research.world.prompts import benchmark_scenes
 from research.world.world import COLORS, FLOORS, MOTIONS, SHAPES, held_out_kinds, random_scene
@@ -72,6 +73,7 @@ def test_held_out_kinds_are_never_trained_on() -> None:
 def test_shipped_plan(pipeline: DummyForcingPipeline) -> None:
     """It fits the weights, gives what the preset says, and was found without the held-out combinations."""
     plan = read_plan(pipeline.files, "shipped")
+    assert plan is not None
     request = make_request(pipeline.files, "a red ball bounces")
     plan.require(
         pipeline.model.config.num_layers, pipeline.model.config.num_heads, fingerprint(pipeline.model)

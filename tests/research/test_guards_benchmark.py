@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_guards_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "guards.json"
-    script = [sys.executable, "-m", "research.benchmarks.guards", "--output", output, "--small"]
+    script: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "research.benchmarks.guards",
+        "--output",
+        output,
+        "--small",
+    ]
     subprocess.run(script, cwd=ROOT, check=True)
     videos = json.loads(output.read_text())["videos"]
     assert set(videos["dense"]["chunk_ms"]) == {"plain"}

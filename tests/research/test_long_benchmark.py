@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_long_context_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "long.json"
-    script = [sys.executable, "-m", "research.benchmarks.long_context", "--output", output, "--small"]
+    script: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "research.benchmarks.long_context",
+        "--output",
+        output,
+        "--small",
+    ]
     subprocess.run(script, cwd=ROOT, check=True)
     policies = json.loads(output.read_text())["policies"]
     window = policies["window:3,6"]

@@ -83,6 +83,7 @@ def test_an_object_is_where_its_trips_say() -> None:
     here, home, out = (truth(story, **c) for c in ({}, {"away": ()}, {"away": ((-9.0, 99.0),)}))
     at = [chunk_pixels(chunk) for chunk in (story.leaves, story.returns)]
     changed = (here.astype(int) - out).any((1, 2, 3))
+    assert isinstance(changed, np.ndarray)
     assert not changed[:4].any()
     assert changed[at[0] - 8 : at[0] + 8].all()
     assert not changed[at[0] + 24 : at[1]].any()

@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_recall_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "recall.json"
-    script = [sys.executable, "-m", "research.benchmarks.recall", "--output", output, "--seconds", "1"]
+    script: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "research.benchmarks.recall",
+        "--output",
+        output,
+        "--seconds",
+        "1",
+    ]
     script += ["--kinds", "there", "--watch", "1"]
     subprocess.run(
         [*script, "--count", "1", "--variants", "window 0+9", "--watched", "6"], cwd=ROOT, check=True

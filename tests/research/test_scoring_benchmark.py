@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_scoring_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "scoring.json"
-    script = [sys.executable, "-m", "research.benchmarks.scoring", "--output", output]
+    script: list[str | Path] = [sys.executable, "-m", "research.benchmarks.scoring", "--output", output]
     subprocess.run(
         [*script, "--small", "--device", "cpu", "--runs", "1"],
         cwd=ROOT,

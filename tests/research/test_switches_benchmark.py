@@ -25,7 +25,14 @@ def test_the_cost_is_the_time_beyond_that_of_the_neighbours() -> None:
 @pytest.mark.slow
 def test_switches_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "switches.json"
-    script = [sys.executable, "-m", "research.benchmarks.switches", "--output", output, "--small"]
+    script: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "research.benchmarks.switches",
+        "--output",
+        output,
+        "--small",
+    ]
     subprocess.run(script, cwd=ROOT, check=True)
     results = json.loads(output.read_text())
     assert results["weights"] == "real"

@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_teacache_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "teacache.json"
-    script = [sys.executable, "-m", "research.benchmarks.teacache", "--output", output, "--limit", "1"]
+    script: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "research.benchmarks.teacache",
+        "--output",
+        output,
+        "--limit",
+        "1",
+    ]
     subprocess.run([*script, "--frames", "33", "--teacache", "1e9"], cwd=ROOT, check=True)
     results = json.loads(output.read_text())
     assert results["prompts"] == 1

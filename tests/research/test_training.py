@@ -68,9 +68,11 @@ class RecordingPasses(Passes):
 
 def record(sampler: BlockSampler) -> list[tuple[Tensor, Tensor]]:
     """Have the passes of a sampler recorded; the list grows with every denoising step."""
-    sampler.passes.__class__ = RecordingPasses
-    sampler.passes.seen = []
-    return sampler.passes.seen
+    passes = sampler.passes
+    passes.__class__ = RecordingPasses
+    assert isinstance(passes, RecordingPasses)
+    passes.seen = []
+    return passes.seen
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_vae_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "vae.json"
-    script = [sys.executable, "-m", "research.benchmarks.vae", "--output", output]
+    script: list[str | Path] = [sys.executable, "-m", "research.benchmarks.vae", "--output", output]
     options = ["--small", "--device", "cpu", "--profile", "--tiles", "2"]
     done = subprocess.run([*script, *options], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     results = json.loads(output.read_text())

@@ -4,6 +4,7 @@ import dataclasses
 from collections import defaultdict
 
 import torch
+from torch import Tensor
 
 from dummyforcing.method.policy import dense, dummy, window
 from dummyforcing.sampling.passes import Passes
@@ -38,6 +39,8 @@ def video(*args, frames=24, **options):
 class NotingPasses(Passes):
     """Passes that note which latents become past, by the chunk that is being made."""
 
+    committed: dict[int, list[Tensor]]
+
     def commit(self, x0, text, call, scorer=None, pinned=True):
         self.committed[call.chunk].append(x0)
         super().commit(x0, text, call, scorer, pinned)
@@ -45,7 +48,9 @@ class NotingPasses(Passes):
 
 def committed(sampler):
     """Notes from now on which latents a sampler makes past: those of every pass, by chunk."""
-    assert type(sampler.passes) is Passes
-    sampler.passes.__class__ = NotingPasses
-    sampler.passes.committed = defaultdict(list)
-    return sampler.passes.committed
+    passes = sampler.passes
+    assert type(passes) is Passes
+    passes.__class__ = NotingPasses
+    assert isinstance(passes, NotingPasses)
+    passes.committed = defaultdict(list)
+    return passes.committed

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from torch import Tensor
 
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
@@ -95,7 +96,7 @@ def test_interleaved_rollouts_do_not_meet(policy):
     prompts = small_prompt(model, seed=1), small_prompt(model, seed=2)
     expected = [video(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
     samplers = [start(model, policy, [seed], prompt) for seed, prompt in enumerate(prompts)]
-    chunks = [[], []]
+    chunks: list[list[Tensor]] = [[], []]
     for _ in range(5):
         for sampler, parts in zip(samplers, chunks, strict=True):
             parts.append(sampler.next_chunk())
@@ -276,6 +277,7 @@ def test_skipped_calls_reuse_the_last_residual():
                     tokens, time, text, rope, lambda layer, q, k, v: softmax_attention(q, k, v)
                 )
                 residual = attended - tokens
+            assert residual is not None
             velocity = model.unpatchify(tokens + residual, time, *SHAPE[1:])
             x = x0_from_velocity(x, velocity, SCHEDULE.sigmas[step])
             if step < 3:

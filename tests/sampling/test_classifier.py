@@ -2,9 +2,11 @@
 
 import dataclasses
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
@@ -26,8 +28,8 @@ POLICIES = ["dummy", "anchored", BUDGET, "dummy:9", "official", "official:2,1"]
 def start(model, policy="dummy", batch=1, **options):
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     prompt = options.pop("prompt", small_prompt(model, batch))
-    options = {"seeds": range(batch), "frames": 24} | options
-    return BlockSampler(model, prompt, policy, SCHEDULE, (batch, *SHAPE), **options)
+    defaults: dict[str, Any] = {"seeds": range(batch), "frames": 24}
+    return BlockSampler(model, prompt, policy, SCHEDULE, (batch, *SHAPE), **defaults | options)
 
 
 def video(sampler):
@@ -117,7 +119,8 @@ def test_every_attention_is_that_of_the_oracle(policy, options):
 
 def test_what_heads_see_while_they_are_classified_again():
     """The first frame, six newest ones and the chunk; scores by an explicit softmax, keys bit by bit."""
-    model, recorded, keys = small_model(heads=4), [], {}
+    model, recorded = small_model(heads=4), []
+    keys: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def observe(call, layer, q, groups):
         if call.chunk == 4 and call.step is not None:
@@ -215,7 +218,8 @@ def test_the_recalled_past():
 
 
 def test_what_cannot_be_guarded():
-    model = small_model(heads=4)
+    model, roles = small_model(heads=4), dummy().roles
+    assert roles is not None
     for policy, plan, message in (
         ("dense", None, "take policy dummy, or no guard"),
         ("window:1,2", None, "take policy dummy, or no guard"),
@@ -223,7 +227,7 @@ def test_what_cannot_be_guarded():
         (dataclasses.replace(dummy(), num_dummy=0), None, "and there are none"),
         ("dummy", Plan.uniform(2, 4, HeadContext(0, 1)), "and there are none"),
         (
-            dataclasses.replace(dummy(), roles={role: HeadContext(1, None) for role in dummy().roles}),
+            dataclasses.replace(dummy(), roles={role: HeadContext(1, None) for role in roles}),
             None,
             "would lose it",
         ),

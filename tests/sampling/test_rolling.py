@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from dummyforcing.method.policy import dense
 from dummyforcing.sampling.noise import seeded_noise
@@ -20,7 +21,8 @@ def test_rolling_equals_whole_passes_without_a_cache(chunks):
     prompt = small_prompt(model, batch)
     text = model.embed_text(prompt)
     draw = seeded_noise([4, 5])
-    noisy, clean = {}, {}
+    noisy: dict[int, Tensor] = {}
+    clean: dict[int, Tensor] = {}
     for t in range(chunks + 2):
         members = [c for c in range(chunks) if 0 <= t - c <= 2]
         if t < chunks:
@@ -101,7 +103,7 @@ def test_a_new_prompt_holds_for_all_chunks_of_the_window():
     """The past stays as it is: no pass is made for it, and the commit pass after it hears the new prompt."""
     model = small_model(layers=1)
     old, new = (model.embed_text(small_prompt(model, seed=seed))[0][0] for seed in (1, 9))
-    heard = []
+    heard: list[tuple[int, int | None, int, list[bool]]] = []
 
     def listen(call, layer, q, groups):
         text = sampler.prompts.text[0][0]

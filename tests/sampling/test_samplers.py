@@ -1,5 +1,7 @@
 """The loops over chunks: what holds for all, prompts that change, given frames."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_a_batch_equals_its_samples(loop, policy):
 @pytest.mark.parametrize("loop", SAMPLERS)
 def test_every_attention_is_dense_attention_with_a_mask(loop, policy):
     model = small_model(heads=4)
-    options = {"frames": 30}
+    options: dict[str, Any] = {"frames": 30}
     if policy == "plan":
         contexts = [HeadContext(0, 1), HeadContext(1, 0), HeadContext(0, 4), HeadContext(2, 2)]
         policy, options["plan"] = "native", random_plan(2, 4, 0, contexts)
@@ -127,7 +129,7 @@ def prompts_heard(loop, chunks):
     """The prompt of every pass, as `(chunk, step or None, share of the new prompt)`."""
     model = small_model(layers=1)
     old, new = small_prompt(model), small_prompt(model, seed=9)
-    heard = []
+    heard: list[tuple[int, int | None, list[bool]]] = []
 
     def listen(call, layer, q, groups):
         text = sampler.prompts.text[0][0]
@@ -239,7 +241,7 @@ def test_the_first_made_chunk_can_have_other_steps(given):
     if given:
         sampler.extend(torch.randn(1, given, *SHAPE))
     first, second = sampler.next_chunk(), sampler.next_chunk()
-    passes = [(chunk, None) for chunk in range(given)]
+    passes: list[tuple[int, int | None]] = [(chunk, None) for chunk in range(given)]
     passes += [(given, step) for step in (0, 1, 2, None)] + [(given + 1, step) for step in (0, 1, None)]
     assert calls == passes
     assert not torch.equal(first, second)

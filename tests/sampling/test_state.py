@@ -6,6 +6,7 @@ import sys
 import weakref
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ POLICIES = ["dense", "window:1,2", "dummy", "anchored", "official"]
 CHUNKS = 6
 STATES = {"block": BlockState, "rolling": RollingState, "recompute": SamplerState}
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "local_attention_size": {"local_attention_size": 9},
     "recache": {"recache_frames": 6},

@@ -57,7 +57,7 @@ def one_shot(decoder: VideoDecoder, latents: Tensor) -> Tensor:
     config = decoder.vae.config
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
     z = latents.transpose(1, 2) * std + mean
-    pixels = decoder.vae.decode(z.to(decoder.vae.dtype)).sample.float()
+    pixels: Tensor = decoder.vae.decode(z.to(decoder.vae.dtype)).sample.float()
     return (pixels * 0.5 + 0.5).permute(0, 2, 3, 4, 1)
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dummyforcing.checkpoints.hub import HubFile, fetch, fetch_lora, find_part
-from dummyforcing.checkpoints.lora import LayerChange, LoRA, describe, read_lora
+from dummyforcing.checkpoints.lora import DoesNotFit, LayerChange, LoRA, describe, read_lora
 from dummyforcing.checkpoints.lora_strength import CONFIG
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
@@ -313,7 +313,7 @@ def _check_lora(path: Path, deep: bool) -> PartReport:
     for name, config in sizes.items():
         try:
             changes = read_lora(path, _shapes(config))
-        except UserError as error:
+        except DoesNotFit as error:
             problem = problem or error
         else:
             return _lora_report(f"LoRA for {name}", path, changes, deep)

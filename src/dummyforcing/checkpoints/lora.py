@@ -48,6 +48,10 @@ FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapt
 FLOATS = ("float64", "float32", "float16", "bfloat16", "F8_E4M3", "F8_E5M2", "float8_e4m3fn", "float8_e5m2")
 
 
+class DoesNotFit(BadFile):
+    """A LoRA is for a transformer of other layers or sizes."""
+
+
 @dataclass(frozen=True)
 class LoRA:
     """A file with a LoRA, or the folder that one is in, and how strongly it counts."""
@@ -243,7 +247,7 @@ def _change(
     """Put the parts of a layer together."""
     weight, where = tensors.get(f"{layer}.weight"), f"{path} does not fit the transformer"
     if weight is None or len(weight.shape) != 2:
-        raise BadFile(f"{where}: it changes {layer}, which is no linear layer there", "take another")
+        raise DoesNotFit(f"{where}: it changes {layer}, which is no linear layer there", "take another")
     if not {"down", "up"} <= set(parts):
         raise BadFile(f"{where}: of {layer} it has only {', '.join(parts)}", "download it again")
     down, up = parts["down"][1], parts["up"][1]
@@ -256,7 +260,7 @@ def _change(
             "download it again",
         )
     if not rank or (up.shape, down.shape) != ((weight.shape[0], rank), (rank, weight.shape[1])):
-        raise BadFile(
+        raise DoesNotFit(
             f"{where}: {layer} is {list(weight.shape)}, its changes are {list(up.shape)} times "
             f"{list(down.shape)}",
             "take one that was made for this size",

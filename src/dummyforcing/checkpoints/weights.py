@@ -20,6 +20,9 @@ from dummyforcing.files.finite import all_finite, faults
 
 Module = TypeVar("Module", bound=nn.Module)
 
+ALIGNMENT = 64
+"""Bytes; tensors that torch makes begin at multiples of it."""
+
 
 def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Path) -> None:
     """Require exactly the parameters of `module`, each in its shape.
@@ -77,7 +80,7 @@ def fill(
     weights: dict[str, Tensor] = {}
     finite: list[Tensor] = []
     for name, tensor in tensors.items():
-        weights[name] = tensor.read().to(device, dtype)
+        weights[name] = _aligned(tensor.read().to(device, dtype))
         finite.append(all_finite(weights[name]))
     # All are asked for at once: a GPU is waited for once.
     is_finite: list[bool] = torch.stack(finite).tolist() if finite else []
@@ -118,6 +121,14 @@ def not_finite(name: str, tensor: StoredTensor, weight: Tensor) -> BadFile:
     return BadFile(
         f"Tensor {place} is damaged: {faults(weight)}", "download the file again, or take another one"
     )
+
+
+def _aligned(weight: Tensor) -> Tensor:
+    """The weight where torch would have put it: matrix products round by alignment, files have their own.
+
+    So the same weights make the same video bit by bit, whichever file they come from.
+    """
+    return weight.clone() if weight.data_ptr() % ALIGNMENT else weight
 
 
 def count_stored(path: Path) -> int:

@@ -32,6 +32,8 @@ PACKAGES = {
     "av": "av",
 }
 """The module of each package that must be there for it to be of use."""
+OF_TORCH = ("CUDA", "cuDNN")
+"""Versions that torch is asked for."""
 HEAD_DIM = 128
 """Channels of a head of every Wan 2.1 model."""
 CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
@@ -103,9 +105,9 @@ def lines(found: Found) -> Iterator[str]:
 
     yield "versions"
     for name, number in versions.items():
-        known = number or ("none" if name in ("CUDA", "cuDNN") else "not installed")
+        absent = ("not known" if "torch" in problems else "none") if name in OF_TORCH else "not installed"
         problem = problems.get(name)
-        yield row(name, f"{number or 'installed'}, but broken: {problem}" if problem else known)
+        yield row(name, f"{number or 'installed'}, but broken: {problem}" if problem else number or absent)
     yield "machine"
     yield row("platform", machine["platform"])
     threads = f", torch threads: {machine['torch_threads']}" if machine["torch_threads"] else ""

@@ -116,7 +116,8 @@ def heads(
     texts = read_prompts(prompts) if prompts else [str(prompt)]
 
     from dummyforcing.analysis.plots import print_head_map, save_head_map
-    from dummyforcing.pipeline.request import make_request, read_plan
+    from dummyforcing.pipeline.request import make_request
+    from dummyforcing.pipeline.shipped import read_plan
 
     files = open_files(model, load)
     given = read_plan(files, video.get("plan"))

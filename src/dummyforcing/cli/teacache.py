@@ -117,7 +117,7 @@ def show(
         model: The model that brings the table.
     """
     from dummyforcing.cli.report import print_calibration
-    from dummyforcing.pipeline.request import teacache_table
+    from dummyforcing.pipeline.shipped import teacache_table
 
     print_calibration(teacache_table(open_files(model, {}), table))
 

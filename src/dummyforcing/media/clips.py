@@ -42,7 +42,10 @@ WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class Clip:
-    """A video file that is open for reading once, from its first frame on."""
+    """A video file that is open for reading once, from its first frame on.
+
+    Where an edit list begins within a frame, FFmpeg begins with the next one.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Open it.
@@ -52,7 +55,8 @@ class Clip:
         """
         self.path = path
         with _explaining(path):
-            self._container: InputContainer = av.open(str(path))
+            # It decodes a frame or two to learn of the streams.
+            self._container: InputContainer = av.open(str(path), options={"max_pixels": str(MAX_PIXELS)})
         try:
             self._prepare()
         except BaseException:
@@ -63,9 +67,12 @@ class Clip:
         stream = self._container.streams.best("video")
         if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:  # a cover
             raise BadFile(f"{self.path} has no video in it", "give an mp4, WebM or MOV file")
-        if stream.width * stream.height > MAX_PIXELS:
+        if stream.codec_context is None:  # then nothing else is known
+            raise BadFile(f"{self.path} is in a codec that FFmpeg does not know", "give it in H.264 or VP9")
+        if not 0 < stream.width * stream.height <= MAX_PIXELS:  # 0, where the size is known only by decoding
+            size = f"{stream.width}x{stream.height} pixels" if stream.width else "or damaged"
             raise BadFile(
-                f"The frames of {self.path} are too large, {stream.width}x{stream.height} pixels",
+                f"The frames of {self.path} are too large, {size}",
                 f"give a clip of {MAX_PIXELS // 10**6} megapixels at most",
             )
         self._stream = stream

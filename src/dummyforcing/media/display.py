@@ -125,11 +125,16 @@ class Display:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
             f":time_base=1/1000:colorspace={frame.colorspace}:range={frame.color_range}"
         )
+        sited = "left"  # of no codec does PyAV tell where its chroma is
+        if self._stream.codec_context.name in ("mjpeg", "mpeg1video"):
+            sited = "center"
+        elif frame.colorspace == BT2020:
+            sited = "topleft"
         kept = frame.color_trc, frame.color_primaries
         frame.color_trc = frame.color_primaries = UNSPECIFIED  # the filter refuses what it does not know
         try:
             if (described, pixels) not in self._graphs:
-                self._graphs[described, pixels] = _graph(described, pixels)
+                self._graphs[described, pixels] = _graph(described, pixels, sited)
             graph = self._graphs[described, pixels]
             graph.vpush(frame)
             return graph.vpull().to_ndarray()
@@ -151,14 +156,14 @@ class Display:
 SIDEWAYS = {turn for (a, *_), turn in TURNS.items() if not a}
 
 
-def _graph(described: str, pixels: str) -> Graph:
+def _graph(described: str, pixels: str, sited: str) -> Graph:
     """A graph of filters that gives frames as described other pixels."""
     graph = Graph()
     # Exactly rounded, and chroma interpolated in place of repeated.
     flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     nodes = [
         graph.add("buffer", described),
-        graph.add("scale", f"flags={flags}"),
+        graph.add("scale", f"flags={flags}:in_chroma_loc={sited}"),
         graph.add("format", f"pix_fmts={pixels}"),
         graph.add("buffersink"),
     ]

@@ -9,13 +9,15 @@ with VideoWriter("ball.mp4", fps=16) as writer:
 
 from collections.abc import Iterable
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import av
 import numpy as np
 from av.container import OutputContainer
-from av.video.reformatter import ColorRange, Colorspace
+from av.filter import Graph
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from dummyforcing.errors import BadFile
@@ -74,11 +76,10 @@ class VideoWriter:
             stream = self._stream = self._stream or self._open(width, height)
             if (stream.width, stream.height) != (width, height):
                 raise ValueError(f"frame of {width}x{height} in a video of {stream.width}x{stream.height}")
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-            frame.pts = self.frames
-            self._mux(stream, frame)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
+            self._converter.vpush(frame)
+            self._mux(stream, self._converter.vpull())
             self.frames += 1
             self._between_frames = True
 
@@ -98,6 +99,17 @@ class VideoWriter:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
+        # A player takes it that chroma is where the left one of two pixels is: H.264 says so unless told.
+        to_yuv = "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left"
+        self._converter = Graph()
+        self._converter.link_nodes(
+            self._converter.add(
+                "buffer", f"video_size={width}x{height}:pix_fmt=rgb24:time_base=1/{self.fps}:range=pc"
+            ),
+            self._converter.add("scale", f"flags=bicubic+accurate_rnd+full_chroma_inp:{to_yuv}"),
+            self._converter.add("format", "pix_fmts=yuv420p"),
+            self._converter.add("buffersink"),
+        ).configure()
         return stream
 
     def __exit__(

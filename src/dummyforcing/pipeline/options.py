@@ -180,7 +180,8 @@ class VideoOptions:
     moved by more than this since the first look, classify all heads again at the next chunk. With the bundled
     model 0.01 is more than chance, but its videos did not gain by it."""
     image: "str | Path | None" = option(None, metavar="FILE", hint="none")
-    """Image that the video begins with, on models that can: see the list of models."""
+    """Image that the video begins with, on models that can: see the list of models. It is white where it is
+    transparent."""
     video: "str | Path | None" = option(None, metavar="FILE", hint="none")
     """Video that the new one goes on from: its first 9 pixel frames with 3 latent frames a chunk. Krea
     Realtime makes the whole video from it instead."""

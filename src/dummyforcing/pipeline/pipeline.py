@@ -142,7 +142,9 @@ class DummyForcingPipeline:
         return Parts(self.files.preset, self.model, self.text, self.vae, self.fused)
 
     def to(
-        self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+        self,
+        device: str | torch.device | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> "DummyForcingPipeline":
         """Move the model to another device, or compute in another precision; no rollout may be in progress.
 

@@ -3,13 +3,10 @@
 request = make_request(ModelFiles.open("tiny"), "a red ball bounces", num_frames=81)
 """
 
-import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,28 +16,21 @@ from torch import Tensor
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.finite import all_finite, faults
-from dummyforcing.files.text import split_number
 from dummyforcing.method.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
+from dummyforcing.pipeline.beginning import read_begin
 from dummyforcing.pipeline.choices import check_guard, check_teacache, choose_heads, choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.shipped import read_plan, read_teacache
+from dummyforcing.pipeline.switches import Switch, place_switches, read_switches
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, parse_size
 from dummyforcing.sampling.guard import Guard, recalled_context
 from dummyforcing.sampling.teacache import Calibration
 
 ENDLESS_FRAMES = 60
 """Latent frames for which the memory of a video without end is estimated, if it keeps all of them: 15 s."""
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A change of the prompt."""
-
-    frame: int
-    """The latent frame that the first chunk with the new prompt begins with."""
-    prompt: str
 
 
 @dataclass(frozen=True)
@@ -146,119 +136,6 @@ class Request:
         return max(before, *(held(context) for context in self.policy.roles.values()))
 
 
-class Begin(TypedDict, total=False):
-    """The fields of a `Request` that say how a video begins."""
-
-    start: NDArray[np.uint8]
-    source: NDArray[np.uint8]
-    strength: float
-
-
-def read_begin(
-    preset: Preset,
-    image: str | Path | None,
-    video: str | Path | None,
-    strength: float | None,
-    frames: int | None,
-    size: tuple[int, int],
-) -> Begin:
-    """Read what a video is to begin with, or to be made from.
-
-    Args:
-        preset: Of the model; says which of it the model can do.
-        image: Image file.
-        video: Video file.
-        strength: How much of `video` is changed.
-        frames: Latent frames of the video to make.
-        size: Its height and width in pixels.
-
-    Returns:
-        The fields of a `Request` that say so.
-
-    Raises:
-        BadRequest: If the model cannot do that.
-        BadFile: If a file cannot be read.
-    """
-    if strength is not None and (video is None or preset.start != "chunk"):
-        raise BadRequest(
-            "A strength goes with a video on models that make one from it", "leave it out", "strength"
-        )
-    if image is None and video is None:
-        return {}
-    if preset.start is None:
-        raise BadRequest(
-            f"Model '{preset.name}' starts from a prompt alone",
-            "leave out image and video, or take another model, such as causal-forcing-frame",
-        )
-    if image is not None and video is not None:
-        raise BadRequest("An image and a video both say how the video begins", "give one of them")
-    if image is not None and preset.start == "clip":
-        raise BadRequest(
-            f"Model '{preset.name}' goes on from a clip of {preset.pixel_frames(preset.chunk_frames)} "
-            "pixel frames, not from an image",
-            "give a video, or take model causal-forcing-frame",
-            "image",
-        )
-    from dummyforcing.media.clips import read_video
-    from dummyforcing.media.images import read_image
-
-    chunk = preset.pixel_frames(preset.chunk_frames)
-    if image is not None:
-        return {"start": read_image(image, size).repeat(chunk, 0)}
-    assert video is not None
-    if preset.start != "chunk":
-        return {"start": read_video(video, chunk, size, preset.fps)}
-    if frames is None:
-        raise BadRequest("A video without end cannot be made from another", "give num_frames", "num_frames")
-    if preset.sampler == "rolling":
-        raise BadRequest(
-            f"Model '{preset.name}' has sampler 'rolling', which makes no video from another",
-            "leave the video out",
-            "video",
-        )
-    source = read_video(video, preset.pixel_frames(frames), size, preset.fps)
-    return {"source": source, "strength": 0.7 if strength is None else strength}
-
-
-def place_switches(
-    preset: Preset, switches: Sequence[tuple[float, str]], fade: int, frames: int | None
-) -> tuple[Switch, ...]:
-    """Place changes of the prompt, the earliest first, at latent frames.
-
-    Args:
-        preset: Of the model.
-        switches: Seconds from the start of the video, and the prompt from then on.
-        fade: Chunks that each of them takes.
-        frames: Latent frames of the video.
-
-    Raises:
-        BadRequest: If one comes too late to be seen, or has no prompt, or two come in the same chunk.
-    """
-    found: dict[int, Switch] = {}
-    chunk = preset.chunk_frames
-    for seconds, prompt in sorted(switches, key=lambda switch: switch[0]):
-        last = math.inf if frames is None else max(preset.pixel_frames(frames - chunk), 0) / preset.fps
-        if not prompt.strip():
-            raise BadRequest(
-                "The prompt to change to is empty", "say what the video shall show then", "switches"
-            )
-        if not (0 < seconds <= last and math.isfinite(seconds)):
-            limit = (
-                "more than 0 s" if frames is None else f"the last chunk of this video begins at {last:.1f} s"
-            )
-            raise BadRequest(f"The prompt cannot change at {seconds:g} s", limit, "switches")
-        earliest = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1
-        frame = math.ceil(earliest / chunk) * chunk
-        if frame in found:
-            raise BadRequest(
-                f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk",
-                f"leave {chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them",
-                "switches",
-            )
-        found[frame] = Switch(frame, prompt)
-    return tuple(found.values())
-
-
 def make_request(
     files: ModelFiles,
     prompt: str | Sequence[str] | None,
@@ -304,7 +181,7 @@ def check_request(
         plan.require(files.config.num_layers, files.config.num_heads)
     guard = options.guard if not isinstance(options.guard, int | float) else Guard(tolerance=options.guard)
     begin = read_begin(preset, options.image, options.video, options.strength, frames, size)
-    teacache = _teacache(files, options.teacache)
+    teacache = read_teacache(files, options.teacache)
     return Request(
         prompts,
         frames,
@@ -323,57 +200,6 @@ def check_request(
         prompt_embeds=options.prompt_embeds,
         **begin,
     )
-
-
-def read_plan(files: ModelFiles, plan: Plan | str | Path | None) -> Plan | None:
-    """The head plan that is meant: one that is there, the model's own (`shipped`), or a file.
-
-    Raises:
-        UserError: If there is none.
-    """
-    if plan is None or isinstance(plan, Plan):
-        return plan
-    if str(plan) == "shipped":
-        maker = "dummyforcing heads --save-plan"
-        return Plan.load(_shipped(files, "plan.json", "head plan", maker, "plan"))
-    return Plan.load(plan)
-
-
-def teacache_table(files: ModelFiles, text: str) -> Calibration:
-    """Read the calibrated TeaCache table of `FILE` or `FILE:ERROR`; `shipped` is the model's own file.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path, error = split_number(text, "error", "TeaCache table")
-    if path == "shipped":
-        maker = "dummyforcing teacache calibrate"
-        path = str(_shipped(files, "teacache.json", "TeaCache table", maker, "teacache"))
-    table = Calibration.load(path)
-    return table if error is None else table.at(error)
-
-
-def read_switches(switches: Sequence[tuple[float, str] | str]) -> list[tuple[float, str]]:
-    """Changes of the prompt, each a pair or the text SECONDS:PROMPT.
-
-    Raises:
-        BadRequest: If a text is something else.
-    """
-    found = []
-    for switch in switches:
-        if not isinstance(switch, str):
-            found.append(switch)
-            continue
-        seconds, _, prompt = switch.partition(":")
-        try:
-            found.append((float(seconds), prompt.strip()))
-        except ValueError:
-            raise BadRequest(
-                f"The change of prompt '{switch}' cannot be read",
-                "write SECONDS:PROMPT, such as '2.5:a ball'",
-                "switches",
-            ) from None
-    return found
 
 
 def _prompts(files: ModelFiles, prompt: str | Sequence[str] | None, embeds: Tensor | None) -> tuple[str, ...]:
@@ -431,27 +257,6 @@ def _generators(
             "generator",
         )
     return generators
-
-
-def _teacache(
-    files: ModelFiles, teacache: float | str | Sequence[int] | Calibration | None
-) -> float | Sequence[int] | Calibration | None:
-    if not isinstance(teacache, str):
-        return teacache
-    with suppress(ValueError):  # else it names a table
-        return float(teacache)
-    return teacache_table(files, teacache)
-
-
-def _shipped(files: ModelFiles, name: str, what: str, maker: str, option: str) -> Path:
-    path = files.shipped(name)
-    if path is None:
-        raise BadRequest(
-            f"Model '{files.preset.name}' ships no {what}",
-            f"leave it out, or make one with '{maker}'",
-            option,
-        )
-    return path
 
 
 def _past_within(

@@ -11,59 +11,26 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dummyforcing.errors import BadFile, BadRequest
-from dummyforcing.files.state import read_state, write_state
-from dummyforcing.models.wan import fingerprint
+from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.assembly import encode_pixels, sampler_maker
-from dummyforcing.pipeline.decoding import FrameDecoder, FrameDecoderState
-from dummyforcing.pipeline.delivery import Asked, Delivery, DeliveryState
+from dummyforcing.pipeline.decoding import FrameDecoder
+from dummyforcing.pipeline.delivery import Asked, Delivery
 from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
 from dummyforcing.pipeline.parts import Parts, warn_of_words
 from dummyforcing.pipeline.request import Request
+from dummyforcing.pipeline.saved import RolloutState, read_rollout, rules_of, write_rollout
 from dummyforcing.runtime.streams import Decoding, Event
-from dummyforcing.sampling.block import BlockState
 from dummyforcing.sampling.noise import NoiseSource, SeededNoise, seeded_noise
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.sampling.recompute import RecomputeSampler
-from dummyforcing.sampling.rolling import RollingState
-from dummyforcing.sampling.sampler import Received, Sampler, SamplerState
-
-KIND, VERSION = "Dummy Forcing rollout", "3"
-
-
-@dataclass(frozen=True)
-class RolloutState:
-    """The state of a rollout: it can go on from here in another process, too."""
-
-    fingerprint: str
-    """Of the transformer."""
-    rules: tuple[tuple[str, str], ...]
-    """Properties of the model and its preset that must be the same, in words."""
-    request: Request
-    """What was asked for, without the pixels that it began with or was made from."""
-    prompts: tuple[str, ...]
-    """At present."""
-    prompt_embeds: Tensor
-    switches: int
-    """How many changes of the prompt are to come."""
-    given: tuple[Tensor, ...]
-    """Latents of chunks that the video begins with, not taken yet."""
-    source: Tensor | None
-    """Latents of the video that this one is made from."""
-    frames: int
-    """Finished latent frames, of all parts of the video."""
-    latents: Tensor | None
-    """Of the newest chunk."""
-    sampler: BlockState | RollingState | SamplerState
-    decoder: FrameDecoderState
-    delivery: DeliveryState
+from dummyforcing.sampling.sampler import Received, Sampler
 
 
 class Rollout:
@@ -232,7 +199,7 @@ class Rollout:
         self.require_finite()
         state = RolloutState(
             fingerprint=self.sampler.fingerprint,
-            rules=_rules(self._parts),
+            rules=rules_of(self._parts),
             request=replace(self.request, start=None, source=None, generators=None, prompt_embeds=None),
             prompts=self.prompts,
             prompt_embeds=self._prompt_embeds,
@@ -245,7 +212,7 @@ class Rollout:
             decoder=self._decoder.state(),
             delivery=self._delivery.state(),
         )
-        write_state(Path(path), KIND, VERSION, state)
+        write_rollout(Path(path), state)
 
     @classmethod
     def resume(cls, path: str | Path, parts: Parts, tiles: int | None = None) -> "Rollout":
@@ -259,20 +226,7 @@ class Rollout:
         Raises:
             BadFile: If the file is damaged or of another version, or was made with another model.
         """
-        state = read_state(Path(path), KIND, VERSION, RolloutState)
-        mine = fingerprint(parts.model)
-        if state.fingerprint != mine:
-            raise BadFile(
-                f"{path} was saved with model {state.fingerprint}, but this model is {mine}",
-                "resume it with the model that it began with",
-            )
-        rules = dict(_rules(parts))
-        for name, theirs in state.rules:
-            if theirs != rules[name]:
-                raise BadFile(
-                    f"{path} was saved with another {name}, {theirs} in place of {rules[name]}",
-                    "resume it with what it began with",
-                )
+        state = read_rollout(Path(path), parts)
         device = parts.device
         request = replace(state.request, prompt_embeds=state.prompt_embeds)
         rollout = cls(parts, request, state.decoder.stream.tiles or tiles)
@@ -393,22 +347,3 @@ class Rollout:
         ended, sampler = Event(self._parts.device), self.sampler
         asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes, chunk)
         self._delivery.put(asked, decodings)
-
-
-def _rules(parts: Parts) -> tuple[tuple[str, str], ...]:
-    """List what must be the same to go on, in words."""
-    preset = parts.preset
-    cached = parts.fused.attention_dtype if parts.fused else parts.model.patch_embedding.weight.dtype
-    return (
-        ("sampler", preset.sampler),
-        ("dtype of the cache", str(cached)),
-        ("decoder", type(parts.vae).__name__),
-        ("schedule", repr(preset.schedule)),
-        ("first schedule", repr(preset.first_schedule)),
-        ("number of frames per chunk", repr(preset.chunk_frames)),
-        ("local attention size", repr(preset.local_attention_size)),
-        ("number of frames to rewrite", repr(preset.recache_frames)),
-        ("global sink", repr(preset.global_sink)),
-        ("number of context frames", repr((preset.context_frames, preset.keep_first_frame))),
-        ("length of a part", repr((preset.max_frames, preset.overlap_frames))),
-    )
