@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadFile, BadRequest, NoSuchDevice, UnknownWordsWarning
 from dummyforcing.media.clips import read_mp4
-from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput
+from dummyforcing.pipeline.outputs import Chunk, OutputType, Video, VideoOutput
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.rollout import Rollout
 
@@ -56,8 +56,8 @@ def levels(values: np.ndarray) -> np.ndarray:
     assert values.min() >= 0
     assert values.max() <= 1
     assert np.abs(values * 255 - np.rint(values * 255)).max() < 1e-4
-    pixels: np.ndarray = np.rint(values * 255).astype(np.uint8)
-    return pixels
+    found: np.ndarray = np.rint(values * 255).astype(np.uint8)
+    return found
 
 
 # What comes out
@@ -106,7 +106,7 @@ def test_latents(pipe: DummyForcingPipeline, frames: np.ndarray, videos: list[Vi
 
 @pytest.mark.parametrize("kind", ["np", "pt", "pil"])
 def test_every_form_can_be_saved_and_shown(
-    pipe: DummyForcingPipeline, frames: np.ndarray, kind: Any, tmp_path: Path
+    pipe: DummyForcingPipeline, frames: np.ndarray, kind: OutputType, tmp_path: Path
 ) -> None:
     out = pipe([PROMPT, OTHER], num_frames=FRAMES, output_type=kind)
     for index in range(2):
@@ -133,7 +133,7 @@ def assert_played(html: str, expected: np.ndarray) -> None:
     found = re.findall(r'<video controls [^>]*width="48" src="data:video/mp4;base64,([^"]+)"></video>', html)
     assert len(found) == len(expected)
     for data, video in zip(found, expected, strict=True):
-        with av.open(io.BytesIO(base64.b64decode(data))) as opened:
+        with av.open(io.BytesIO(base64.b64decode(data)), "r") as opened:
             stream = opened.streams.video[0]
             assert stream.codec_context.name == "h264"
             assert stream.average_rate == 16
@@ -211,10 +211,12 @@ def test_the_global_generator_is_left_alone(pipe: DummyForcingPipeline) -> None:
 
 def test_embeddings_are_a_prompt(pipe: DummyForcingPipeline, frames: np.ndarray) -> None:
     embeds = pipe.text.encode([PROMPT, OTHER])
-    assert np.array_equal(levels(pipe(None, prompt_embeds=embeds, num_frames=FRAMES).frames), frames)
-    made: Any = pipe.generate(prompt_embeds=embeds, num_frames=FRAMES)
+    assert np.array_equal(levels(pipe(prompt_embeds=embeds, num_frames=FRAMES).frames), frames)
+    made = pipe.generate(prompt_embeds=embeds, num_frames=FRAMES)
+    assert isinstance(made, list)
     assert np.array_equal(np.stack([video.frames for video in made]), frames)
     one = pipe.generate(prompt_embeds=embeds[:1], num_frames=FRAMES)
+    assert isinstance(one, Video)
     assert np.array_equal(one.frames, pipe.generate(PROMPT, num_frames=FRAMES).frames)
     with pytest.raises(BadRequest, match=r"A prompt and prompt_embeds say the same; give one of them\."):
         pipe(PROMPT, prompt_embeds=embeds)
@@ -224,7 +226,7 @@ def test_embeddings_are_a_prompt(pipe: DummyForcingPipeline, frames: np.ndarray)
         ):
             pipe(None, prompt_embeds=wrong)
     with pytest.raises(BadRequest, match="The prompt is empty"):
-        pipe()  # type: ignore[call-arg]
+        pipe()
 
 
 def test_policies_and_plans(pipe: DummyForcingPipeline) -> None:
@@ -267,7 +269,7 @@ def test_a_callback_sees_the_latents_of_every_chunk(pipe: DummyForcingPipeline) 
 
 
 @pytest.mark.parametrize("kind", ["np", "latent"])
-def test_a_callback_can_change_the_prompt(pipe: DummyForcingPipeline, kind: Any) -> None:
+def test_a_callback_can_change_the_prompt(pipe: DummyForcingPipeline, kind: OutputType) -> None:
     """After the second chunk: what follows is what a rollout steered by hand shows."""
     run = pipe.start(PROMPT, num_frames=FRAMES)
     by_hand = [run.next_chunk(), run.next_chunk()]

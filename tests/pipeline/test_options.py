@@ -81,7 +81,7 @@ def test_a_new_option_is_an_argument_of_methods() -> None:
     prompt, options = owner.film("a ball", turns=3)
     assert (prompt, options) == ("a ball", TurningOptions(turns=3))
     assert owner.film("a ball")[1].turns == 4
-    assert owner.film()[0] is None  # type: ignore[call-arg]
+    assert owner.film()[0] is None
     signature = inspect.signature(owner.film)
     assert list(signature.parameters) == ["prompt", *(one.name for one in fields(TurningOptions))]
     assert signature.parameters["turns"].default == 2

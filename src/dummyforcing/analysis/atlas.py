@@ -142,10 +142,10 @@ class Atlas:
         except OSError as error:
             raise BadFile(
                 f"The atlas {path} cannot be read ({error.strerror or error})",
-                "give one of 'dummyforcing heads'",
+                "give one that record() made",
             ) from error
         except (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
-            raise BadFile(f"{path} is not an atlas ({error})", "give one of 'dummyforcing heads'") from error
+            raise BadFile(f"{path} is not an atlas ({error})", "give one that record() made") from error
         return cls(mass, settings)
 
 

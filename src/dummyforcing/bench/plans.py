@@ -41,7 +41,7 @@ def fixture_plan(
         raise BadRequest(
             f"{count} neighbor heads were asked for, but the model has {total} heads",
             f"take {total} at most",
-            "policies",
+            "policy",
         )
     sinks = (total - count) // 3
     roles = [str(Role.NEIGHBOR)] * total
@@ -83,13 +83,13 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
         if name not in (*POLICIES, "native"):
             names = ", ".join((*POLICIES, "native"))
             raise BadRequest(
-                f"There is no policy '{policy}' to measure", f"the policies are {names}", "policies"
+                f"There is no policy '{policy}' to measure", f"the policies are {names}", "policy"
             )
         return None
     parts = numbers.split(",")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise BadRequest(
-            f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N", "policies"
+            f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N", "policy"
         )
     cap = int(parts[1]) if len(parts) == 2 else None
     return fixture_plan(layers, heads, neighbors=int(parts[0]), recent=cap, name=policy)

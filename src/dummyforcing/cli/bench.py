@@ -26,14 +26,16 @@ def bench(
         arg(metavar="NAME|FOLDER|FILE", help_behavior_hint="(default: self-forcing on a GPU, else tiny)"),
     ] = None,
     load: Given,
-    sizes: Annotated[
+    size: Annotated[
         tuple[str, ...],
-        arg(metavar="480p|720p|1080p|WxH ...", help_behavior_hint="(default: the model's own)"),
+        arg(name="sizes", metavar="480p|720p|1080p|WxH ...", help_behavior_hint="(default: the model's own)"),
     ] = (),
-    policies: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("dummy",),
+    policy: Annotated[tuple[str, ...], arg(name="policies", metavar="NAME ...")] = ("dummy",),
     fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
-    skip_steps: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: none)")] = (),
-    frames: Annotated[int, arg(metavar="N")] = 81,
+    teacache: Annotated[
+        tuple[int, ...], arg(name="skip-steps", metavar="N ...", help_behavior_hint="(default: none)")
+    ] = (),
+    num_frames: Annotated[int, arg(name="frames", metavar="N")] = 81,
     compare: FlagCreatePairsOff[bool] = False,
     vae: bool = True,
     repeats: int = 3,
@@ -60,14 +62,14 @@ def bench(
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model; weights, base and LoRA as for generate.
-        sizes: Sizes of the videos: 832x480, 1280x720, 1920x1088, or any multiples of 16.
-        policies: As for generate, but dummy has a fixed plan from the first chunk on: half of the heads are
+        size: Sizes of the videos: 832x480, 1280x720, 1920x1088, or any multiples of 16.
+        policy: As for generate, but dummy has a fixed plan from the first chunk on: half of the heads are
             dummy, a quarter sink, a quarter neighbor. long:N,CAP: N neighbor heads see CAP past frames
             (long:N: all of them).
         fp8: none, linear (linear maps in FP8) or all (attention too).
-        skip_steps: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
+        teacache: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
             out. Which ones it would is up to the weights; 'generate --teacache' tells.
-        frames: Pixel frames of every video.
+        num_frames: Pixel frames of every video.
         compare: Also measure the dense cache, in turns with the others, and print how much faster they are.
         vae: Also measure whole videos: decoded, with the pixel frames on the host.
         repeats: Videos of every configuration and kind; medians are taken.
@@ -86,11 +88,11 @@ def bench(
     name = model or ("self-forcing" if where.type == "cuda" else "tiny")
     files = open_files(name, load)
     settings = Settings(
-        sizes=tuple(parse_size(size) for size in sizes) or (files.preset.size,),
-        policies=policies,
+        sizes=tuple(map(parse_size, size)) or (files.preset.size,),
+        policies=policy,
         fp8=fp8,
-        skip_steps=skip_steps,
-        frames=frames,
+        skip_steps=teacache,
+        frames=num_frames,
         compare=compare,
         vae=vae,
         repeats=repeats,

@@ -136,7 +136,8 @@ def eval(
     files = open_files(model, load)
     options = {name: video.get(name, default) for name, default in SETTINGS.items()}
     options["size"] = parse_size(video["size"]) if "size" in video else files.preset.size
-    request(jobs[-1], files, options)  # refuses now what cannot be made
+    for job in (jobs[0], jobs[-1]):  # refuses now what cannot be made
+        request(job, files, options)
     where, plan = choose_device(load.get("device", "auto")), video.get("plan")
     weights = load.get("weights")
     settings = {

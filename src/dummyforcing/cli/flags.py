@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, getdoc, signature
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -77,8 +77,14 @@ class FlagsOf:
         return one.flag.replace("-", "_"), Annotated[hinted, arg(**details)], field(default=default)
 
 
-Verbose = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-v"])]
-Quiet = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-q"])]
+Verbose = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(
+        aliases=["-v"],
+        help="Tell which attention backend was chosen, and why a fast path was left.",
+    ),
+]
+Quiet = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-q"], help="Show no progress.")]
 
 
 def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -106,7 +112,8 @@ def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., No
         run.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = hints
         del run.__wrapped__  # the parser would read its signature
-        run.__doc__ = str(function.__doc__).rstrip() + EVERYWHERE
+        summary, args, rest = str(getdoc(function)).partition("\nArgs:\n")
+        run.__doc__ = summary + args + re.sub(r"\n {8,}", " ", rest)  # the help keeps the breaks of lines
         own = {name: hint for name, hint in function.__annotations__.items() if name not in {*sets, "return"}}
         run.flags = {  # type: ignore[attr-defined]
             **{one.name: f"--{one.flag}" for flags in sets.values() for one in flags.options()},
@@ -115,12 +122,6 @@ def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., No
         return run
 
     return decorate
-
-
-EVERYWHERE = """
-        verbose: Tell which attention backend was chosen, and why a fast path was left.
-        quiet: Show no progress.
-    """
 
 
 def _own_flag(name: str, hint: Any) -> str | None:
@@ -132,17 +133,34 @@ def _own_flag(name: str, hint: Any) -> str | None:
     return f"--{renamed.replace('_', '-')}"
 
 
-def in_flags(text: str) -> str:
-    """Say in flags what a message of the library says in Python: `num_frames=41` becomes `--frames 41`."""
-    flags = {one.name: one.flag for kind in (LoadOptions, VideoOptions) for one in FlagsOf(kind).options()}
-    flags["model"] = "model"
+COMMAND_OF = {
+    "calibrate()": "'dummyforcing teacache calibrate'",
+    "find_plan()": "'dummyforcing heads --save-plan'",
+    "record()": "'dummyforcing heads --save'",
+}
+"""Functions that messages of the library name, and the commands that call them."""
+EVERY_FLAG = {
+    one.name: f"--{one.flag}" for kind in (LoadOptions, VideoOptions) for one in FlagsOf(kind).options()
+} | {"model": "--model"}
+"""The flags of all options by their Python names."""
+
+
+def in_flags(text: str, own: Mapping[str, str] = EVERY_FLAG) -> str:
+    """Say in flags what a message of the library says in Python: `num_frames=41` becomes `--frames 41`.
+
+    Args:
+        text: The message.
+        own: The flags of a command by the Python names of the options; for others, those that most have.
+    """
+    for function, command_line in COMMAND_OF.items():
+        text = text.replace(function, command_line)
+    flags = {**EVERY_FLAG, **own}
 
     def flag(found: re.Match[str]) -> str:
         name, value = found[1], found[2].strip("'\"")
         if name not in flags:
             return found[0]
-        shown = f"--{flags[name]}"
-        return shown if value in ("", "True") else f"{shown} {shlex.quote(value)}"
+        return flags[name] if value in ("", "True") else f"{flags[name]} {shlex.quote(value)}"
 
     return re.sub(r"\b([a-z][a-z0-9_]*)=(\"[^\"]*\"|'[^']*'|(?:[\w.:/+-]*[\w/+])?)", flag, text)
 
@@ -154,7 +172,7 @@ def told(error: UserError, flags: Mapping[str, str]) -> str:
         error: From the library.
         flags: The flags of the command by the Python names of the options.
     """
-    text, flag = in_flags(str(error)), flags.get(error.option or "")
+    text, flag = in_flags(str(error), flags), flags.get(error.option or "")
     if flag and not re.search(rf"{flag}(?![\w-])", text):
         text = f"{text.removesuffix('.')} ({flag})."
     if text.partition(" ")[0].isalpha():  # else it is a flag, or a path, which is spelt as it is

@@ -23,7 +23,7 @@ def telling(*, verbose: bool, quiet: bool) -> Iterator[None]:
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the Hub's library is imported
     logger = logging.getLogger("dummyforcing")
-    before = logger.level, logger.propagate
+    level, propagates = logger.level, logger.propagate
     token, handler = IS_QUIET.set(quiet), _Said()
     if verbose:
         logger.addHandler(handler)
@@ -33,7 +33,8 @@ def telling(*, verbose: bool, quiet: bool) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(level)
+        logger.propagate = propagates
         IS_QUIET.reset(token)
 
 

@@ -181,8 +181,6 @@ class Plan:
                 f"The head plan {path} cannot be read ({error.strerror})", "give another file"
             ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadFile(
-                f"{path} is not a head plan ({error})", "make one with 'dummyforcing heads --save-plan'"
-            ) from error
+            raise BadFile(f"{path} is not a head plan ({error})", "make one with find_plan()") from error
         plan.require(len(plan.roles), len(plan.roles[0]), fingerprint)
         return plan

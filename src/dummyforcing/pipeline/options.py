@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, wraps
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.records import nearest
@@ -231,6 +231,8 @@ Opt = TypeVar("Opt")
 Owner = TypeVar("Owner")
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", contravariant=True)
+Made = TypeVar("Made", covariant=True)
 P = ParamSpec("P")
 
 
@@ -296,14 +298,26 @@ def _in_other_words(name: str, known: Mapping[str, Documented]) -> set[str]:
     return {*known[name].about.instead_of, *(n for n, one in known.items() if name in one.about.instead_of)}
 
 
+class Call(Protocol[Asked, P, Made]):
+    """A method with options, as its caller sees it."""
+
+    def __call__(self, prompt: Asked | None = None, *args: P.args, **options: P.kwargs) -> Made:
+        """Call it with a prompt, and options by name."""
+
+
+class Method(Protocol[Asked, P, Made]):
+    """A method with options, as its class sees it."""
+
+    def __get__(self, owner: object, kind: type[object] | None = None) -> Call[Asked, P, Made]:
+        """Bind it."""
+
+
 def with_options(
     kind: Callable[P, Opt],
-) -> Callable[[Callable[[Owner, Given, Opt], Result]], Callable[Concatenate[Owner, Given, P], Result]]:
+) -> Callable[[Callable[[Owner, Given, Opt], Result]], Method[Given, P, Result]]:
     """Give a method, in place of one argument, the keyword arguments that an options class has."""
 
-    def decorate(
-        method: Callable[[Owner, Given, Opt], Result],
-    ) -> Callable[Concatenate[Owner, Given, P], Result]:
+    def decorate(method: Callable[[Owner, Given, Opt], Result]) -> Method[Given, P, Result]:
         @wraps(method)
         def call(self: Owner, prompt: Given | None = None, **options: Any) -> Result:
             defaults = getattr(self, "option_defaults", None)

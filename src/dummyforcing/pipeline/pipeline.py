@@ -38,6 +38,7 @@ from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput, as_output, 
 from dummyforcing.pipeline.parts import Parts, warn_of_length, warn_of_words
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
+from dummyforcing.pipeline.saved import read_rollout
 from dummyforcing.presets.preset import SIZE_MULTIPLE
 from dummyforcing.runtime.fused import FusedWan, arrange
 from dummyforcing.sampling.passes import Observer
@@ -219,10 +220,13 @@ class DummyForcingPipeline:
         return VideoOutput(frames, fps, video.plans, video.timings, video.cache_bytes)
 
     @overload
-    def generate(self, prompt: str | None = None, **options: Any) -> Video: ...
+    def generate(self, prompt: str, **options: Any) -> Video: ...
 
     @overload
     def generate(self, prompt: Sequence[str], **options: Any) -> list[Video]: ...
+
+    @overload
+    def generate(self, prompt: None = None, **options: Any) -> Video | list[Video]: ...
 
     def generate(self, prompt: Prompt = None, **options: Any) -> Video | list[Video]:
         """Make a video as pixel frames in 8 bits, or one for each prompt of a list.
@@ -277,8 +281,10 @@ class DummyForcingPipeline:
 
         Raises:
             BadFile: If the file is damaged or of another version, or was made with another model.
+            NotEnoughMemory: If the memory does not suffice.
         """
-        return Rollout.resume(path, self.parts)
+        state = read_rollout(Path(path), self.parts)
+        return Rollout.from_state(state, self.parts, self._require_memory(state.request))
 
     # --- requests: what the command line and studies work with -------------------------------------------
 

@@ -25,7 +25,7 @@ from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
 from dummyforcing.pipeline.parts import Parts, warn_of_words
 from dummyforcing.pipeline.request import Request
-from dummyforcing.pipeline.saved import RolloutState, read_rollout, rules_of, write_rollout
+from dummyforcing.pipeline.saved import RolloutState, rules_of, write_rollout
 from dummyforcing.runtime.streams import Decoding, Event
 from dummyforcing.sampling.noise import NoiseSource, SeededNoise, seeded_noise
 from dummyforcing.sampling.passes import Observer
@@ -215,18 +215,14 @@ class Rollout:
         write_rollout(Path(path), state)
 
     @classmethod
-    def resume(cls, path: str | Path, parts: Parts, tiles: int | None = None) -> "Rollout":
-        """Take up a rollout that `save` wrote.
+    def from_state(cls, state: RolloutState, parts: Parts, tiles: int | None = None) -> "Rollout":
+        """Take up a rollout from its state.
 
         Args:
-            path: The file.
-            parts: The model that it began with; another device will do, but for rounding.
+            state: From `read_rollout`, of this model.
+            parts: The model; another device than that of the state will do, but for rounding.
             tiles: In how many tiles of rows to decode, if that is not decided yet.
-
-        Raises:
-            BadFile: If the file is damaged or of another version, or was made with another model.
         """
-        state = read_rollout(Path(path), parts)
         device = parts.device
         request = replace(state.request, prompt_embeds=state.prompt_embeds)
         rollout = cls(parts, request, state.decoder.stream.tiles or tiles)

@@ -20,7 +20,7 @@ def read_plan(files: ModelFiles, plan: Plan | str | Path | None) -> Plan | None:
     if plan is None or isinstance(plan, Plan):
         return plan
     if str(plan) == "shipped":
-        maker = "dummyforcing heads --save-plan"
+        maker = "find_plan()"
         return Plan.load(_shipped(files, "plan.json", "head plan", maker, "plan"))
     return Plan.load(plan)
 
@@ -33,7 +33,7 @@ def teacache_table(files: ModelFiles, text: str) -> Calibration:
     """
     path, error = split_number(text, "error", "TeaCache table")
     if path == "shipped":
-        maker = "dummyforcing teacache calibrate"
+        maker = "calibrate()"
         path = str(_shipped(files, "teacache.json", "TeaCache table", maker, "teacache"))
     table = Calibration.load(path)
     return table if error is None else table.at(error)
@@ -59,7 +59,7 @@ def _shipped(files: ModelFiles, name: str, what: str, maker: str, option: str) -
     if path is None:
         raise BadRequest(
             f"Model '{files.preset.name}' ships no {what}",
-            f"leave it out, or make one with '{maker}'",
+            f"leave it out, or make one with {maker}",
             option,
         )
     return path

@@ -165,7 +165,7 @@ class Calibration:
             raise BadRequest(
                 f"This TeaCache table was measured with noise levels {mine}, but model '{preset.name}' has "
                 f"{theirs}",
-                "make one with 'dummyforcing teacache calibrate'",
+                "make one with calibrate()",
                 "teacache",
             )
         if strength != 1:
@@ -188,7 +188,7 @@ class Calibration:
         if self.fingerprint != found:
             raise BadRequest(
                 f"This TeaCache table was measured with model {self.fingerprint}, but this model is {found}",
-                "make one with 'dummyforcing teacache calibrate'",
+                "make one with calibrate()",
                 "teacache",
             )
 
@@ -216,10 +216,10 @@ class Calibration:
             ) from error
         except ValueError as error:
             raise BadFile(
-                f"{path} is not a TeaCache table ({error})", "give one of 'dummyforcing teacache calibrate'"
+                f"{path} is not a TeaCache table ({error})", "give one that calibrate() made"
             ) from error
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-            raise BadFile(f"{path} is not a TeaCache table", "give one of 'dummyforcing teacache calibrate'")
+            raise BadFile(f"{path} is not a TeaCache table", "give one that calibrate() made")
         table = build(cls, fields, str(path))
         count = len(table.schedule.steps)
         for found in table.sets:
