@@ -3,24 +3,23 @@
 python examples/branch.py
 """
 
-import torch
+import numpy as np
 
 import dummyforcing
 from dummyforcing.media.montage import side_by_side
 from dummyforcing.media.video import write_mp4
-from dummyforcing.pipeline.request import make_request
 
+FRAMES = 81
 ENDINGS = ["shrinks", "grows"]
 
-pipeline = dummyforcing.load("tiny")
-session = pipeline.rollout(make_request(pipeline.files, "a red ball bounces on a green floor")).sampler
-beginning = [session.next_chunk() for _ in range(3)]
+pipe = dummyforcing.load("tiny")
+run = pipe.start("a red ball bounces on a green floor", num_frames=FRAMES)
+beginning = [run.next_chunk().frames[0] for _ in range(3)]
 
 videos = []
 for ending in ENDINGS:
-    branch = session.fork()
-    branch.set_prompt(pipeline.text.encode([f"a red ball {ending} on a green floor"]))
-    latents = torch.cat([*beginning, *branch], dim=1)
-    videos.append(pipeline.vae.decode(latents)[0].cpu().numpy())
+    branch = run.fork()  # with a cache and a decoder of its own; `run` stays where it is
+    branch.set_prompt(f"a red ball {ending} on a green floor")
+    videos.append(np.concatenate([*beginning, *(chunk.frames[0] for chunk in branch)]))
 
-write_mp4("branch.mp4", side_by_side(videos, ENDINGS), pipeline.files.preset.fps)
+write_mp4("branch.mp4", side_by_side(videos, ENDINGS), pipe.files.preset.fps)

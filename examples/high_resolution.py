@@ -2,8 +2,8 @@
 
 python examples/high_resolution.py
 
-Tiles spare memory and leave no seam: they give what one piece gives. Nobody has to ask for them: `generate`
-takes as few as fit into the free memory, and so does `stream()` without a number.
+Tiles spare memory and leave no seam: they give what one piece gives. Nobody has to ask for them: `pipe(...)`
+decodes in as few as fit into the free memory.
 """
 
 import torch
@@ -11,24 +11,21 @@ import torch
 import dummyforcing
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.memory import estimate
-from dummyforcing.pipeline.request import make_request
+from dummyforcing.pipeline.options import VideoOptions
 
-HEIGHT, WIDTH, TILES = 320, 160, 4
+PROMPT = "a red ball bounces on a green floor"
 
-pipeline = dummyforcing.load("tiny")
-request = make_request(
-    pipeline.files, "a red ball bounces on a green floor", num_frames=21, size=(HEIGHT, WIDTH)
-)
-for tiles in (1, TILES):
-    need = estimate(pipeline.files, request, pipeline.dtype, loaded=True, tiles=tiles)
+pipe = dummyforcing.load("tiny")
+latents = pipe(PROMPT, num_frames=21, height=320, width=160, output_type="latent").frames
+
+request = pipe.request(PROMPT, VideoOptions(num_frames=21, height=320, width=160))
+decoded = {}
+for tiles in (1, 4):
+    need = estimate(pipe.files, request, pipe.dtype, loaded=True, tiles=tiles)
     print(f"tiles: {tiles}, memory to decode: {need.decoding / 1e6:.0f} MB")
-
-whole, tiled = pipeline.vae.stream(tiles=1), pipeline.vae.stream(TILES)
-pieces, largest = [], 0.0
-for latents in pipeline.rollout(request).sampler:
-    pieces.append(tiled.decode_float(latents))
-    largest = max(largest, (pieces[-1] - whole.decode_float(latents)).abs().max().item())
+    decoded[tiles] = pipe.vae.stream(tiles).decode_float(latents)
+largest = (decoded[1] - decoded[4]).abs().max().item()
 print(f"they differ by {largest * 255:.5f} gray levels at most")
 
-video = (torch.cat(pieces, dim=1)[0] * 255).round().to(torch.uint8)
-write_mp4("high_resolution.mp4", video.cpu().numpy(), pipeline.files.preset.fps)
+video = (decoded[4][0] * 255).round().to(torch.uint8)
+write_mp4("high_resolution.mp4", video.cpu().numpy(), pipe.files.preset.fps)

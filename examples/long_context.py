@@ -1,16 +1,17 @@
-"""The same cost, spent in two ways: a window of 12 frames in every head, or a long past in a few.
+"""One cost, spent on 12 frames in all heads or on a long past in a few: window.mp4 and long.mp4.
 
 python examples/long_context.py
 """
 
 import dummyforcing
 
+FRAMES = 249
 BUDGET = "window:12"  # or the size of the KV cache, such as "15MB"
 
-pipeline = dummyforcing.load("tiny")
+pipe = dummyforcing.load("tiny")
 for policy, budget in (("window:3,6", None), ("long", BUDGET)):
-    video = pipeline.generate(
-        "a red ball bounces on a green floor", num_frames=249, policy=policy, budget=budget
+    video = pipe.generate(
+        "a red ball bounces on a green floor", num_frames=FRAMES, policy=policy, budget=budget
     )
     video.save(f"{policy.partition(':')[0]}.mp4")
     contexts = [context for layer in video.plan.contexts for context in layer]

@@ -1,4 +1,4 @@
-"""A minute of video, watched while it grows; its heads are classified anew if they look elsewhere.
+"""A minute of video, watched while it grows; heads that look elsewhere are classified again: long.mp4.
 
 python examples/long_run.py
 """
@@ -8,19 +8,19 @@ from dummyforcing.media.video import VideoWriter
 
 SECONDS, EVERY = 60, 10
 
-pipeline = dummyforcing.load("tiny")
-preset = pipeline.files.preset
-stream = pipeline.stream(
+pipe = dummyforcing.load("tiny")
+fps = pipe.files.preset.fps
+run = pipe.start(
     "a red ball bounces on a green floor",
-    num_frames=preset.pixel_frames_for(SECONDS),
+    seconds=SECONDS,
     switches=[(SECONDS / 2, "a blue star spins on a yellow floor")],
     guard=dummyforcing.Guard(every=20, tolerance=0.01),
 )
 found, told = None, 0
-with VideoWriter("long.mp4", preset.fps) as writer:
-    for chunk in stream:
+with VideoWriter("long.mp4", fps) as writer:
+    for chunk in run:
         writer.write(chunk.frames[0])
-        seconds, measures = chunk.timings.pixel_frames / preset.fps, chunk.measures[0]
+        seconds, measures = chunk.timings.pixel_frames / fps, chunk.measures[0]
         if chunk.plans[0].chunk != found:
             found = chunk.plans[0].chunk
             print(f"{seconds:4.0f} s: heads classified in chunk {found}")

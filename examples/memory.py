@@ -7,12 +7,13 @@ Only the first prompt names the ring: a cache that has lost the beginning brings
 
 import dummyforcing
 
+FRAMES = 297
 SWITCHES = [(2.8, "leaves"), (14.8, "comes back")]  # seconds from the start, and the prompt from then on
 
-pipeline = dummyforcing.load("tiny-long")
+pipe = dummyforcing.load("tiny-long")
 for policy in ("dense", "window:0,9"):
-    video = pipeline.generate(
-        "a red ring stays still on a green floor", num_frames=297, policy=policy, switches=SWITCHES
+    video = pipe.generate(
+        "a red ring stays still on a green floor", num_frames=FRAMES, policy=policy, switches=SWITCHES
     )
     video.save(f"memory-{policy.partition(':')[0]}.mp4")
     print(f"{policy}: {video.cache_bytes / 1e6:.0f} MB of keys and values")

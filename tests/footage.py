@@ -13,8 +13,8 @@ STEP = 6
 """Between the gray levels of a frame and the next."""
 
 
-def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-    """RGB frames whose level is their number."""
+def numbered(count: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """RGB frames whose level is their number; x264 makes no B-frames of smaller ones."""
     levels = 10 + STEP * np.arange(count)
     assert levels[-1] < 250
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).astype(np.uint8)

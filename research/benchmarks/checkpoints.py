@@ -39,6 +39,7 @@ from dummyforcing.checkpoints.transformer import open_transformer
 from dummyforcing.checkpoints.vae import load_vae
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.evaluation.results import write_results
+from dummyforcing.files.records import to_json
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.options import LoadOptions
@@ -252,7 +253,7 @@ def main() -> None:
         path = args.folder / ("krea.safetensors" if is_large else "self_forcing_dmd.pt")
         path.parent.mkdir(parents=True, exist_ok=True)
         if args.small:
-            (args.folder / "config.json").write_text(json.dumps(asdict(SMALL)))
+            (args.folder / "config.json").write_text(to_json(asdict(SMALL)))
         stages: dict[str, dict[str, float]] = {}
         with stage("write checkpoint", {}):
             if not path.exists():

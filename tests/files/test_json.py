@@ -103,9 +103,10 @@ def test_nothing_is_written(save: Callable[[Path], None], is_old: bool, tmp_path
 
 DUMPS = {  # these write no file: they compare, hash or print
     "src/dummyforcing/files/records.py": 1,
+    "src/dummyforcing/cli/env.py": 1,
     "src/dummyforcing/evaluation/generate.py": 3,
     "src/dummyforcing/models/wan.py": 1,
-    "research/benchmarks/checkpoints.py": 2,
+    "research/benchmarks/checkpoints.py": 1,
     "research/benchmarks/tiles.py": 1,
     "research/training/stages.py": 1,
 }

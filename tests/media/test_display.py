@@ -215,6 +215,22 @@ def test_hdr_is_mapped_and_said(tmp_path: Path, name: str, number: int, signal: 
     assert np.abs(picture[:, 0] - right).max() <= 2
 
 
+def test_hdr_is_of_bt2020_where_nothing_is_said(tmp_path: Path) -> None:
+    frame = planar(
+        coded(stripes(pq(np.array([(150, 80, 60), (60, 110, 70)]))), 9, full=False, bits=10), "yuv444p10le"
+    )
+    how: dict[str, Any] = {"codec": "libx264", "pixels": "yuv444p10le", "qp": "0"}
+    pictures = []
+    for primaries in (2, 9):
+        frame.color_primaries = primaries
+        path = write_clip(
+            tmp_path / f"{primaries}.mkv", [frame] * 2, range(2), setup=tagged(9, TV, 16, primaries), **how
+        )
+        with pytest.warns(PictureWarning, match="HDR"):
+            pictures.append(first(path))
+    assert (pictures[0] == pictures[1]).all()
+
+
 @pytest.mark.parametrize(
     ("number", "signal", "right"),
     [(16, 0.5081, 100), (16, 0.5807, 203), (16, 0.38, 26), (18, 0.75, 203), (18, 0.38, 26)],

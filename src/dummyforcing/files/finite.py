@@ -5,6 +5,8 @@
 One such number in the weights, in a latent or in a score spreads over the whole video, which comes out black.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ def all_finite(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or not tensor.numel():
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     least, greatest = torch.aminmax(tensor)
-    return least.isfinite() & greatest.isfinite()
+    # NaN is in no order with anything. Three small kernels on a GPU; isfinite would be four, twice.
+    return (least > -math.inf) & (greatest < math.inf)
 
 
 def faults(tensor: Tensor) -> str:

@@ -36,9 +36,6 @@ UPRIGHT = {
 ANIMATED = {"GIF": "frames", "PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages"}
 """What formats have several of. In others they are not to be shown, such as the gain map of an HDR photo."""
 
-SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-"""How ICC profiles call the colour spaces of Pillow's modes."""
-
 
 def read_image(path: str | Path, size: tuple[int, int]) -> Frames:
     """Read an image, scaled to cover a size and cut to it in the middle.
@@ -197,14 +194,12 @@ def _in_srgb(path: str | Path, color: Image.Image, profile: bytes | None) -> Ima
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
         else:
             return color.convert("RGB")
-        if color.mode != "LAB" and source.profile.xcolor_space.strip() != SPACES[color.mode]:
-            raise ImageCms.PyCMSError(f"it is for {source.profile.xcolor_space}")
         if color.mode == "L":  # exact for dark gray, too
             levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
             table = np.asarray(_transformed(levels, source, ImageCms.Flags.NOOPTIMIZE))[0]
             return color.convert("RGB").point(table.T.ravel().tolist())
         return _transformed(color, source, ImageCms.Flags.HIGHRESPRECALC)
-    except (ImageCms.PyCMSError, OSError) as error:  # viewers leave it out, too
+    except (ImageCms.PyCMSError, OSError) as error:  # damaged, or of other colours: viewers leave it out, too
         logger.info("the colour profile of %s is of no use: %s", path, error)
         return color.convert("RGB")
 
