@@ -19,6 +19,8 @@ def test_public_names() -> None:
         "Measures",
         "NoSuchDevice",
         "NotEnoughMemory",
+        "NotFinite",
+        "PictureWarning",
         "Plan",
         "Policy",
         "Rollout",

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,11 @@ def test_shipped_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert Plan.load(tmp_path / "p.json") == Plan.load(bundled_folders()["tiny"] / "plan.json")
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dummyforcing {version('dummyforcing')}\n"
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -339,7 +345,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--frames", "80"], "take 69 or 81"),
         ([PROMPT, "--frames", "81", "--seconds", "5"], "give one of them"),
         ([PROMPT, "--seconds", "-1"], "take more than 0"),
-        ([PROMPT, "--policy", "sparse"], "the policies are dense, window, dummy, anchored, long, official"),
+        ([PROMPT, "--policy", "sparse"], "take dense, window, dummy, anchored, long, official, native"),
         ([PROMPT, "--policy", "window:1"], "window:"),
         ([PROMPT, "--policy", "dense", "--dummy-fraction", "0.5"], "has no dummy heads"),
         (

@@ -228,7 +228,7 @@ def test_existing_scores(tmp_path, capsys):
     [
         ([], "either too little or too much to do; give a file of prompts"),
         (["p.txt", "--scores", "x"], "either too little or too much to do; give a file of prompts"),
-        (["nothing.txt"], "annot read the prompts"),
+        (["nothing.txt"], "prompts nothing.txt cannot be read"),
         (["p.txt", "--shard", "4/4"], "hard '4/4'"),
         (["p.txt", "--samples", "0"], "0 samples"),
         (["p.txt", "--dimension", "fun"], "no dimension 'fun'"),

@@ -54,3 +54,20 @@ def test_hopeless_targets(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write(tmp_path / name, "text")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", ""])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot write"):
+        write(Path(name), "text")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    """A device or a pipe would be replaced by a file: for root, /dev/null too."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is no file"):
+        write(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -133,7 +133,10 @@ def test_chroma_lies_where_the_codec_has_it(
         rows = np.full((plane.height, plane.line_size), 128, np.uint8)
         rows[:, : plane.width] = values
         plane.update(rows.tobytes())
-    exact: dict[str, Any] = {"libx264": {"qp": "0"}, "libx265": {"x265-params": "lossless=1:log-level=none"}}
+    exact: dict[str, Any] = {
+        "libx264": {"qp": "0"},
+        "libx265": {"x265-params": "lossless=1:bframes=0:frame-threads=1:pools=none:log-level=none"},
+    }
     path = write_clip(
         tmp_path / "a.mkv",
         [frame] * 2,

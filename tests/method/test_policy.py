@@ -213,13 +213,27 @@ def test_policies_are_read_from_text():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "dens", "window", "window:3", "window:a,b", "dense:1", "dummy:1,2", "window:-1,2"]
+    "text",
+    [
+        "",
+        "dens",
+        "window",
+        "window:3",
+        "window:a,b",
+        "dense:1",
+        "dummy:1,2",
+        "window:-1,2",
+        "official:1,0",
+        "official:1,1,0",
+    ],
 )
 def test_bad_policies_get_one_clear_sentence(text):
     with pytest.raises(UserError) as error:
         parse_policy(text)
-    if text in ("", "dens"):
-        assert all(name in str(error.value) for name in POLICIES)
+    if text == "":
+        assert all(name in str(error.value) for name in (*POLICIES, "native"))
+    elif text == "dens":
+        assert "the nearest is 'dense'" in str(error.value)
     assert str(error.value).endswith(".")
     assert "\n" not in str(error.value)
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -98,9 +99,9 @@ def test_latents(pipe: DummyForcingPipeline, frames: np.ndarray, videos: list[Vi
     assert np.abs(pipe.vae.decode(out.frames).numpy().astype(int) - frames).max() <= 1
     assert out.plans == tuple(video.plan for video in videos)
     assert out.cache_bytes == videos[0].cache_bytes
-    with pytest.raises(ValueError, match="latents are no pixel frames"):
+    with pytest.raises(BadRequest, match="Latents are no pixel frames"):
         out.pixels()
-    with pytest.raises(ValueError, match="latents are no pixel frames"):
+    with pytest.raises(BadRequest, match="Latents are no pixel frames"):
         out.save("a.mp4")
 
 
@@ -157,6 +158,11 @@ def test_what_is_shown_in_a_notebook(
     (chunk, *_) = pipe.stream(PROMPT, num_frames=9)
     assert "array" not in repr(chunk)
     assert len(repr(chunk)) < 500
+    assert re.fullmatch(r"DummyForcingPipeline\([\w-]+, on cpu, float32\)", repr(pipe))
+    run = pipe.start(PROMPT, num_frames=21)
+    run.next_chunk()
+    assert repr(run) == f"Rollout(('{PROMPT}',), 3 of 6 latent frames)"
+    assert repr(pipe.start(PROMPT, num_frames=None)).endswith(", 0 latent frames)")
 
 
 # What goes in
@@ -311,10 +317,14 @@ def test_an_error_of_a_callback_ends_the_call(pipe: DummyForcingPipeline) -> Non
         ([PROMPT, OTHER, OTHER], 1, "3 prompts cannot be shown by 2 videos"),
         ([PROMPT, " "], 1, "The prompt is empty"),
         (OTHER, 0, r"fade=0 is out of range; take 1 or more chunks\."),
+        (OTHER, math.nan, r"fade=nan is no whole number"),
+        (OTHER, None, r"fade=None is no whole number"),
+        (None, 1, r"prompt=None is no text; give a str, or a list of them\."),
+        ([PROMPT, 5], 1, r"prompt=.* is no text"),
     ],
 )
 def test_a_prompt_that_is_refused_changes_nothing(
-    pipe: DummyForcingPipeline, prompt: str | list[str], fade: int, message: str
+    pipe: DummyForcingPipeline, prompt: Any, fade: Any, message: str
 ) -> None:
     run, plain = (pipe.start([PROMPT, OTHER], num_frames=21) for _ in range(2))
     for one in (run, plain):
@@ -392,6 +402,8 @@ def test_chunks_one_by_one(pipe: DummyForcingPipeline, single: np.ndarray) -> No
     assert run.is_done
     with pytest.raises(BadRequest, match=r"The video has its length; start one with num_frames=None\."):
         run.next_chunk()
+    with pytest.raises(BadRequest, match=r"The video has its length"):
+        run.next_latents()
 
     mixed = pipe.start(PROMPT, num_frames=FRAMES)
     pieces = [next(iter(mixed)), mixed.next_chunk(), *mixed]

@@ -51,6 +51,85 @@ class TurningOptions(VideoOptions):
     and ends in front. In Python also a number of NumPy."""
 
 
+WRONG: dict[str, list[object]] = {
+    "num_frames": [9.0, "9", [9], True, np.array([9]), 9j],
+    "seconds": ["1", [1], True, b"1"],
+    "size": [(16,), (16.0, 16.0), ("16", "16"), (None, None), 16, (16, 16, 16), {}, np.array([16, 16])],
+    "height": [[64], 64.0, "64"],
+    "seed": [None, 1.5, "1", True],
+    "generator": [5, "x", [None], np.random.default_rng()],
+    "prompt_embeds": [np.zeros((1, 2, 3)), [1.0], "text"],
+    "policy": [None, 5, [], b"dummy"],
+    "dummy_fraction": ["0.5", [0.5], True],
+    "budget": [5, []],
+    "plan": [5, [], b"plan.json"],
+    "guard": ["0.1", [0.1], True],
+    "image": [5, b"a.png", ["a.png"]],
+    "switches": [5, None, [5], [()], [(1,)], [(1, 2)], [("1", "a")], [(1, "a", 3)], {1: "a"}],
+    "fade": [None, "1", [1], 1.5, math.nan, True],
+    "teacache": [[1.5], {1: 2}, ["1"], True, np.array([1.5])],
+    "output_type": [5, None, []],
+    "progress": [5, "yes"],
+    "callback_on_chunk_end": [5, "f"],
+    "weights": [5, b"a"],
+    "lora": [None, 5, [5]],
+    "device": [None, 5],
+    "torch_dtype": [5, [], np.dtype("float32")],
+    "offload": [1, "yes"],
+    "vae": [5, []],
+    "text_encoder": [5, "umt5"],
+    "tokenizer": [5, "umt5"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_another_type_are_refused(name: str) -> None:
+    kind: Any = next(kind for kind in KINDS if any(one.name == name for one in fields(kind)))
+    for value in WRONG[name]:
+        with pytest.raises(BadRequest, match=rf"^{name}=.* is no .*; give ") as caught:
+            choose(kind, {name: value})
+        assert caught.value.option == name
+        assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("seed", np.int64(3), 3),
+        ("seed", torch.tensor(3), 3),
+        ("num_frames", np.array(9), 9),
+        ("dummy_fraction", np.float32(0.5), 0.5),
+        ("guard", np.float32(0.5), 0.5),
+        ("teacache", [np.int64(1)], [1]),
+        ("size", (np.int64(64), np.int32(96)), (64, 96)),
+        ("switches", [(np.float64(1.5), "a")], [(1.5, "a")]),
+    ],
+)
+def test_numbers_of_other_libraries_become_plain(name: str, value: object, plain: object) -> None:
+    chosen = getattr(choose(VideoOptions, {name: value}), name)
+    assert chosen == plain
+    assert json.loads(json.dumps(chosen)) == json.loads(json.dumps(plain))
+    with pytest.raises(BadRequest, match="out of range"):
+        choose(VideoOptions, {"seed": np.int64(-3)})
+
+
+def test_values_of_every_type_that_is_named_are_taken() -> None:
+    for name, value in {
+        "num_frames": None,
+        "size": "480p",
+        "seconds": 2,
+        "generator": (torch.Generator(), torch.Generator()),
+        "prompt_embeds": torch.nn.Parameter(torch.zeros(1, 2, 3)),
+        "plan": Path("a.json"),
+        "teacache": "shipped",
+        "switches": ["1:a", (2, "b")],
+    }.items():
+        chosen = getattr(choose(VideoOptions, {name: value}), name)
+        assert chosen is value or chosen == value
+    assert choose(LoadOptions, {"torch_dtype": torch.bfloat16}).torch_dtype is torch.bfloat16
+    assert choose(LoadOptions, {"device": torch.device("cpu")}).device == torch.device("cpu")
+
+
 # One option more
 
 

@@ -231,7 +231,7 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"seed": -1}, r"seed=-1 is out of range; take 0 or more and 9223372036854775807 at most\.$"),
         (
             {"policy": "sparse"},
-            "no policy 'sparse'; the policies are dense, window, dummy, anchored, long, official",
+            "no policy 'sparse'; take dense, window, dummy, anchored, long, official, native",
         ),
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),
@@ -312,6 +312,8 @@ def test_dtype() -> None:
     assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
     with pytest.raises(UserError, match="no dtype 'int4'; take float32 or bfloat16"):
         choose_dtype("int4", CPU)
+    with pytest.raises(UserError, match=r"Nothing is computed in torch\.int8; take float32 or bfloat16"):
+        choose_dtype(torch.int8, CPU)
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae", "tokenizer"])

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import tyro
 
@@ -76,6 +77,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     spin_briefly()
     args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        print(f"dummyforcing {version('dummyforcing')}")
+        return 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

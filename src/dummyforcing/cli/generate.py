@@ -96,7 +96,7 @@ def generate(
         compare: Also make the video with policy native, which is dense for most, from the same noise.
             Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
     """
-    comparison = output.with_name(f"{output.stem}-compare.mp4")
+    comparison = output.parent / f"{output.stem}-compare.mp4"
     for path, suffix in (
         (output, ".mp4"),
         (comparison if compare else None, ".mp4"),

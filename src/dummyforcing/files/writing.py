@@ -26,12 +26,19 @@ def temporary(path: Path) -> Path:
     Raises:
         BadFile: If `path` is a folder, or its folder is missing or not writable.
     """
-    if path.is_dir():
+    if not path.name:
         raise BadFile(f"cannot write {path}: it is a folder", "give a file name")
-    if not path.parent.is_dir():
-        raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with explaining(path):
+        if "\0" in str(path):
+            raise BadFile("cannot write a file whose name has a zero character", "give another name")
+        if path.is_dir():
+            raise BadFile(f"cannot write {path}: it is a folder", "give a file name")
+        # A device or a pipe would be replaced by a file.
+        if path.exists() and not path.is_file():
+            raise BadFile(f"cannot write {path}: it is no file", "give another name")
+        if not path.parent.is_dir():
+            raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         part.touch()
     return part
 

@@ -10,6 +10,7 @@ from inspect import signature
 from typing import Literal
 
 from dummyforcing.errors import BadRequest
+from dummyforcing.files.records import nearest
 from dummyforcing.method.criteria import CRITERIA, Role
 from dummyforcing.method.plan import HeadContext
 
@@ -187,7 +188,7 @@ def parse_policy(text: str) -> Policy:
     """
     name, _, numbers = text.partition(":")
     if name not in POLICIES:
-        raise BadRequest(f"There is no policy {name!r}", f"the policies are {', '.join(POLICIES)}", "policy")
+        raise BadRequest(f"There is no policy {name!r}", nearest(name, [*POLICIES, "native"]), "policy")
     build = POLICIES[name]
     try:
         call = signature(build).bind(*(int(n) for n in numbers.split(",") if numbers))
@@ -199,4 +200,6 @@ def parse_policy(text: str) -> Policy:
             f"{' with whole numbers' if usage else ' without numbers'}",
             "policy",
         ) from None
+    if name == "official" and any(call.arguments.get(one) == 0 for one in ("m", "chunk")):
+        raise BadRequest(f"Policy {text!r} has chunks without frames", "take numbers from 1 on", "policy")
     return build(*call.args)

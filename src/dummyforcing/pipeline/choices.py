@@ -1,5 +1,6 @@
 """Checks the choices of a request against its model: policy, dummy heads, left-out steps, guards."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,9 +43,9 @@ def check_teacache(
         teacache.require(preset, strength)
         return teacache
     if isinstance(teacache, int | float):
-        if not teacache > 0:
+        if not 0 < teacache < math.inf:
             raise BadRequest(
-                f"A TeaCache threshold of {teacache:g} is out of range", "take more than 0", "teacache"
+                f"A TeaCache threshold of {teacache:g} is out of range", "take a number above 0", "teacache"
             )
         return float(teacache)
     count = len(preset.schedule.steps)

@@ -36,6 +36,8 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise BadRequest(f"Nothing is computed in {dtype}", f"take {' or '.join(DTYPES)}", "torch_dtype")
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

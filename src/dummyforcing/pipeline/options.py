@@ -8,6 +8,7 @@ Importing this loads no library, so that `--help` is instant.
 
 import ast
 import inspect
+import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
     from diffusers import AutoencoderKLWan
-    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
     from dummyforcing.method.plan import Plan
     from dummyforcing.method.policy import Policy
@@ -70,11 +71,44 @@ class Documented:
     about: About
     text: str
     """Its documentation."""
+    annotation: ast.expr
+    """Its type, as it is written."""
 
     @property
     def flag(self) -> str:
         """Its flag, without the dashes before it."""
         return self.about.flag or self.name.replace("_", "-")
+
+    def checked(self, value: Any) -> Any:
+        """A value of it, with numbers of numpy and PyTorch as Python's.
+
+        Raises:
+            BadRequest: If it has another type, or is out of bounds.
+        """
+        value = _plain(value)
+        if isinstance(value, str) and self.about.choices and value not in self.about.choices:
+            choices = ", ".join(self.about.choices)
+            raise BadRequest(f"There is no {self.name} '{value}'", f"take {choices}", self.name)
+        if not _fits(self.annotation, value):
+            what = {int: "whole number", float: "number"}.get(self.about.kind, "value for it")
+            remedy = ast.unparse(self.annotation) if what == "value for it" else f"a {what}"
+            raise BadRequest(f"{self.name}={shorten(value)} is no {what}", f"give {remedy}", self.name)
+        if self.about.kind in (int, float) and isinstance(value, int | float):
+            self._require_bounds(value)
+        return value
+
+    def _require_bounds(self, value: float) -> None:
+        about = self.about
+        below = about.least is not None and not value >= about.least
+        not_above = about.above is not None and not value > about.above
+        beyond = about.most is not None and not value <= about.most
+        if below or not_above or beyond:
+            bounds = [f"{about.least} or more"] if about.least is not None else []
+            bounds += [f"more than {about.above}"] if about.above is not None else []
+            bounds += [f"{about.most} at most"] if about.most is not None else []
+            unit = f" {about.unit}" if about.unit else ""
+            problem = f"{self.name}={shorten(value)} is out of range"
+            raise BadRequest(problem, f"take {' and '.join(bounds)}{unit}", self.name)
 
 
 def option(default: Any, **about: Any) -> Any:
@@ -114,7 +148,7 @@ class LoadOptions:
     also a whole VAE, a loaded `AutoencoderKLWan`."""
     text_encoder: "UMT5EncoderModel | None" = option(None, is_flag=False)
     """A loaded text encoder to use in place of the model's own."""
-    tokenizer: "PreTrainedTokenizerFast | None" = option(None, is_flag=False)
+    tokenizer: "PreTrainedTokenizerBase | None" = option(None, is_flag=False)
     """Its tokenizer, likewise."""
 
 
@@ -238,14 +272,19 @@ P = ParamSpec("P")
 
 def documented(kind: type[object]) -> Iterator[Documented]:
     """The options of a class, in order."""
-    texts = {name: text for base in reversed(kind.__mro__) for name, text in _texts(base).items()}
+    written = {name: told for base in reversed(kind.__mro__) for name, told in _written(base).items()}
     for one in fields(kind):  # type: ignore[arg-type]
-        yield Documented(one.name, one.default, one.metadata["about"], texts[one.name])
+        yield Documented(one.name, one.default, one.metadata["about"], *written[one.name])
+
+
+def one_option(kind: type[object], name: str) -> Documented:
+    """An option of a class by its name."""
+    return next(one for one in documented(kind) if one.name == name)
 
 
 @cache
-def _texts(kind: type[object]) -> Mapping[str, str]:
-    """The documentation below each field of a class."""
+def _written(kind: type[object]) -> Mapping[str, tuple[str, ast.expr]]:
+    """The documentation below each field of a class, and its annotation."""
     if "__dataclass_fields__" not in vars(kind):
         return {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
@@ -254,7 +293,11 @@ def _texts(kind: type[object]) -> Mapping[str, str]:
     for before, after in zip(body.body, body.body[1:], strict=False):
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
-            found[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+            annotation = before.annotation
+            if isinstance(annotation, ast.Constant):  # in quotes, as what it names is not imported
+                annotation = ast.parse(str(annotation.value), mode="eval").body
+            text = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+            found[before.target.id] = text, annotation
     return found
 
 
@@ -270,8 +313,8 @@ def choose(kind: Callable[P, Opt], given: Mapping[str, Any], preset: Mapping[str
         The options.
 
     Raises:
-        BadRequest: If there is no such option (names the nearest), a number is out of its bounds, or two
-            options say the same.
+        BadRequest: If there is no such option (names the nearest), a value has another type than its option
+            or is out of bounds, or two options say the same.
     """
     assert isinstance(kind, type)
     known = {one.name: one for one in documented(kind)}
@@ -283,7 +326,7 @@ def choose(kind: Callable[P, Opt], given: Mapping[str, Any], preset: Mapping[str
             raise BadRequest(f"There is no {name}: {REFUSED[name]}", "leave it out", name)
         if name not in known:
             raise BadRequest(f"There is no option '{name}'", nearest(name, known))
-        _check(known[name], value)
+        values[name] = known[name].checked(value)
         for other in known[name].about.instead_of:
             if given.get(name) is not None and given.get(other) is not None:
                 raise BadRequest(
@@ -338,24 +381,48 @@ def with_options(
     return decorate
 
 
-def _check(one: Documented, value: Any) -> None:
-    """Refuse a text or a number that is out of bounds."""
-    about = one.about
-    if about.choices and isinstance(value, str) and value not in about.choices:
-        raise BadRequest(f"There is no {one.name} '{value}'", f"take {', '.join(about.choices)}", one.name)
-    if about.kind not in (int, float) or value is None or not isinstance(value, int | float | str):
-        return
-    if isinstance(value, str | bool) or (about.kind is int and not isinstance(value, int)):
-        what = "whole number" if about.kind is int else "number"
-        raise BadRequest(f"{one.name}={value!r} is no {what}", f"give a {what}", one.name)
-    below = about.least is not None and not value >= about.least
-    not_above = about.above is not None and not value > about.above
-    beyond = about.most is not None and not value <= about.most
-    if below or not_above or beyond:
-        bounds = [f"{about.least} or more"] if about.least is not None else []
-        bounds += [f"more than {about.above}"] if about.above is not None else []
-        bounds += [f"{about.most} at most"] if about.most is not None else []
-        unit = f" {about.unit}" if about.unit else ""
-        raise BadRequest(
-            f"{one.name}={value} is out of range", f"take {' and '.join(bounds)}{unit}", one.name
-        )
+def shorten(value: object) -> str:
+    """What a message shows of a value."""
+    try:
+        return textwrap.shorten(repr(value), 60, placeholder="...") or "..."
+    except ValueError:  # a whole number of thousands of digits
+        return "..."
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's own, those in lists and pairs too."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_number else value
+
+
+def _fits(annotation: ast.expr, value: Any) -> bool:
+    """Whether a value has a type, as it is written. By names, so that nothing is imported for it."""
+    match annotation:
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _fits(left, value) or _fits(right, value)
+        case ast.Constant(None):
+            return value is None
+        case ast.Subscript(ast.Name("Literal"), ast.Tuple(choices)):
+            return any(isinstance(one, ast.Constant) and one.value == value for one in choices)
+        case ast.Subscript(ast.Name("Sequence"), item):
+            is_row = isinstance(value, Sequence) and not isinstance(value, str)
+            return is_row and all(_fits(item, one) for one in value)
+        case ast.Subscript(ast.Name("tuple"), ast.Tuple(items)):
+            is_row = isinstance(value, list | tuple) and len(value) == len(items)
+            return is_row and all(map(_fits, items, value))
+        case ast.Subscript(ast.Name("Callable"), _):
+            return callable(value)
+        case ast.Name("int"):
+            return isinstance(value, int) and not isinstance(value, bool)
+        case ast.Name("float"):
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case ast.Name("Path"):
+            return isinstance(value, os.PathLike)
+        case ast.Attribute(ast.Name(package), name):
+            classes = [one for one in type(value).__mro__ if one.__module__.partition(".")[0] == package]
+            return any(one.__name__ == name for one in classes)
+        case ast.Name(name):
+            return any(one.__name__ == name for one in type(value).__mro__)
+    raise AssertionError(f"annotations such as {ast.unparse(annotation)} are not read yet")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dummyforcing.errors import NotFinite
+from dummyforcing.errors import BadRequest, NotFinite
 from dummyforcing.media.monitor import Measures
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
@@ -119,7 +119,7 @@ class VideoOutput:
         Raises:
             BadFile: If the file cannot be written.
             NotFinite: If frames hold NaN or infinite numbers.
-            ValueError: If these are latents.
+            BadRequest: If these are latents.
         """
         write_mp4(path, self.pixels(index), self.fps)
 
@@ -128,14 +128,14 @@ class VideoOutput:
 
         Raises:
             NotFinite: If they hold NaN or infinite numbers.
-            ValueError: If these are latents.
+            BadRequest: If these are latents.
         """
         video = self.frames[index]
         if isinstance(video, list):
             return np.stack([np.asarray(image) for image in video])
         if isinstance(video, torch.Tensor):
             if video.shape[1] != 3:
-                raise ValueError("latents are no pixel frames: take another output_type")
+                raise BadRequest("Latents are no pixel frames", "take another output_type", "output_type")
             video = video.permute(0, 2, 3, 1).cpu().numpy()
         if not np.isfinite(video).all():
             raise NotFinite(

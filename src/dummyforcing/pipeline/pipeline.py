@@ -122,6 +122,10 @@ class DummyForcingPipeline:
         """Dtype of the transformer."""
         return self.model.patch_embedding.weight.dtype
 
+    def __repr__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"DummyForcingPipeline({self.files.preset.name}, on {self.device}, {precision})"
+
     @property
     def components(self) -> dict[str, Any]:
         """The parts of the model, by diffusers' names."""

@@ -22,7 +22,7 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.beginning import read_begin
 from dummyforcing.pipeline.choices import check_guard, check_teacache, choose_heads, choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.options import VideoOptions, choose, shorten
 from dummyforcing.pipeline.shipped import read_plan, read_teacache
 from dummyforcing.pipeline.switches import Switch, place_switches, read_switches
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, parse_size
@@ -218,7 +218,18 @@ def _prompts(files: ModelFiles, prompt: str | Sequence[str] | None, embeds: Tens
                 f"Of prompt_embeds, {faults(embeds)}", "give what a text encoder made", "prompt_embeds"
             )
         return ("",) * len(embeds)
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+    return check_prompts(prompt or ())
+
+
+def check_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several as a tuple.
+
+    Raises:
+        BadRequest: If there is none, or one is empty or no text.
+    """
+    prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
+    if not all(isinstance(text, str) for text in prompts):
+        raise BadRequest(f"prompt={shorten(prompt)} is no text", "give a str, or a list of them", "prompt")
     if not prompts or not all(text.strip() for text in prompts):
         raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
     return prompts

@@ -22,9 +22,10 @@ from dummyforcing.pipeline.assembly import encode_pixels, sampler_maker
 from dummyforcing.pipeline.decoding import FrameDecoder
 from dummyforcing.pipeline.delivery import Asked, Delivery
 from dummyforcing.pipeline.finite import FiniteCheck
+from dummyforcing.pipeline.options import VideoOptions, one_option, shorten
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
 from dummyforcing.pipeline.parts import Parts, warn_of_words
-from dummyforcing.pipeline.request import Request
+from dummyforcing.pipeline.request import Request, check_prompts
 from dummyforcing.pipeline.saved import RolloutState, rules_of, write_rollout
 from dummyforcing.runtime.streams import Decoding, Event
 from dummyforcing.sampling.noise import NoiseSource, SeededNoise, seeded_noise
@@ -95,6 +96,11 @@ class Rollout:
         self._check = FiniteCheck(preset.chunk_frames, parts.model.patch_embedding.weight.dtype, fp8)
         self._delivery = Delivery(preset, batch, parts.device, start, self._check)
 
+    def __repr__(self) -> str:
+        made, asked = self.frames, self.request.frames
+        length = f"{made} latent frames" if asked is None else f"{made} of {asked} latent frames"
+        return f"Rollout({shorten(self.prompts)}, {length})"
+
     def __iter__(self) -> Iterator[Chunk]:
         """Hand out pixel frames as they are finished, until the video has its length."""
         while (piece := self._next_piece()) is not None:
@@ -111,7 +117,8 @@ class Rollout:
         while not pieces or not self._delivery.is_whole:
             piece = self._next_piece()
             if piece is None:
-                raise BadRequest("The video has its length", "start one with num_frames=None", "num_frames")
+                self._require_unfinished()
+            assert piece is not None
             pieces.append(piece)
         return join(pieces)
 
@@ -121,8 +128,10 @@ class Rollout:
         A GPU is not waited for: whether the newest latents are finite, `require_finite` tells.
 
         Raises:
+            BadRequest: If the video has its length.
             NotFinite: If a chunk, this one or one before it, is known to have NaN or infinite numbers.
         """
+        self._require_unfinished()
         chunk = self._chunk
         latents = self._advance(self._put)
         self._check.ask(chunk, latents)
@@ -144,18 +153,20 @@ class Rollout:
             fade: Chunks over which the old prompt fades into the new one.
 
         Raises:
-            BadRequest: If a prompt is empty, there is not one for each video, or the fade takes no chunk.
+            BadRequest: If a prompt is empty or no text, there is not one for each video, or the fade takes no
+                chunk.
         """
         batch = len(self.prompts)
-        prompts = (prompt,) * batch if isinstance(prompt, str) else tuple(prompt)
+        prompts = check_prompts(prompt)
+        if isinstance(prompt, str):
+            prompts *= batch
         if len(prompts) != batch:
             raise BadRequest(
                 f"{len(prompts)} prompts cannot be shown by {batch} videos",
                 "give one for all of them, or one for each",
                 "prompt",
             )
-        if fade < 1:
-            raise BadRequest(f"fade={fade} is out of range", "take 1 or more chunks", "fade")
+        fade = one_option(VideoOptions, "fade").checked(fade)
         embeds = self._parts.text.encode(prompts)
         warn_of_words(self._parts, prompts)
         self.prompts, self._prompt_embeds = prompts, embeds
@@ -165,6 +176,10 @@ class Rollout:
     def timings(self) -> Timings:
         """Times up to the newest chunk that was handed out."""
         return self._delivery.timings
+
+    def _require_unfinished(self) -> None:
+        if self.is_done:
+            raise BadRequest("The video has its length", "start one with num_frames=None", "num_frames")
 
     @property
     def is_done(self) -> bool:

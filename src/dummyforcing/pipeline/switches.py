@@ -26,7 +26,7 @@ def read_switches(switches: Sequence[tuple[float, str] | str]) -> list[tuple[flo
     found = []
     for switch in switches:
         if not isinstance(switch, str):
-            found.append(switch)
+            found.append((switch[0], switch[1]))
             continue
         seconds, _, prompt = switch.partition(":")
         try:
