@@ -26,10 +26,12 @@ QUICK = ("own_model.py",)
 """Examples that are run every time; the others with `pytest -m slow`."""
 
 
+@pytest.mark.slow
 def test_the_tables_are_those_of_the_results():
     subprocess.run([sys.executable, "-m", "research.pages.tables", "--check"], check=True)
 
 
+@pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)

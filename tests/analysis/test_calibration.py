@@ -268,7 +268,7 @@ def test_damaged_tables_are_refused(table: Calibration, tmp_path: Path, change, 
         ({"schedule": ScheduleArgs((1000,), 5)}, {}, "there is no other step"),
         ({}, {"num_frames": 9}, "no later chunks to measure"),
         ({}, {"error": 0.0}, "take more than 0"),
-        ({}, {"policy": "sparse"}, "policies are"),
+        ({}, {"policy": "sparse"}, "no policy .sparse."),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

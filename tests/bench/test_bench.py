@@ -200,6 +200,7 @@ def test_configurations() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_videos_take_turns(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows of a size make one video each before any makes its next; the GPU's state drifts for all."""
     monkeypatch.setattr(bench_run, "matmul_rate", lambda device, dtype: 1e9)
@@ -250,6 +251,7 @@ def test_command(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert row["first_frame_ms"] > 0
 
 
+@pytest.mark.slow
 def test_random_weights_of_a_public_model() -> None:
     """No file is read: the transformer's sizes are small ones here, the VAE's are Wan's."""
     files = ModelFiles.open("self-forcing")
@@ -306,6 +308,7 @@ def test_fp8_needs_a_gpu(model_folder: Path, capsys: pytest.CaptureFixture[str])
     assert "FP8 needs a GPU" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
     args = ["bench", "--model", model_folder, "--frames", 9 + 12 * 50, "-o", tmp_path / "b.json"]
     command = [sys.executable, "-m", "dummyforcing", *map(str, args)]

@@ -124,6 +124,7 @@ def test_nothing_is_left_of_a_failure(public: ModelFiles, model_folder: Path, tm
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_disk_full(public: ModelFiles, tmp_path: Path) -> None:
     args = ["models", "convert", "self-forcing", "-o", tmp_path / "mine"]
     args += ["--weights", public.transformer, "--base", public.base]

@@ -152,6 +152,7 @@ print(max(peak) - before, memory("RssFile") - files, sum(p.nbytes for p in model
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_while_loading(tmp_path: Path) -> None:
     """Little more than the model itself, and of the other copy in the file nothing is read."""

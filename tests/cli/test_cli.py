@@ -284,6 +284,7 @@ def test_help_is_fast_and_teaches(args: list[str]) -> None:
             assert f"--{flag} " in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["models"], ["generate", "--help"], ["--help"]])
 def test_a_reader_that_has_enough(args: list[str]) -> None:
     """As with `| head -0`: no traceback."""
@@ -354,7 +355,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ),
         ([PROMPT, "--plan", "nowhere.json"], "nowhere.json cannot be read"),
         ([PROMPT, "--seed", "-3"], "out of range"),
-        ([PROMPT, "--teacache", "0"], "take more than 0"),
+        ([PROMPT, "--teacache", "0"], "take a number above 0"),
         ([PROMPT, "--reclassify", "2"], "--reclassify 2.0 is out of range; take 0 or more and 1 at most."),
         ([PROMPT, "--reclassify", "0.1", "--policy", "dense"], "take policy dummy, or no guard"),
     ],
@@ -449,6 +450,7 @@ def test_bad_atlas_options(refused, model: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_atlas(model: str, tmp_path: Path) -> None:
     files = ("-o", tmp_path / "a.html", "--save", tmp_path / "a.npz", "--save-plan", tmp_path / "p.json")
     run = OnTerminal(command("heads", PROMPT, "--model", model, "--frames", 9 + 12 * 50, *files))
@@ -473,6 +475,7 @@ def test_plan_of_a_video_without_one(refused, model: str, tmp_path: Path) -> Non
     assert "finds none in 9 pixel frames" in refused(*args, "--save-plan", tmp_path / "p.json")
 
 
+@pytest.mark.slow
 def test_disk_full(model: str, tmp_path: Path) -> None:
     result = subprocess.run(
         command("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--size", "96x96"),

@@ -126,6 +126,7 @@ def test_versions_of_cudnn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         assert rows(capsys.readouterr().out)["cuDNN"] == said
 
 
+@pytest.mark.slow
 def test_broken_packages_are_told_without_a_traceback(tmp_path: Path) -> None:
     path = broken(tmp_path, "triton", "diffusers", "flash_attn.cute", "cudnn", "av")
     result = run(PYTHONPATH=path, LOGNAME="alice", USER="alice")
@@ -153,6 +154,7 @@ def test_a_broken_torch_is_told_without_a_traceback(tmp_path: Path) -> None:
     assert "attention" not in result.stdout
 
 
+@pytest.mark.slow
 def test_nothing_personal(tmp_path: Path) -> None:
     home = tmp_path / "home" / "alice"
     home.mkdir(parents=True)

@@ -141,6 +141,7 @@ def test_a_new_video_has_no_old_measures(args, tmp_path, monkeypatch):
     assert names(out / "measures") == sorted(f"{prompt}-0.mp4.json" for prompt in PROMPTS[1:])
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_videos(args, tmp_path):
     run = OnTerminal([sys.executable, "-m", "dummyforcing", *args, "--samples", "50"])
     run.wait_for("2/150")

@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_progress_shows_itself_on_terminals_unless_it_is_to_be_quiet(
     name: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -57,6 +58,7 @@ def run(*args: object) -> list[str]:
     return [sys.executable, "-m", "dummyforcing", *map(str, args)]
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_progress(model_folder: Path) -> None:
     done = subprocess.run(
         run(*COMMANDS["generate"][0], "--model", model_folder), capture_output=True, text=True
@@ -65,6 +67,7 @@ def test_a_pipe_gets_no_progress(model_folder: Path) -> None:
     assert "FPS" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(model_folder: Path) -> None:
     args = [*COMMANDS["generate"][0], "--model", model_folder]
     code, printed, shown = OnTerminal(run(*args)).finish()
@@ -75,6 +78,7 @@ def test_a_terminal_gets_a_bar(model_folder: Path) -> None:
     assert OnTerminal(run(*args, "--quiet")).finish()[2] == ""
 
 
+@pytest.mark.slow
 def test_verbose_tells_each_message_once_and_keeps_the_bar_whole(model_folder: Path) -> None:
     """Also the warnings, of a word that is not known; in two videos, of which each has a bar."""
     args = ["generate", "a purple ball", "--frames", "21", "-o", "a.mp4", "--compare", "-v"]
@@ -93,6 +97,7 @@ def test_verbose_tells_each_message_once_and_keeps_the_bar_whole(model_folder: P
     assert "attention backend" not in printed
 
 
+@pytest.mark.slow
 def test_without_verbose_nothing_is_told(model_folder: Path) -> None:
     args = [*COMMANDS["generate"][0], "--model", model_folder, "-q"]
     assert subprocess.run(run(*args), capture_output=True, text=True).stderr == ""
@@ -100,6 +105,7 @@ def test_without_verbose_nothing_is_told(model_folder: Path) -> None:
     assert re.fullmatch(rf"{BACKEND}\n", told)
 
 
+@pytest.mark.slow
 def test_a_message_is_told_once_even_if_others_listen(capsys: pytest.CaptureFixture[str]) -> None:
     logger, root = logging.getLogger("dummyforcing.somewhere"), logging.getLogger()
     other = logging.StreamHandler(sys.stderr)
@@ -116,6 +122,7 @@ def test_a_message_is_told_once_even_if_others_listen(capsys: pytest.CaptureFixt
     assert logging.getLogger("dummyforcing").level == logging.NOTSET
 
 
+@pytest.mark.slow
 def test_what_is_said_does_not_break_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

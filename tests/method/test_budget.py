@@ -189,6 +189,7 @@ def test_what_long_cannot_do(model, options, message):
         make_request(ModelFiles.open(model), PROMPT, **{"policy": "long", **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_attention_size", [None, 12])
 @pytest.mark.parametrize("frames", [4, 5.5, 6, 9, 12])
 @pytest.mark.parametrize("in_bytes", [False, True])

@@ -229,6 +229,7 @@ def elsewhere(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_another_process_goes_on(
     name: str, elsewhere: Elsewhere, pipe: DummyForcingPipeline, clip: Path
@@ -244,6 +245,7 @@ def test_another_process_goes_on(
     assert all(made.frames.std() > 1 for made in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_forks_and_their_origin_do_not_affect_each_other(
     name: str, elsewhere: Elsewhere, pipe: DummyForcingPipeline, clip: Path

@@ -46,6 +46,7 @@ def worsen(pictures, sigma=0.75, noise=0.03, seed=0):
 # --- right videos ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", benchmark_scenes()[:13], ids=lambda scene: scene.prompt)
 def test_what_is_drawn_is_found(scene):
     pictures = film(scene)

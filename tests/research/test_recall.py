@@ -36,6 +36,7 @@ def truth(story: RecallStory, **changes: object) -> Frames:
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enters", [False, True])
 def test_the_truth_is_right(enters: bool) -> None:
     stories = recall_stories(5, enters, 48)
@@ -44,6 +45,7 @@ def test_the_truth_is_right(enters: bool) -> None:
         assert judge_recall(truth(story), story) == Recall(True, True, True, True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_scoring_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "out" / "scoring.json"
     script: list[str | Path] = [sys.executable, "-m", "research.benchmarks.scoring", "--output", output]

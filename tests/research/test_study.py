@@ -56,6 +56,7 @@ def rows(pipeline):
     return {name: row for name, (row,) in found["rows"].items()}
 
 
+@pytest.mark.slow
 def test_every_variant_keeps_the_frames_that_it_says(rows):
     """6 past frames in the last chunk, 12 heads, of which 6 are dummy."""
     expected = {
@@ -134,6 +135,7 @@ def test_summary_pairs_videos_and_counts_prompts_once():
     assert found["dense"]["against_dummy"]["semantic"]["mean"] == -0.125
 
 
+@pytest.mark.slow
 def test_jobs_go_on_where_they_stopped(pipeline, folder, tmp_path):
     """The first job is done, the second was cut off while its line was written."""
     jobs = [Job(f"job {i}", partial(removal.measure_alone, "a red ball", i)) for i in range(3)]

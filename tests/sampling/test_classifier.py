@@ -88,6 +88,7 @@ def test_without_dummy_heads_nothing_moves():
     assert dummy_share(torch.rand(2, 3, 3), Plan.uniform(2, 3, HeadContext(0, 1))) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     "options",

@@ -59,6 +59,7 @@ def test_every_attention_is_dense_attention_with_a_mask(loop, policy):
         assert sampler.plan.counts["dummy"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["native", "dummy"])
 @pytest.mark.parametrize("loop", SAMPLERS)
 def test_no_end_and_constant_memory(loop, policy):

@@ -102,6 +102,7 @@ def equal(one, other):
     return len(one) == len(other) and all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -111,6 +112,7 @@ def test_every_policy(policy, batch, fused, tmp_path):
         assert whole.plans[0].roles != whole.plans[1].roles, "the test needs samples with different plans"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["window:1,2", "dummy"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name, policy, tmp_path):

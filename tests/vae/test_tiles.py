@@ -67,6 +67,7 @@ def test_tiles_are_one_shot(layout: str, height: int, tiles: int) -> None:
     assert expected.std() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "passes"), [(1, 0), (2, 10**6)], ids=["frame by frame", "at once"])
 @pytest.mark.parametrize("split", [[6], [1, 3, 2], [3, 1, 1, 1]])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -129,6 +130,7 @@ def test_as_few_tiles_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (torch.cat(pixels, 1).int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [1, 2, 4])
 @pytest.mark.parametrize("passes", [100, 1000], ids=["frame by frame", "at once"])
 def test_the_estimate_bounds_what_is_allocated(

@@ -54,9 +54,10 @@ def generate(
       dummyforcing generate "a red ball bounces on a blue floor" -o a.mp4 --save-plan plan.json
       dummyforcing generate "a blue star spins" -o b.mp4 --plan plan.json
 
-    A story, a YAML file of prompts and the seconds at which they begin, and a picture of all of it:
+    A story, and a picture of all of it:
       dummyforcing generate --story story.yaml -o story.mp4 --sheet story.png
 
+    Its file has prompts, and the seconds at which they begin:
       seconds: 30
       fade: 1
       scenes:

@@ -255,6 +255,7 @@ REFUSED = {
     "num_inference_steps": "these models are distilled to the steps of their preset",
     "guidance_scale": "guidance is distilled into these models",
     "negative_prompt": "guidance is distilled into these models",
+    "return_dict": "a call gives a VideoOutput",
     "scheduler": "the noise levels are those that the model was distilled to",
     "timesteps": "the noise levels are those that the model was distilled to",
     "sigmas": "the noise levels are those that the model was distilled to",
