@@ -6,13 +6,12 @@ python -m research.pages.options_reference [--check]
 from collections.abc import Mapping
 from pathlib import Path
 
+from dummyforcing.pipeline.option import Documented, documented
 from dummyforcing.pipeline.options import (
     REFUSED,
     CallOptions,
-    Documented,
     LoadOptions,
     VideoOptions,
-    documented,
 )
 from research.pages.making import ROOT, main
 from research.pages.page import table

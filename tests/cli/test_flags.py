@@ -9,7 +9,8 @@ import pytest
 from dummyforcing.cli import COMMANDS, Group, main
 from dummyforcing.cli.flags import in_flags, told
 from dummyforcing.errors import BadFile, BadRequest
-from dummyforcing.pipeline.options import LoadOptions, VideoOptions, documented
+from dummyforcing.pipeline.option import documented
+from dummyforcing.pipeline.options import LoadOptions, VideoOptions
 
 PROMPT = "a red ball bounces on a green floor"
 NEEDED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dummyforcing.errors import UserError
-from dummyforcing.files.writing import replacing
+from dummyforcing.files.writing import new_folder, replacing
 
 
 def write(path: Path, text: str, error: BaseException | None = None) -> None:
@@ -61,6 +61,8 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot write"):
         write(Path(name), "text")
+    with pytest.raises(UserError, match="cannot write"), new_folder(Path(name)):
+        pass
     assert os.listdir(tmp_path) == []
 
 

@@ -19,14 +19,13 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.media.video import write_mp4
+from dummyforcing.pipeline.option import documented, option
 from dummyforcing.pipeline.options import (
     REFUSED,
     CallOptions,
     LoadOptions,
     VideoOptions,
     choose,
-    documented,
-    option,
     with_options,
 )
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load

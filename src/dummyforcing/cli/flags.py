@@ -18,7 +18,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from dummyforcing.cli.terminal import telling
 from dummyforcing.errors import UserError
-from dummyforcing.pipeline.options import Documented, LoadOptions, VideoOptions, documented
+from dummyforcing.pipeline.option import Documented, documented
+from dummyforcing.pipeline.options import LoadOptions, VideoOptions
 
 Given = Mapping[str, Any]
 """Options that were given on the command line, by their Python names."""

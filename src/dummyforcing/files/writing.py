@@ -24,23 +24,26 @@ def temporary(path: Path) -> Path:
     Made before the work begins, it shows at once whether the target is hopeless.
 
     Raises:
-        BadFile: If `path` is a folder, or its folder is missing or not writable.
+        BadFile: If `path` is a folder or a device, or its folder is missing or not writable.
     """
-    if not path.name:
-        raise BadFile(f"cannot write {path}: it is a folder", "give a file name")
     with explaining(path):
-        if "\0" in str(path):
-            raise BadFile("cannot write a file whose name has a zero character", "give another name")
         if path.is_dir():
             raise BadFile(f"cannot write {path}: it is a folder", "give a file name")
         # A device or a pipe would be replaced by a file.
         if path.exists() and not path.is_file():
             raise BadFile(f"cannot write {path}: it is no file", "give another name")
-        if not path.parent.is_dir():
-            raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = _beside(path)
         part.touch()
     return part
+
+
+def _beside(path: Path) -> Path:
+    """The temporary name of a new file or folder."""
+    if "\0" in str(path):
+        raise BadFile(f"cannot write {str(path)!r}: its name has a zero character", "give another name")
+    if not path.parent.is_dir():
+        raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 @contextmanager
@@ -69,11 +72,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         BadFile: If `path` exists, or cannot be written.
     """
-    if path.exists():
-        raise BadFile(f"cannot write {path}: it exists already", "give the name of a new folder")
-    if not path.parent.is_dir():
-        raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with explaining(path):
+        if path.exists():
+            raise BadFile(f"cannot write {path}: it exists already", "give the name of a new folder")
+        part = _beside(path)
     try:
         with explaining(path):
             part.mkdir()

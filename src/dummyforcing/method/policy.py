@@ -143,7 +143,14 @@ def official(ar_start: int = 1, m: int = 1, chunk: int = 3) -> Policy:
         The policy. The context is short from the start; the first chunk counts as first unless `ar_start` is
         1, even where it makes frames count as first that are not; a third of the first frames' number of rows
         is scored.
+
+    Raises:
+        BadRequest: If chunks, or the local context, have no frames.
     """
+    if m < 1 or chunk < 1:
+        raise BadRequest(
+            f"Policy 'official' cannot have m={m} and chunks of {chunk}", "take 1 or more of each", "policy"
+        )
     first = 1 if ar_start == 1 else chunk
     return Policy(
         "official",
@@ -200,6 +207,4 @@ def parse_policy(text: str) -> Policy:
             f"{' with whole numbers' if usage else ' without numbers'}",
             "policy",
         ) from None
-    if name == "official" and any(call.arguments.get(one) == 0 for one in ("m", "chunk")):
-        raise BadRequest(f"Policy {text!r} has chunks without frames", "take numbers from 1 on", "policy")
     return build(*call.args)

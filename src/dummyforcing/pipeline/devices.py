@@ -32,13 +32,13 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """The dtype of a name; None: bfloat16 on a GPU, else float32.
 
     Raises:
-        BadRequest: If the name is none of `DTYPES`.
+        BadRequest: If the name is none of `DTYPES`, or the dtype is one of whole numbers.
     """
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
-        raise BadRequest(f"Nothing is computed in {dtype}", f"take {' or '.join(DTYPES)}", "torch_dtype")
     if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise BadRequest(f"Nothing is computed in {dtype}", f"take {' or '.join(DTYPES)}", "torch_dtype")
         return dtype
     if dtype not in DTYPES:
         raise BadRequest(f"There is no dtype '{dtype}'", f"take {' or '.join(DTYPES)}", "torch_dtype")

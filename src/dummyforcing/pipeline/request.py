@@ -22,7 +22,8 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.beginning import read_begin
 from dummyforcing.pipeline.choices import check_guard, check_teacache, choose_heads, choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.pipeline.options import VideoOptions, choose, shorten
+from dummyforcing.pipeline.option import shorten
+from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.shipped import read_plan, read_teacache
 from dummyforcing.pipeline.switches import Switch, place_switches, read_switches
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, parse_size

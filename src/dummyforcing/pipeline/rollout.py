@@ -22,7 +22,8 @@ from dummyforcing.pipeline.assembly import encode_pixels, sampler_maker
 from dummyforcing.pipeline.decoding import FrameDecoder
 from dummyforcing.pipeline.delivery import Asked, Delivery
 from dummyforcing.pipeline.finite import FiniteCheck
-from dummyforcing.pipeline.options import VideoOptions, one_option, shorten
+from dummyforcing.pipeline.option import one_option, shorten
+from dummyforcing.pipeline.options import VideoOptions
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
 from dummyforcing.pipeline.parts import Parts, warn_of_words
 from dummyforcing.pipeline.request import Request, check_prompts
@@ -117,8 +118,7 @@ class Rollout:
         while not pieces or not self._delivery.is_whole:
             piece = self._next_piece()
             if piece is None:
-                self._require_unfinished()
-            assert piece is not None
+                raise _at_its_length()
             pieces.append(piece)
         return join(pieces)
 
@@ -131,7 +131,8 @@ class Rollout:
             BadRequest: If the video has its length.
             NotFinite: If a chunk, this one or one before it, is known to have NaN or infinite numbers.
         """
-        self._require_unfinished()
+        if self.is_done:
+            raise _at_its_length()
         chunk = self._chunk
         latents = self._advance(self._put)
         self._check.ask(chunk, latents)
@@ -177,10 +178,6 @@ class Rollout:
         """Times up to the newest chunk that was handed out."""
         return self._delivery.timings
 
-    def _require_unfinished(self) -> None:
-        if self.is_done:
-            raise BadRequest("The video has its length", "start one with num_frames=None", "num_frames")
-
     @property
     def is_done(self) -> bool:
         """Whether all chunks of the video were made."""
@@ -205,7 +202,7 @@ class Rollout:
         It is about as large as the KV cache. The model is not in it.
 
         Args:
-            path: The file; its folder must exist. See `Pipeline.resume`.
+            path: The file; its folder must exist. See `DummyForcingPipeline.resume`.
 
         Raises:
             UserError: If it cannot be written, the noise comes from a source whose state is not known, or a
@@ -358,3 +355,7 @@ class Rollout:
         ended, sampler = Event(self._parts.device), self.sampler
         asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes, chunk)
         self._delivery.put(asked, decodings)
+
+
+def _at_its_length() -> BadRequest:
+    return BadRequest("The video has its length", "start one with num_frames=None", "num_frames")
