@@ -15,23 +15,17 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from tqdm.auto import tqdm
 
 from dummyforcing.checkpoints.convert import save_model
-from dummyforcing.checkpoints.hub import fetch, fetch_lora, find_part
-from dummyforcing.checkpoints.lora import LoRA
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.checkpoints.text_encoder import load_text_encoder
-from dummyforcing.checkpoints.transformer import open_transformer
-from dummyforcing.checkpoints.vae import load_small_decoder, load_vae
-from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import Plan
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.assembly import find_skips
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.loading import load_parts
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.options import CallOptions, LoadOptions, VideoOptions, choose, with_options
 from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput, as_output, join
@@ -39,11 +33,9 @@ from dummyforcing.pipeline.parts import Parts, warn_of_length, warn_of_words
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.pipeline.saved import read_rollout
-from dummyforcing.presets.preset import SIZE_MULTIPLE
 from dummyforcing.runtime.fused import FusedWan, arrange
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.vae.codec import VideoDecoder
-from dummyforcing.vae.memory import DecoderSizes
 
 Prompt = str | Sequence[str] | None
 
@@ -94,28 +86,14 @@ class DummyForcingPipeline:
         Raises:
             UserError: If files are missing or damaged, or there is no such device, dtype or float8 here.
         """
-        device = choose_device(options.device)
-        dtype = choose_dtype(options.torch_dtype, device)
-        _check_parts(files, options)
-        loras = [LoRA(fetch_lora(place), scale) for place, scale in files.loras]
-        opened = open_transformer(fetch(files.transformer), files.config, files.key, loras)
-        vae = _load_vae(files, options, device, files.vae_dtype(dtype))
-        model = fill(*opened, device, dtype)
-        where = torch.device("cpu") if options.offload else device
-        if options.text_encoder is not None and options.tokenizer is not None:
-            encoder = options.text_encoder.to(where, dtype).eval()
-            text = TextEncoder(encoder, options.tokenizer, model.config.text_len)
-        else:
-            base = fetch(files.base)
-            encoder_path, tokenizer = find_part(base, "text_encoder"), find_part(base, "tokenizer")
-            text = load_text_encoder(encoder_path, tokenizer, model.config.text_len, where, dtype)
-        files = replace(files, decoder=vae.sizes)  # that of a VAE that was handed in, too
-        return cls(files, model, text, vae, arrange(model, options.fp8))
+        parts = load_parts(files, options)
+        files = replace(files, decoder=parts.vae.sizes)  # that of a VAE that was handed in, too
+        return cls(files, parts.model, parts.text, parts.vae, parts.fused)
 
     @property
     def device(self) -> torch.device:
         """Device of the transformer."""
-        return self.model.patch_embedding.weight.device
+        return self.parts.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -370,37 +348,3 @@ class DummyForcingPipeline:
 def load(name_or_path: str | Path = "tiny", **options: Any) -> DummyForcingPipeline:
     """Load a model: `DummyForcingPipeline.from_pretrained`."""
     return DummyForcingPipeline.from_pretrained(name_or_path, **options)
-
-
-def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
-    """Refuse parts that were handed in and do not go with the model, before anything is read."""
-    config, name = files.config, files.preset.name
-    if (options.text_encoder is None) != (options.tokenizer is None):
-        raise BadRequest("A text encoder goes with its tokenizer", "give both of them", "tokenizer")
-    if options.text_encoder is not None and options.text_encoder.config.d_model != config.text_dim:
-        raise BadRequest(
-            f"The text encoder gives {options.text_encoder.config.d_model} channels, but model '{name}' "
-            f"takes {config.text_dim}",
-            "give the one that it was trained with",
-            "text_encoder",
-        )
-    if isinstance(options.vae, AutoencoderKLWan):
-        channels, stride = options.vae.config.z_dim, DecoderSizes.of(options.vae.config).stride
-        theirs = SIZE_MULTIPLE // config.patch_size[-1]
-        if (channels, stride) != (config.in_dim, theirs):
-            raise BadRequest(
-                f"The VAE makes latents of {channels} channels for {stride}x{stride} pixels each, but model "
-                f"'{name}' takes {config.in_dim} channels for {theirs}x{theirs}",
-                "give the one that it was trained with",
-                "vae",
-            )
-
-
-def _load_vae(
-    files: ModelFiles, options: LoadOptions, device: torch.device, dtype: torch.dtype
-) -> VideoDecoder:
-    if isinstance(options.vae, AutoencoderKLWan):
-        home = torch.device("cpu") if options.offload else device
-        return VideoDecoder(options.vae.to(home, dtype).eval(), device)
-    vae = load_vae(find_part(fetch(files.base), "vae"), device, dtype, options.offload)
-    return vae if options.vae is None else load_small_decoder(Path(options.vae), vae)

@@ -1,0 +1,82 @@
+"""Loads the parts of a model from its files, or takes those that were handed in."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from dummyforcing.checkpoints.hub import fetch, fetch_lora, find_part
+from dummyforcing.checkpoints.lora import LoRA
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.checkpoints.text_encoder import load_text_encoder
+from dummyforcing.checkpoints.transformer import open_transformer
+from dummyforcing.checkpoints.vae import load_small_decoder, load_vae
+from dummyforcing.checkpoints.weights import fill
+from dummyforcing.errors import BadRequest
+from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.parts import Parts
+from dummyforcing.presets.preset import SIZE_MULTIPLE
+from dummyforcing.runtime.fused import arrange
+from dummyforcing.vae.codec import VideoDecoder
+from dummyforcing.vae.memory import DecoderSizes
+
+
+def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
+    """Load a model whose files are found already.
+
+    Raises:
+        UserError: If files are missing or damaged, handed-in parts do not suit the model, or there is no such
+            device, dtype or float8 here.
+    """
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.torch_dtype, device)
+    _check_parts(files, options)
+    loras = [LoRA(fetch_lora(place), scale) for place, scale in files.loras]
+    opened = open_transformer(fetch(files.transformer), files.config, files.key, loras)
+    vae = _load_vae(files, options, device, files.vae_dtype(dtype))
+    model = fill(*opened, device, dtype)
+    where = torch.device("cpu") if options.offload else device
+    if options.text_encoder is not None and options.tokenizer is not None:
+        encoder = options.text_encoder.to(where, dtype).eval()
+        text = TextEncoder(encoder, options.tokenizer, model.config.text_len)
+    else:
+        base = fetch(files.base)
+        encoder_path, tokenizer = find_part(base, "text_encoder"), find_part(base, "tokenizer")
+        text = load_text_encoder(encoder_path, tokenizer, model.config.text_len, where, dtype)
+    return Parts(files.preset, model, text, vae, arrange(model, options.fp8))
+
+
+def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
+    """Refuse parts that were handed in and do not go with the model, before anything is read."""
+    config, name = files.config, files.preset.name
+    if (options.text_encoder is None) != (options.tokenizer is None):
+        raise BadRequest("A text encoder goes with its tokenizer", "give both of them", "tokenizer")
+    if options.text_encoder is not None and options.text_encoder.config.d_model != config.text_dim:
+        raise BadRequest(
+            f"The text encoder gives {options.text_encoder.config.d_model} channels, but model '{name}' "
+            f"takes {config.text_dim}",
+            "give the one that it was trained with",
+            "text_encoder",
+        )
+    if isinstance(options.vae, AutoencoderKLWan):
+        channels, stride = options.vae.config.z_dim, DecoderSizes.of(options.vae.config).stride
+        theirs = SIZE_MULTIPLE // config.patch_size[-1]
+        if (channels, stride) != (config.in_dim, theirs):
+            raise BadRequest(
+                f"The VAE makes latents of {channels} channels for {stride}x{stride} pixels each, but model "
+                f"'{name}' takes {config.in_dim} channels for {theirs}x{theirs}",
+                "give the one that it was trained with",
+                "vae",
+            )
+
+
+def _load_vae(
+    files: ModelFiles, options: LoadOptions, device: torch.device, dtype: torch.dtype
+) -> VideoDecoder:
+    if isinstance(options.vae, AutoencoderKLWan):
+        home = torch.device("cpu") if options.offload else device
+        return VideoDecoder(options.vae.to(home, dtype).eval(), device)
+    vae = load_vae(find_part(fetch(files.base), "vae"), device, dtype, options.offload)
+    return vae if options.vae is None else load_small_decoder(Path(options.vae), vae)
