@@ -10,10 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from av import VideoFrame
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from dummyforcing.errors import UserError
+from dummyforcing.media.frames import Frames
+from dummyforcing.media.h264 import Encoder
 from dummyforcing.media.video import VideoWriter, write_mp4
 
 
@@ -157,14 +159,14 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_inside_of_a_frame_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mux = VideoWriter._mux
+    encode = Encoder.encode
 
-    def interrupted(writer: VideoWriter, stream: VideoStream, frame: VideoFrame | None) -> None:
-        if frame and writer.frames == 7:
+    def interrupted(encoder: Encoder, pixels: Frames, number: int) -> "list[Packet[VideoStream]]":
+        if number == 7:
             raise KeyboardInterrupt
-        mux(writer, stream, frame)
+        return encode(encoder, pixels, number)
 
-    monkeypatch.setattr(VideoWriter, "_mux", interrupted)
+    monkeypatch.setattr(Encoder, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_mp4(tmp_path / "a.mp4", frames_of(9))
     assert os.listdir(tmp_path) == []

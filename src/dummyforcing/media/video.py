@@ -9,22 +9,16 @@ with VideoWriter("ball.mp4", fps=16) as writer:
 
 from collections.abc import Iterable
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import av
-import numpy as np
 from av.container import OutputContainer
-from av.filter import Graph
-from av.video.reformatter import ColorRange
-from av.video.stream import VideoStream
 
 from dummyforcing.errors import BadFile
 from dummyforcing.files.writing import explaining, temporary
 from dummyforcing.media.frames import Frames
-
-BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix have the same number
+from dummyforcing.media.h264 import Encoder
 
 
 class VideoWriter:
@@ -51,7 +45,7 @@ class VideoWriter:
         self.frames = 0
         """Pixel frames written so far."""
         self._between_frames = True
-        self._stream: VideoStream | None = None
+        self._encoder: Encoder | None = None
 
     def __enter__(self) -> "VideoWriter":
         self._part = temporary(self.path)
@@ -73,44 +67,15 @@ class VideoWriter:
         for pixels in frames if frames.ndim == 4 else frames[None]:
             height, width = pixels.shape[:2]
             self._between_frames = False
-            stream = self._stream = self._stream or self._open(width, height)
-            if (stream.width, stream.height) != (width, height):
-                raise ValueError(f"frame of {width}x{height} in a video of {stream.width}x{stream.height}")
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
-            self._converter.vpush(frame)
-            self._mux(stream, self._converter.vpull())
+            if self._encoder is None:
+                self._encoder = Encoder(self._container, width, height, self.fps, {"crf": "18"})
+            encoder = self._encoder
+            if (encoder.width, encoder.height) != (width, height):
+                raise ValueError(f"frame of {width}x{height} in a video of {encoder.width}x{encoder.height}")
+            with explaining(self.path):
+                self._container.mux(encoder.encode(pixels, self.frames))
             self.frames += 1
             self._between_frames = True
-
-    def _mux(self, stream: VideoStream, frame: av.VideoFrame | None) -> None:
-        """Encode one frame, or with None what the encoder still holds, into the file."""
-        with explaining(self.path):
-            self._container.mux(stream.encode(frame))
-
-    def _open(self, width: int, height: int) -> VideoStream:
-        if width % 2 or height % 2:
-            raise ValueError(f"H.264 needs even sides, not {width}x{height}")
-        # x264's macroblock tree reads memory that nobody set when frames are as small as ours: now and then
-        # the same frames gave another file, sometimes a third larger.
-        options = {"crf": "18", "mbtree": "0"}
-        stream = self._container.add_stream("libx264", rate=self.fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = ColorRange.MPEG
-        # A player takes it that chroma is where the left one of two pixels is: H.264 says so unless told.
-        to_yuv = "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left"
-        self._converter = Graph()
-        self._converter.link_nodes(
-            self._converter.add(
-                "buffer", f"video_size={width}x{height}:pix_fmt=rgb24:time_base=1/{self.fps}:range=pc"
-            ),
-            self._converter.add("scale", f"flags=bicubic+accurate_rnd+full_chroma_inp:{to_yuv}"),
-            self._converter.add("format", "pix_fmts=yuv420p"),
-            self._converter.add("buffersink"),
-        ).configure()
-        return stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,9 +83,9 @@ class VideoWriter:
         # An interrupt inside of a frame may have lost a packet on which later ones depend: keep nothing then.
         interrupted = isinstance(error, KeyboardInterrupt) and self._between_frames
         try:
-            if self._stream and (error is None or interrupted):
-                self._mux(self._stream, None)
+            if self._encoder and (error is None or interrupted):
                 with explaining(self.path):
+                    self._container.mux(self._encoder.rest())
                     self._container.close()
                     self._part.replace(self.path)
             elif error is None:
