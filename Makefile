@@ -1,4 +1,4 @@
-# Everything from nothing, with Python 3.11+ alone:  make demo | make test | make docs
+# Everything from nothing, with Python 3.11+ alone:  make demo | make live | make test | make docs
 # Another interpreter: make PYTHON=python3.13 ...   On Linux, plain torch brings CUDA libraries of several GB;
 # without a GPU point pip at PyTorch's CPU index first (environment variable PIP_EXTRA_INDEX_URL).
 
@@ -9,10 +9,14 @@ INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c c
 
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test docs pages clean
+.PHONY: demo live test docs pages clean
 
 demo: $(VENV)/installed
 	$(BIN)/dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4
+
+# The live page at http://127.0.0.1:8000, in a browser if there is one.
+live: $(VENV)/installed-live
+	$(BIN)/dummyforcing serve --open
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -32,6 +36,10 @@ pages: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-live: pyproject.toml constraints.txt
+	$(INSTALL) -e ".[server]"
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt

@@ -12,6 +12,8 @@ import av
 import pytest
 from PIL import Image
 
+from tests.server.process import running
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHORTER = {
@@ -59,10 +61,19 @@ def test_examples_are_short_and_tell_how_to_run(path: Path):
 )
 def test_examples_run_and_write_what_they_name(path: Path, tmp_path: Path):
     """In a folder of its own, shortened by nothing but the constants at its top."""
+    if path.name == "live.py":
+        with running(tmp_path.with_suffix(".log")) as server:
+            run_example(path, tmp_path, URL=f'"{server.url}"')
+    else:
+        run_example(path, tmp_path)
+
+
+def run_example(path: Path, tmp_path: Path, **constants: str) -> None:
+    """Run an example, and look at the files that it names."""
     folder = tmp_path / "examples"
     shutil.copytree(path.parent, folder)
     script, story = folder / path.name, folder / "story.yaml"
-    script.write_text(shortened(path), encoding="utf-8")
+    script.write_text(shortened(path, constants), encoding="utf-8")
     times = re.sub(r"(seconds|at): (\d+)", lambda m: f"{m[1]}: {int(m[2]) // 6}", story.read_text())
     story.write_text(times, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}  # a relative one would lead elsewhere
@@ -83,10 +94,10 @@ def test_examples_run_and_write_what_they_name(path: Path, tmp_path: Path):
             assert file.stat().st_size
 
 
-def shortened(path: Path) -> str:
-    """The text of an example with smaller constants."""
+def shortened(path: Path, constants: dict[str, str]) -> str:
+    """The text of an example with smaller constants, and given ones."""
     text = path.read_text(encoding="utf-8")
-    for name, value in SHORTER.get(path.name, {}).items():
+    for name, value in {**SHORTER.get(path.name, {}), **constants}.items():
         text, count = re.subn(rf"^{re.escape(name)} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
         assert count == 1, f"{path.name} has no constant {name} any more"
     return text

@@ -101,11 +101,15 @@ def test_nothing_is_written(save: Callable[[Path], None], is_old: bool, tmp_path
     )
 
 
-DUMPS = {  # these write no file: they compare, hash or print
+DUMPS = {  # these write no file: they compare, hash, print or send
     "src/dummyforcing/files/records.py": 1,
     "src/dummyforcing/cli/env.py": 1,
     "src/dummyforcing/evaluation/generate.py": 3,
     "src/dummyforcing/models/wan.py": 1,
+    "src/dummyforcing/pipeline/expander.py": 1,
+    "src/dummyforcing/server/storage/decoding.py": 1,
+    "src/dummyforcing/server/storage/uploads.py": 1,
+    "src/dummyforcing/server/web/logs.py": 3,
     "research/benchmarks/checkpoints.py": 1,
     "research/benchmarks/tiles.py": 1,
     "research/training/stages.py": 1,

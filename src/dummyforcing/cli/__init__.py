@@ -1,4 +1,4 @@
-"""The command line: `dummyforcing generate`, `heads`, `eval`, `bench`, `teacache`, `models` and `env`.
+"""The command line: `dummyforcing generate`, `serve`, `heads`, `eval`, `bench` and others.
 
 What is heavy is imported by the command that needs it, after the cheap checks, so that `--help` is instant.
 """
@@ -19,6 +19,7 @@ from dummyforcing.cli.eval import eval
 from dummyforcing.cli.flags import told
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
+from dummyforcing.cli.serve import serve
 from dummyforcing.cli.terminal import say_warning
 from dummyforcing.errors import PictureWarning, TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.runtime.threads import spin_briefly
@@ -42,6 +43,7 @@ class Group:
 
 COMMANDS: dict[str, Callable[..., None] | Group] = {
     "generate": generate,
+    "serve": serve,
     "heads": heads,
     "eval": eval,
     "bench": bench,

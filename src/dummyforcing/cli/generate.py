@@ -19,7 +19,9 @@ from dummyforcing.cli.common import (
     progress,
 )
 from dummyforcing.cli.flags import FlagsOf, Given, command
-from dummyforcing.errors import BadRequest
+from dummyforcing.cli.terminal import say
+from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def generate(
     load: Given,
     video: Given,
     story: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(default: PROMPT)")] = None,
+    expand: Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: PROMPT as it is)")] = None,
+    expand_model: Annotated[str, arg(metavar="NAME")] = "default",
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     save_plan: NewPlanFile = None,
     compare: FlagCreatePairsOff[bool] = False,
@@ -83,6 +87,9 @@ def generate(
       dummyforcing generate "a yellow star spins" --model self-forcing --offload
       dummyforcing generate "a yellow star spins" --model self-forcing --weights FILE.pt --base FOLDER
 
+    Have a language model write the prompt out, such as one that ollama serves:
+      dummyforcing generate "a red ball" --model longlive --expand http://127.0.0.1:11434/v1
+
     Args:
         prompt: What the video shows.
         output: The mp4 to write; an older one is replaced.
@@ -91,6 +98,9 @@ def generate(
         video: Flags of the video.
         story: Story to tell instead of PROMPT. It has its own length, prompts and fade, so --frames,
             --seconds, --switch and --fade cannot be given.
+        expand: OpenAI-compatible endpoint, such as http://127.0.0.1:11434/v1, whose language model writes
+            PROMPT out; the public models want long ones. A key for it goes into DUMMYFORCING_EXPAND_KEY.
+        expand_model: The language model to ask for there.
         sheet: Picture of the video to write: a row of frames for every prompt, beginning with those around
             the change to it.
         save_plan: Where to write the head plan that was found.
@@ -113,6 +123,11 @@ def generate(
         raise BadRequest(
             "A story has its own length, prompts and fade", "leave out --frames, --seconds, --switch, --fade"
         )
+    if story is not None and expand is not None:
+        raise BadRequest("The prompts of a story are taken as they are", "leave out --expand")
+
+    if prompt is not None and expand is not None:
+        prompt = _written_out(prompt, PromptExpander(expand, expand_model))
 
     from dummyforcing.media.story import Story
 
@@ -190,3 +205,14 @@ def generate(
             writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))
     print_results({label: chunks[-1], against: reference[-1]}, preset.fps)
     print_comparison(chunks, reference, against)
+
+
+def _written_out(prompt: str, expander: PromptExpander) -> str:
+    """A prompt as a language model writes it out; as it is, if that fails."""
+    try:
+        text = expander.expand(prompt)
+    except UserError as error:
+        say(f"Warning: {error} The prompt is taken as it is.")
+        return prompt
+    print(f"Prompt: {text}", flush=True)
+    return text

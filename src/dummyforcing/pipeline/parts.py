@@ -30,26 +30,36 @@ class Parts:
         return self.model.patch_embedding.weight.device
 
 
-def warn_of_length(parts: Parts, frames: int | None) -> None:
-    """Warn of a video longer than those that the model was trained for, in latent frames."""
+def about_length(parts: Parts, frames: int | None) -> str | None:
+    """What is to be said of a video longer than those that the model was trained for, in latent frames."""
     preset = parts.preset
     longest = None if preset.overlap_frames else preset.max_frames
-    if longest is not None and (frames is None or frames > longest):
-        warnings.warn(
-            f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(longest)} "
-            "pixel frames; a longer one may drift or freeze.",
-            TrainedLengthWarning,
-            stacklevel=3,
-        )
+    if longest is None or (frames is not None and frames <= longest):
+        return None
+    return (
+        f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(longest)} "
+        "pixel frames; a longer one may drift or freeze."
+    )
+
+
+def about_words(parts: Parts, prompts: Sequence[str]) -> str | None:
+    """What is to be said of words that the model was never taught."""
+    words = dict.fromkeys(word for prompt in prompts if prompt for word in parts.text.unknown_words(prompt))
+    if not words:
+        return None
+    return (
+        f"Model '{parts.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+        f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}."
+    )
+
+
+def warn_of_length(parts: Parts, frames: int | None) -> None:
+    """Warn of a video longer than those that the model was trained for, in latent frames."""
+    if said := about_length(parts, frames):
+        warnings.warn(said, TrainedLengthWarning, stacklevel=3)
 
 
 def warn_of_words(parts: Parts, prompts: Sequence[str]) -> None:
     """Warn of words that the model was never taught."""
-    words = dict.fromkeys(word for prompt in prompts if prompt for word in parts.text.unknown_words(prompt))
-    if words:
-        warnings.warn(
-            f"Model '{parts.preset.name}' does not know the word{'s' * (len(words) > 1)} "
-            f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}.",
-            UnknownWordsWarning,
-            stacklevel=3,
-        )
+    if said := about_words(parts, prompts):
+        warnings.warn(said, UnknownWordsWarning, stacklevel=3)

@@ -1,0 +1,1 @@
+"""The live server: a page, a WebSocket protocol, and the HTTP API of video models (extra `server`)."""

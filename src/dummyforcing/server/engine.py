@@ -1,0 +1,270 @@
+"""One model, loaded once, and the thread that it works in; videos take turns chunk by chunk.
+
+Everything of the server lives in the event loop, and needs no locks; only what touches the model, a rollout
+or its frames runs in the engine's thread, one call at a time, in the order in which it was asked for.
+"""
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+from dummyforcing.errors import NotEnoughMemory
+from dummyforcing.method.plan import Plan
+from dummyforcing.pipeline.memory import estimates
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.parts import about_length, about_words
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request
+from dummyforcing.presets.preset import SIZE_MULTIPLE
+from dummyforcing.server.scheduler import Scheduler, Turn
+from dummyforcing.server.web.metrics import Metrics
+from dummyforcing.vae.memory import available_memory
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+WARM_UP = {"cpu": 4, "cuda": 8}
+"""Chunks of the first video; on a GPU the graphs of both kinds of chunk are recorded on the way."""
+FULL = 0.95
+"""Share of the device's time up to which live sessions are let in."""
+
+
+class Stream(ABC):
+    """A video that is made chunk by chunk, in turns with others."""
+
+    turn: Turn
+
+    @abstractmethod
+    def make(self) -> Any:
+        """Make the next chunk; runs in the engine's thread."""
+
+    @abstractmethod
+    def made(self, result: Any, seconds: float) -> None:
+        """Take what `make` gave, in the event loop; must not wait.
+
+        Args:
+            result: What it gave.
+            seconds: How long the device was at it.
+        """
+
+    @abstractmethod
+    def failed(self, error: Exception) -> None:
+        """Take an error of `make`, in the event loop; the stream has been removed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a video takes of the machine."""
+
+    memory: float
+    """Bytes of the device, as long as it lasts."""
+    shared: float
+    """Bytes while a chunk is made: videos take turns, so those of one suffice for all."""
+    load: float
+    """Share of the device's time that it takes to be made at the speed at which it is shown."""
+    held: int = 0
+    """Chunks that it has the memory to go back to."""
+
+
+class Engine:
+    """The model, its thread, and who is at work."""
+
+    def __init__(self, pipeline: DummyForcingPipeline, metrics: Metrics | None = None) -> None:
+        """Take a loaded model; `run` does the work.
+
+        Args:
+            pipeline: Of the videos.
+            metrics: Count what it does.
+        """
+        self.pipeline = pipeline
+        self.metrics = metrics or Metrics()
+        self.metrics.claimed_bytes.set_function(lambda: sum(one.memory for one in self._claims.values()))
+        self.scheduler = Scheduler()
+        self.streams: list[Stream] = []
+        self.newest_plan: Plan | None = None
+        """Of the newest video whose heads were classified."""
+        self.is_ready = False
+        """Whether it has made a video to warm up."""
+        self.capacity = 0.9 * available_memory(pipeline.device)
+        """Bytes for videos."""
+        # With a tokenizer of its own: the model's thread may be using the other one.
+        speller = copy(pipeline.text)
+        speller.tokenizer = deepcopy(pipeline.text.tokenizer)
+        self._parts = replace(pipeline.parts, text=speller)
+        self._claims: dict[str, Claim] = {}
+        self._pace: dict[tuple[int, int], float] = {}  # seconds of the device for a chunk, by size
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._wake = asyncio.Event()
+        self._is_closing = False
+
+    async def call(self, function: Callable[P, Result], *args: P.args, **options: P.kwargs) -> Result:
+        """Run something in the engine's thread, between two chunks."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*args, **options))
+
+    def add(self, stream: Stream) -> None:
+        """Let a video take part."""
+        self.streams.append(stream)
+        self.wake()
+
+    def remove(self, stream: Stream) -> None:
+        """Let it take part no longer; a chunk that is being made is thrown away."""
+        if stream in self.streams:
+            self.streams.remove(stream)
+        if not any(other.turn.owner == stream.turn.owner for other in self.streams):
+            self.scheduler.forget(stream.turn.owner)
+
+    def wake(self) -> None:
+        """Look again who needs a chunk: a `Turn` has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Make chunks until `close`."""
+        await self.call(self._warm_up)
+        self.is_ready = True
+        while not self._is_closing:
+            self._wake.clear()
+            turns = {id(stream.turn): stream for stream in self.streams}
+            turn = self.scheduler.next((stream.turn for stream in self.streams), time.monotonic())
+            if turn is None:
+                await self._wake.wait()
+                continue
+            await self._give(turns[id(turn)])
+
+    async def close(self) -> None:
+        """Finish the chunk in hand, and end."""
+        self._is_closing = True
+        self.wake()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+
+    async def _give(self, stream: Stream) -> None:
+        try:
+            result, seconds = await self.call(_timed, stream.make)
+        except Exception as error:
+            if stream in self.streams:
+                self.remove(stream)
+                stream.failed(error)
+            return
+        if stream in self.streams:
+            self.scheduler.used(stream.turn, seconds, time.monotonic())
+        frames = 4 * self.pipeline.files.preset.chunk_frames
+        self.metrics.chunk_made(frames, seconds, is_live=stream.turn.is_live)
+        if stream in self.streams:
+            stream.made(result, seconds)
+
+    # --- what fits ---------------------------------------------------------------------------------------
+
+    def claim(
+        self, request: Request, *, room: float = 0.0, least: int = 0, most: int = 0, is_live: bool = True
+    ) -> Claim:
+        """What a video would take.
+
+        Args:
+            request: It.
+            room: Bytes for chunks of it that one can go back to: each has a cache and a decoder of its own.
+            least: As many are held in any case.
+            most: No more than so many.
+            is_live: Whether it is watched while it is made; jobs take the time that is left.
+
+        Raises:
+            NotEnoughMemory: If it can never be made here.
+        """
+        pipeline, (height, width) = self.pipeline, request.size
+        files, is_gpu = pipeline.files, pipeline.device.type != "cpu"
+        needs = estimates(files, request, pipeline.dtype, loaded=True, offload=pipeline.vae.moves)
+        needs = [need.on_gpu() if is_gpu else need for need in needs]
+        smallest = min(needs, key=lambda need: need.total)
+        stride = files.decoder.stride
+        past = files.decoder.memory((1, 0, height // stride, width // stride), pipeline.dtype.itemsize)
+        one = smallest.cache + past.working
+        held = min(max(int(room / one), least), most)
+        memory, shared = (held + 1) * one, max(smallest.total - one, 0.0)
+        if memory + shared > self.capacity:
+            raise NotEnoughMemory(
+                f"This video needs about {(memory + shared) / 1e9:.1f} GB of memory, and there are "
+                f"{self.capacity / 1e9:.1f} GB",
+                'take a smaller size, fewer frames or policy="dummy"',
+            )
+        seconds = files.preset.chunk_frames * 4 / files.preset.fps
+        return Claim(memory, shared, self.pace(request.size) / seconds if is_live else 0.0, held)
+
+    def frame_bytes(self, size: tuple[int, int]) -> int:
+        """Bytes of the keys and values of a latent frame, in all heads of all layers.
+
+        Args:
+            size: Height and width in pixels.
+        """
+        pipeline, config = self.pipeline, self.pipeline.files.config
+        tokens = (size[0] // SIZE_MULTIPLE) * (size[1] // SIZE_MULTIPLE)
+        dtype = pipeline.fused.attention_dtype if pipeline.fused else pipeline.dtype
+        return 2 * tokens * config.num_layers * config.dim * dtype.itemsize
+
+    def has_room(self, claim: Claim) -> bool:
+        """Whether a video can be made beside the others; a live one alone may be slower than it is shown."""
+        claims = [*self._claims.values(), claim]
+        memory, shared = sum(one.memory for one in claims), max(one.shared for one in claims)
+        if memory + shared > self.capacity:
+            return False
+        load = sum(one.load for one in claims[:-1])
+        return not load or not claim.load or load + claim.load <= FULL
+
+    def reserve(self, owner: str, claim: Claim) -> None:
+        """Note what a session or job takes, in place of what it took before."""
+        self._claims[owner] = claim
+
+    def release(self, owner: str) -> None:
+        """Give it back."""
+        self._claims.pop(owner, None)
+
+    def pace(self, size: tuple[int, int]) -> float:
+        """Seconds of the device for a chunk of a size, height and width, by measurement."""
+        if size in self._pace:
+            return self._pace[size]
+        if not self._pace:
+            return 0.0
+        known, seconds = next(iter(self._pace.items()))
+        return seconds * size[0] * size[1] / (known[0] * known[1])
+
+    def learn(self, size: tuple[int, int], seconds: float) -> None:
+        """Take a chunk's time into account.
+
+        Not on a GPU: there a chunk is made while the one before it is handed out, so that its own turn takes
+        no time unless the device is busy. What the first video took, one chunk after the other, holds.
+        """
+        if self.pipeline.device.type == "cuda":
+            return
+        before = self._pace.get(size, seconds)
+        self._pace[size] = 0.8 * before + 0.2 * seconds
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the model was never taught."""
+        return self._parts.text.unknown_words(prompt)
+
+    def remarks(self, request: Request) -> list[str]:
+        """What is to be said of a video that the model was not quite made for."""
+        prompts = [*request.prompts, *(switch.prompt for switch in request.switches)]
+        found = (about_length(self._parts, request.frames), about_words(self._parts, prompts))
+        return [one for one in found if one]
+
+    def _warm_up(self) -> None:
+        """Make a few chunks, so that the first viewer waits for nothing but his own."""
+        options = choose(VideoOptions, {"num_frames": None}, self.pipeline.option_defaults)
+        rollout = self.pipeline.rollout(self.pipeline.request("a video", options))
+        for _ in range(WARM_UP[self.pipeline.device.type]):
+            _, seconds = _timed(rollout.next_chunk)
+            if self._is_closing:
+                return
+        self._pace[rollout.request.size] = seconds
+
+
+def _timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Jobs: videos that are made in the time that live ones leave."""

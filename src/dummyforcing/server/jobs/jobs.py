@@ -1,0 +1,381 @@
+"""Videos that are made in the background, one after the other, in the time that live ones leave.
+
+    video = await jobs.add(owner, VideoRequest(prompt="a red ball bounces"))
+    await jobs.run()    # until it is cancelled
+
+A job is in the database before its client knows of it, and is made again from its seed if the server ends
+while it is at it.
+"""
+
+import asyncio
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from dummyforcing.errors import BadFile, BadRequest, NotEnoughMemory, NotFinite, UserError
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.outputs import Chunk
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request
+from dummyforcing.pipeline.rollout import Rollout
+from dummyforcing.presets.preset import Preset
+from dummyforcing.server.allowed import require_allowed
+from dummyforcing.server.engine import Engine, Stream
+from dummyforcing.server.jobs.film import Film
+from dummyforcing.server.jobs.request import VideoRequest
+from dummyforcing.server.scheduler import Turn
+from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
+from dummyforcing.server.storage.store import Store, StoredVideo, new_id
+from dummyforcing.server.web.logs import log_prompt
+from dummyforcing.server.web.problems import Problem, problem_of
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+BEHIND = 2
+"""Chunks that may wait to be written; no further ones are made meanwhile."""
+PAUSE = 1.0
+"""Seconds until the memory, or a database that failed, is tried again."""
+CLEANING = 60.0
+"""Seconds between two looks for what is too old."""
+NAMES = {"image": "input_reference", "video": "input_reference", "switches": "scenes"}
+"""What requests call options."""
+
+
+class Job(Stream):
+    """A video that is made chunk by chunk, in turns with others."""
+
+    def __init__(self, engine: Engine, id: str, request: Request) -> None:
+        """Describe it; it begins with the first chunk.
+
+        Args:
+            engine: Makes it.
+            id: Of the video.
+            request: What it shall be.
+        """
+        self.turn = Turn(id, is_live=False, due=math.inf)
+        self._engine, self._request = engine, request
+        self._rollout: Rollout | None = None
+        self._ready: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+
+    def make(self) -> tuple[Chunk, bool]:
+        """Make the next chunk; whether it is the last one."""
+        self._rollout = self._rollout or self._engine.pipeline.rollout(self._request)
+        return self._rollout.next_chunk(), self._rollout.is_done
+
+    def made(self, result: tuple[Chunk, bool], seconds: float) -> None:
+        """Hand the chunk to the writer."""
+        chunk, is_last = result
+        self._engine.learn(self._request.size, seconds)
+        self._ready.put_nowait(chunk)
+        if is_last:
+            self._engine.remove(self)
+        elif self._ready.qsize() >= BEHIND:
+            self.turn.due = None
+
+    def failed(self, error: Exception) -> None:
+        """Hand the error to the writer."""
+        self._ready.put_nowait(error)
+
+    async def next(self) -> Chunk:
+        """The next chunk, once it is made.
+
+        Raises:
+            Exception: What the engine's thread raised.
+        """
+        found = await self._ready.get()
+        if isinstance(found, Exception):
+            raise found
+        self.turn.due = math.inf
+        self._engine.wake()
+        return found
+
+
+class Jobs:
+    """The queue of jobs, and the one that runs."""
+
+    def __init__(self, settings: Settings, engine: Engine, store: Store) -> None:
+        """Begin with what the store has.
+
+        Args:
+            settings: Limits.
+            engine: Makes the videos.
+            store: Keeps them.
+        """
+        self._settings, self._engine, self._store = settings, engine, store
+        self._keep, self._space = parse_duration(settings.keep), parse_bytes(settings.max_disk)
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._wake = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._id, self._progress = "", 0
+
+    @property
+    def preset(self) -> Preset:
+        """Of the model."""
+        return self._engine.pipeline.files.preset
+
+    # --- what clients ask for -------------------------------------------------------------------------------
+
+    async def check(self, request: VideoRequest) -> tuple[Request, list[str]]:
+        """Find out whether a video can be made, whatever it begins with, and what is to be said of it.
+
+        Raises:
+            Problem: If it exceeds a limit, or cannot be made.
+        """
+        settings, rate = self._settings, request.rate(self.preset)
+        if any(len(text) > settings.max_prompt for text in request.texts()):
+            raise Problem(
+                400, "too_long", f"A prompt may have {settings.max_prompt} characters; shorten it.", "prompt"
+            )
+        seconds = float(request.seconds or 0)
+        if (request.num_frames or 0) > settings.max_frames or seconds * rate > settings.max_frames:
+            raise self._too_long("num_frames" if request.num_frames else "seconds")
+        checked, said = await self._checked(request, None)
+        require_allowed(settings, self._engine, checked)
+        try:
+            self._engine.claim(checked, is_live=False)
+        except UserError as error:
+            raise problem_of(error, NAMES) from error
+        return checked, said
+
+    async def _checked(self, asked: VideoRequest, reference: Path | None) -> tuple[Request, list[str]]:
+        """What the model is asked for, and what it was never taught of that."""
+        try:
+            request = await asyncio.to_thread(_request_of, self._engine.pipeline, asked, reference)
+            return request, self._engine.remarks(request)
+        except UserError as error:
+            raise problem_of(error, NAMES) from error
+
+    def frames_of_reference(self, checked: Request) -> int:
+        """How many frames of a clip a video begins with, or is made from.
+
+        Raises:
+            Problem: If the model begins with nothing.
+        """
+        preset = self.preset
+        if preset.start is None:
+            raise Problem(
+                400,
+                "bad_request",
+                f"Model '{preset.name}' starts from a prompt alone; leave the reference out.",
+                "input_reference",
+            )
+        return preset.pixel_frames(checked.length if preset.start == "chunk" else preset.chunk_frames)
+
+    async def add(
+        self,
+        owner: str,
+        request: VideoRequest,
+        reference: Path | None = None,
+        remixed_from: str | None = None,
+        warnings: Sequence[str] = (),
+    ) -> StoredVideo:
+        """Put a video into the queue.
+
+        Args:
+            owner: Whose it is.
+            request: What it shall be.
+            reference: File of our own making that it begins with; a copy is kept.
+            remixed_from: The video whose request this was.
+            warnings: What is to be said of it besides.
+
+        Raises:
+            Problem: If it exceeds a limit, cannot be made, or the queue is full.
+        """
+        checked, said = await self.check(request)
+        id, preset = new_id("video_"), self.preset
+        kept = None
+        try:
+            if reference is not None:
+                kept = f"{id}.reference{reference.suffix}"
+                await asyncio.to_thread(shutil.copyfile, reference, self._store.videos / kept)
+                await self._checked(request, self._store.videos / kept)
+            elif request.strength is not None:
+                raise Problem(
+                    400, "bad_request", "A strength goes with an input_reference; leave it out.", "strength"
+                )
+            video = StoredVideo(
+                id=id,
+                owner=owner,
+                created=time.time(),
+                model=preset.name,
+                prompt=checked.prompts[0],
+                request=request.model_dump(
+                    mode="json", exclude_none=True, exclude={"input_reference", "image_reference", "expand"}
+                ),
+                frames=preset.pixel_frames(checked.length),
+                fps=request.rate(preset),
+                size=f"{checked.size[1]}x{checked.size[0]}",
+                seed=checked.seed,
+                policy=request.policy or checked.policy.name,
+                reference=kept,
+                remixed_from=remixed_from,
+                warnings=[*warnings, *said],
+            )
+            limits = self._settings.max_jobs, self._settings.max_jobs_per_key
+            await self._store.add_video(video, most=limits[0], most_of_owner=limits[1])
+        except BaseException:
+            self._store.remove_files(id)
+            raise
+        self._wake.set()
+        for text in request.texts():
+            log_prompt(self._settings, owner, text)
+        return video
+
+    def progress(self, video: StoredVideo) -> int:
+        """How much of a video is made, in percent."""
+        if video.status == "completed":
+            return 100
+        return self._progress if video.id == self._id else 0
+
+    async def remove(self, owner: str, id: str) -> bool:
+        """Delete a video, finished or not; whether there was one."""
+        if not await self._store.remove_video(owner, id):
+            return False
+        if self._id == id and self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+        await asyncio.to_thread(self._store.remove_files, id)
+        return True
+
+    def _too_long(self, param: str) -> Problem:
+        most = self._settings.max_frames
+        return Problem(400, "too_long", f"A video may have {most} frames; ask for fewer.", param)
+
+    # --- making them ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Make one after the other, until this is cancelled."""
+        cleaning = asyncio.create_task(self._keep_clean(), name="cleaning")
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    video = await self._store.next_queued()
+                except Problem as problem:
+                    logger.error("the queue cannot be read: %s", problem.message)
+                    await asyncio.sleep(PAUSE)
+                    continue
+                if video is None:
+                    await self._wake.wait()
+                    continue
+                self._id, self._progress = video.id, 0
+                self._running = asyncio.create_task(self._make(video), name=video.id)
+                await asyncio.wait([self._running])  # not awaited itself: one that is deleted is cancelled
+                self._id = ""
+        finally:
+            cleaning.cancel()
+            if self._running is not None:
+                self._running.cancel()
+                await asyncio.wait([self._running])
+            await asyncio.to_thread(self._writer.shutdown)
+
+    async def _make(self, video: StoredVideo) -> None:
+        """Make one, and note what became of it."""
+        values: dict[str, Any]
+        try:
+            if not await self._store.change_video(video.id, {"status": "in_progress"}):
+                return  # deleted meanwhile
+            await self._film(video)
+            size = await asyncio.to_thread(self._store.bytes_of, video.id)
+            values = {"status": "completed", "bytes": size}
+        except Exception as error:
+            reason = _reason(error)
+            logger.error(
+                "%s failed: %s", video.id, reason["message"], exc_info=reason["code"] == "server_error"
+            )
+            values = {"status": "failed", "error": reason}
+            await asyncio.to_thread(self._store.remove_files, video.id, video.reference)
+        while True:
+            try:
+                await self._store.change_video(video.id, {**values, "completed": time.time()})
+                break
+            except Problem as problem:
+                logger.error(
+                    "%s is %s, and waits to be noted: %s", video.id, values["status"], problem.message
+                )
+                await asyncio.sleep(PAUSE)
+        await self._clean()
+
+    async def _film(self, video: StoredVideo) -> None:
+        """Make the frames, and write them."""
+        if video.model != self.preset.name:
+            raise BadRequest(f"The model '{video.model}' is loaded no longer", "ask for the video again")
+        reference = self._store.videos / video.reference if video.reference else None
+        if reference is not None and not reference.is_file():
+            raise BadRequest("The file that the video begins with is gone", "ask for the video again")
+        asked = VideoRequest.model_validate(video.request)
+        request, _ = await self._checked(asked, reference)
+        claim = self._engine.claim(request, is_live=False)
+        while not self._engine.has_room(claim):
+            await asyncio.sleep(PAUSE)
+        # Scenes begin with chunks of the model, whose frames the file shows at its own rate.
+        film = Film(self._store, video.id, request.scenes, video.frames, video.fps)
+        job = Job(self._engine, video.id, request)
+        self._engine.reserve(video.id, claim)
+        self._engine.add(job)
+        try:
+            await self._write(film.begin)
+            frames = 0
+            while frames < video.frames:
+                chunk = await job.next()
+                await self._write(film.write, chunk.frames[0])
+                frames += chunk.frames.shape[1]
+                self._progress = min(100 * frames // video.frames, 99)
+            await self._write(film.finish)
+            if chunk.plans[0].chunk is not None:
+                self._engine.newest_plan = chunk.plans[0]
+        finally:
+            self._engine.remove(job)
+            self._engine.release(video.id)
+            await self._write(film.abandon)
+
+    async def _write(self, function: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
+        """Run something in the writer's thread."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, lambda: function(*args, **options))
+
+    # --- space ----------------------------------------------------------------------------------------------
+
+    async def _clean(self) -> None:
+        """Remove what is too old or too much, if that can be done now."""
+        try:
+            await self._store.clean(time.time() - self._keep, self._space)
+        except (Problem, OSError) as error:
+            logger.error("old videos cannot be removed: %s", error)
+
+    async def _keep_clean(self) -> None:
+        while True:
+            await self._clean()
+            await asyncio.sleep(CLEANING)
+
+
+def _request_of(pipeline: DummyForcingPipeline, asked: VideoRequest, reference: Path | None) -> Request:
+    """The same, in a thread: files are read. The model's own may be busy for seconds."""
+    options = asked.options(pipeline.files.preset)
+    if reference is None:
+        options.pop("strength", None)
+    else:
+        options["image" if reference.suffix == ".png" else "video"] = reference
+    return pipeline.request(asked.first_prompt(), choose(VideoOptions, options, pipeline.option_defaults))
+
+
+def _reason(error: Exception) -> dict[str, str]:
+    """Why a job failed, without anything of the server in it."""
+    if isinstance(error, BadFile):
+        cause = getattr(error.__cause__, "strerror", None)
+        because = f" ({cause})" if cause else ""
+        return {"code": "storage", "message": f"The server could not write the video{because}."}
+    if isinstance(error, Problem):
+        return {"code": error.code, "message": error.message}
+    if isinstance(error, UserError):
+        codes = {NotEnoughMemory: "not_enough_memory", NotFinite: "not_finite"}
+        return {"code": codes.get(type(error), "bad_request"), "message": str(error)}
+    return {"code": "server_error", "message": "Something went wrong in the server; its log says what."}

@@ -1,0 +1,1 @@
+"""Live sessions: videos that are watched, steered and branched while they are made."""

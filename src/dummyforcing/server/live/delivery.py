@@ -1,0 +1,235 @@
+"""What a session sends: chunks are encoded, recorded and sent, in order, with the news between them.
+
+A client may lose its connection and come back: what it has not got is sent again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from dummyforcing.media.fragments import fragment
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.live.live_track import LiveTrack
+from dummyforcing.server.live.messages import (
+    Chunk,
+    ChunkMeasures,
+    ChunkTimings,
+    Done,
+    Failed,
+    PromptActive,
+)
+from dummyforcing.server.live.recording import Archive
+from dummyforcing.server.live.track import Made
+
+logger = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """Where a client is reached."""
+
+    async def send(self, message: BaseModel, segment: bytes | None = None) -> None:
+        """Send a message, and a binary one right after it.
+
+        Raises:
+            ConnectionError: If the client is gone, or takes nothing.
+        """
+
+    async def close(self, reason: str) -> None:
+        """End the connection."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A chunk that waits to be encoded and sent."""
+
+    live: LiveTrack
+    made: Made
+    seconds: float
+
+
+@dataclass(frozen=True)
+class News:
+    """A message that waits to be sent after the chunks before it."""
+
+    message: BaseModel
+    before: Callable[[], None] = lambda: None
+    """Done right before."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place among what waits; it is told when that is reached."""
+
+    reached: asyncio.Future[None]
+
+
+class Delivery:
+    """The way of chunks and news to a client."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        size: tuple[int, int],
+        archive: Archive,
+        pool: Executor,
+        failed: Callable[[], None],
+    ) -> None:
+        """Begin without a client.
+
+        Args:
+            engine: Made the chunks.
+            size: Height and width in pixels.
+            archive: Takes the segments.
+            pool: Encodes them.
+            failed: Is told when nothing can be sent any more.
+        """
+        self._engine, self._size, self._archive = engine, size, archive
+        self._pool, self._failed = pool, failed
+        self.connection: Connection | None = None
+        self.detached = self._began = time.monotonic()
+        """When the client lost its connection."""
+        self._count = 0
+        self._queue: asyncio.Queue[Arrived | News | Mark] = asyncio.Queue()
+        self._sending = asyncio.Lock()
+        self._task = asyncio.create_task(self._run(), name="delivery")
+
+    def put(self, item: Arrived | News) -> None:
+        """Send a chunk or a message after all that are on their way."""
+        self._queue.put_nowait(item)
+
+    async def caught_up(self) -> None:
+        """Wait until all that waits now is sent; cancelled if nothing is sent any more."""
+        mark = Mark(asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(mark)
+        await mark.reached
+
+    async def send(self, message: BaseModel, segment: bytes | None = None) -> None:
+        """Send at once, if there is somebody."""
+        connection = self.connection
+        if connection is None:
+            return
+        try:
+            await connection.send(message, segment)
+        except ConnectionError:
+            self.detach(connection)
+
+    async def attach(
+        self,
+        connection: Connection,
+        hello: Callable[[], BaseModel],
+        tracks: Iterable[LiveTrack],
+        last: Mapping[int, int],
+    ) -> None:
+        """Send to a client from now on, beginning with what it has not.
+
+        Args:
+            connection: Its own; an older one is closed.
+            hello: Makes the first message.
+            tracks: All that there are.
+            last: The number of the last chunk that it got, of each track.
+        """
+        before, self.connection = self.connection, None
+        if before is not None and before is not connection:
+            await before.close("another connection came for this session")
+        async with self._sending:
+            self.connection = connection
+            await self.send(hello())
+            for live in tracks:
+                if live.plan is not None:
+                    await self.send(live.heads(len(live.recording)))
+                seen = last.get(live.number, 0)
+                for entry in [one for one in live.recording.entries if one.chunk.number > seen]:
+                    await self.send(entry.chunk, await self._work(self._archive.read, entry))
+                if live.ended:
+                    await self.send(Done(track=live.number, reason=live.ended))
+
+    def detach(self, connection: Connection) -> None:
+        """The client is gone; it may come back."""
+        if self.connection is connection:
+            self.connection, self.detached = None, time.monotonic()
+
+    def stop(self) -> None:
+        """Send nothing more of what waits."""
+        self._task.cancel()
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, Mark):
+                item.reached.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            item = await self._queue.get()
+            try:
+                if isinstance(item, Arrived):
+                    await self._deliver(item)
+                elif isinstance(item, Mark):
+                    if not item.reached.done():
+                        item.reached.set_result(None)
+                else:
+                    async with self._sending:
+                        item.before()
+                        await self.send(item.message)
+            except OSError as error:
+                logger.error("a chunk could not be kept", exc_info=error)
+                message = "The server's disk has no room for this video; free some, or set another folder."
+                await self.send(Failed(code="disk_full", message=message))
+                self._failed()
+            except Exception as error:
+                logger.error("a chunk could not be sent", exc_info=error)
+                self._failed()
+
+    async def _deliver(self, item: Arrived) -> None:
+        live, made = item.live, item.made
+        fps = self._engine.pipeline.files.preset.fps
+        segment = await self._work(fragment, made.frames, made.first_frame, fps)
+        self._count += 1
+        chunk = Chunk(
+            track=live.number,
+            number=self._count,
+            index=made.index,
+            first_frame=made.first_frame,
+            frames=len(made.frames),
+            prompt=made.prompt,
+            timings=ChunkTimings(seconds=item.seconds, fps=len(made.frames) / item.seconds),
+            cache_bytes=made.cache_bytes,
+            dense_bytes=made.latent_frames * self._engine.frame_bytes(self._size),
+            measures=ChunkMeasures(
+                drift=made.measures.drift,
+                repetition=made.measures.repetition,
+                motion=made.measures.motion,
+            ),
+            held=list(made.held),
+        )
+        async with self._sending:
+            await self._work(live.recording.add, chunk, segment)
+            await self.send(chunk, segment)
+            if made.index == 0 and live.number == 0:
+                self._engine.metrics.first_chunk_seconds.observe(time.monotonic() - self._began)
+            if live.plan is None or made.plan.roles != live.plan.roles:
+                live.plan = made.plan
+                if made.plan.chunk is not None:
+                    self._engine.newest_plan = made.plan
+                await self.send(live.heads(made.index))
+            shown = [
+                first
+                for first, (prompt, _) in live.waiting.items()
+                if first <= made.index and prompt == made.prompt  # else it was made before it was asked for
+            ]
+            for first in shown:
+                prompt, asked = live.waiting.pop(first)
+                seconds = time.monotonic() - asked
+                self._engine.metrics.steer_seconds.observe(seconds)
+                await self.send(PromptActive(track=live.number, chunk=first, prompt=prompt, seconds=seconds))
+            if live.is_done and made.index + 1 == live.next:
+                live.ended = "length"
+                await self.send(Done(track=live.number, reason="length"))
+
+    async def _work(self, function: Callable[..., bytes | None], *args: object) -> bytes:
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        return result or b""

@@ -1,0 +1,329 @@
+"""A live session: the tracks that a client watches and steers. Everything here lives in the event loop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import replace
+
+from dummyforcing.errors import UserError
+from dummyforcing.pipeline.request import Request
+from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
+from dummyforcing.server.engine import Claim, Engine
+from dummyforcing.server.live.delivery import Arrived, Connection, Delivery, News
+from dummyforcing.server.live.live_track import LiveTrack
+from dummyforcing.server.live.messages import (
+    Branched,
+    Done,
+    Failed,
+    Ready,
+    Rewound,
+)
+from dummyforcing.server.live.recording import Archive, Recording
+from dummyforcing.server.live.track import Made, Track
+from dummyforcing.server.scheduler import Turn
+from dummyforcing.server.settings import Settings
+from dummyforcing.server.web.problems import Problem, problem_of
+
+logger = logging.getLogger(__name__)
+
+SOON = 2
+"""A new prompt shows from the second chunk after the one at which it was asked for."""
+MOST_TRACKS = 4
+FAREWELL = 2.0
+"""Seconds that a client may take to hear that its session is over."""
+
+
+class Session:
+    """What a client watches."""
+
+    def __init__(
+        self,
+        name: str,
+        owner: str,
+        engine: Engine,
+        settings: Settings,
+        request: Request,
+        codec: str,
+        archive: Archive,
+        pool: Executor,
+        ended: Callable[["Session"], None],
+    ) -> None:
+        """Begin without tracks.
+
+        Args:
+            name: Nobody can guess it.
+            owner: Who may come back to it.
+            engine: Makes the chunks.
+            settings: Of the server.
+            request: Of the first track.
+            codec: Of its segments.
+            archive: Takes the segments.
+            pool: Encodes them.
+            ended: Is told when the session is over.
+        """
+        self.name, self.owner, self.engine, self.settings = name, owner, engine, settings
+        self.archive, self._ended = archive, ended
+        self.tracks: dict[int, LiveTrack] = {}
+        self.size, self.seed = request.size, request.seed
+        self.beside: int | None = None
+        """The track that gets the same prompts as track 0."""
+        self.delivery = Delivery(engine, request.size, archive, pool, self._failed)
+        self.is_over = self.is_paused = False
+        self.heard = time.monotonic()
+        """When the client last asked for something."""
+        self.codec = codec
+        self._operating = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+
+    # --- what the client asks for ------------------------------------------------------------------------
+
+    def add(
+        self,
+        track: Track,
+        claim: Claim,
+        most: int,
+        *,
+        parent: LiveTrack | None = None,
+        chunk: int | None = None,
+    ) -> LiveTrack:
+        """Let a track be made.
+
+        Args:
+            track: It.
+            claim: What it takes of the machine.
+            most: Pixel frames that it may have.
+            parent: That it was branched off.
+            chunk: The last one that the two have in common.
+        """
+        preset, request = self.engine.pipeline.files.preset, track.rollout.request
+        number = len(self.tracks)
+        live = LiveTrack(
+            number,
+            track,
+            claim,
+            Turn(self.name, is_live=True),
+            parent.recording.fork(track.index) if parent else Recording(self.archive),
+            self.settings.ahead,
+            most,
+            preset.chunk_frames * PIXEL_FRAMES_PER_FRAME / preset.fps,
+            self._arrived,
+            self._broke,
+            parent.number if parent else None,
+            chunk,
+            track.prompt,
+            request.plan.policy if request.plan else request.policy.name,
+            acked=track.index - 1,
+            next=track.index,
+            is_paused=self.is_paused,
+        )
+        live.shown_at = time.monotonic() - live.chunk_seconds
+        live.look()
+        self.tracks[number] = live
+        self.engine.add(live)
+        return live
+
+    def ack(self, track: int, chunk: int) -> None:
+        """The viewer is at a chunk."""
+        live = self._track(track)
+        chunk = min(chunk, live.next - 1)  # it may have been given up meanwhile
+        if chunk != live.acked:
+            live.acked, live.shown_at = chunk, time.monotonic()
+        self._look()
+
+    def pause(self, is_paused: bool) -> None:
+        """Make nothing, or go on."""
+        self.is_paused = is_paused
+        for live in self.tracks.values():
+            live.is_paused = is_paused
+        self._look()
+
+    def viewed(self, track: int) -> int:
+        """The chunk that the viewer of a track, and of what is beside it, is at."""
+        return max(live.acked for live in self._pair(track))
+
+    async def set_prompt(self, track: int, prompt: str, fade: int, viewed: int) -> None:
+        """Show something else, from the second chunk after one that was viewed.
+
+        If the viewer is there by now, from the next one; chunks that were made already are made again.
+        """
+        asked = time.monotonic()
+        async with self._operating:
+            self._require_going()
+            pair = self._pair(track)
+
+            def change() -> list[int]:
+                at = max(viewed + SOON, self.viewed(track) + 1)
+                at = min(at, pair[0].track.index)
+                return [live.track.set_prompt(prompt, fade, at) for live in pair]
+
+            for live, at in zip(pair, await self.engine.call(change), strict=True):
+                live.prompt = prompt
+                live.waiting = {chunk: told for chunk, told in live.waiting.items() if chunk < at}
+                live.waiting[at] = prompt, asked
+                self._again_from(live)
+
+    async def branch(self, track: int, chunk: int, prompt: str | None, fade: int) -> None:
+        """Begin another track."""
+        async with self._operating:
+            self._require_going()
+            parent = self._track(track)
+            if len(self.tracks) >= MOST_TRACKS:
+                raise Problem(429, "too_many_tracks", f"A session has {MOST_TRACKS} tracks at most.", "track")
+            if not self.engine.has_room(replace(parent.claim, load=0.0)):
+                message = "There is no memory for another track now; end a session, or ask again later."
+                raise Problem(503, "no_room", message)
+
+            def fork() -> Track:
+                other = parent.track.fork(chunk)
+                if prompt is not None:
+                    other.set_prompt(prompt, fade, other.index)
+                return other
+
+            other = await self.engine.call(fork)
+            await self.delivery.caught_up()  # the recording has all that the two have in common then
+            if self.is_over:
+                return
+            live = self.add(other, parent.claim, parent.most, parent=parent, chunk=chunk)
+            memory = sum(one.claim.memory for one in self.tracks.values())
+            shared = max(one.claim.shared for one in self.tracks.values())
+            self.engine.reserve(self.name, Claim(memory, shared, self.tracks[0].claim.load))
+            if prompt is not None:
+                live.waiting[other.prompt_from] = prompt, time.monotonic()
+            told = Branched(
+                track=live.number,
+                parent=track,
+                chunk=chunk,
+                prompt=live.prompt,
+                policy=live.policy,
+            )
+            self.delivery.put(News(told))
+
+    async def rewind(self, track: int, chunk: int) -> None:
+        """Go back."""
+        async with self._operating:
+            self._require_going()
+            live = self._track(track)
+            await self.engine.call(live.track.rewind, chunk)
+            live.prompt = live.track.prompt
+            live.waiting = {first: told for first, told in live.waiting.items() if first <= chunk}
+            if chunk < live.acked:
+                live.acked, live.shown_at = chunk, time.monotonic()
+            self._again_from(live)
+
+            def forget() -> None:
+                live.recording.truncate(chunk + 1)
+
+            self.delivery.put(News(Rewound(track=track, chunk=chunk), before=forget))
+            if live.is_done:
+                live.ended = "length"
+                self.delivery.put(News(Done(track=track, reason="length")))
+
+    # --- the connection ----------------------------------------------------------------------------------
+
+    async def attach(self, connection: Connection, last: Mapping[int, int], *, is_back: bool) -> None:
+        """Send to a client from now on, beginning with what it has not.
+
+        Args:
+            connection: Its own; an older one is closed.
+            last: The number of the last chunk that it got, of each track.
+            is_back: Whether it was here before.
+        """
+        self.heard = time.monotonic()
+        await self.delivery.attach(connection, lambda: self._ready(is_back), self.tracks.values(), last)
+
+    async def end(self, reason: str) -> None:
+        """End the session, whatever becomes of the caller; what was made can still be downloaded."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(reason), name=f"end of {self.name[:6]}")
+        await asyncio.shield(self._ending)
+
+    async def _end(self, reason: str) -> None:
+        self.is_over = True
+        self.delivery.detached = time.monotonic()
+        try:
+            for live in self.tracks.values():
+                self.engine.remove(live)
+            self.delivery.stop()
+            await self.engine.call(self._forget_rollouts)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self.delivery.send(Done(reason=reason))
+        finally:
+            self._ended(self)
+
+    def _forget_rollouts(self) -> None:
+        for live in self.tracks.values():
+            live.track.close()
+
+    # --- what is made ------------------------------------------------------------------------------------
+
+    def _arrived(self, live: LiveTrack, made: Made, seconds: float) -> None:
+        self.engine.learn(self.size, seconds)
+        self.delivery.put(Arrived(live, made, seconds))
+
+    def _broke(self, live: LiveTrack, error: Exception) -> None:
+        if isinstance(error, UserError):
+            problem = problem_of(error)
+        else:
+            logger.error("a chunk could not be made", exc_info=error)
+            problem = Problem(500, "internal_error", "The chunk could not be made; start another video.")
+        failed = Failed(code=problem.code, message=problem.message, param=problem.param)
+        live.ended = "failed"
+        self.delivery.put(News(failed))
+        self.delivery.put(News(Done(track=live.number, reason="failed")))
+
+    def _failed(self) -> None:
+        """End from within the delivery, which ending stops."""
+        self._ending = self._ending or asyncio.create_task(self._end("failed"))
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    def _require_going(self) -> None:
+        if self.is_over:
+            raise Problem(404, "session_over", "This session is over; start a new one.")
+
+    def _track(self, number: int) -> LiveTrack:
+        self.heard = time.monotonic()
+        if number not in self.tracks:
+            raise Problem(404, "no_such_track", f"There is no track {number} in this session.", "track")
+        return self.tracks[number]
+
+    def _pair(self, track: int) -> list[LiveTrack]:
+        """A track, and the one that gets the same prompts."""
+        live = self._track(track)
+        return [live, self.tracks[self.beside]] if track == 0 and self.beside is not None else [live]
+
+    def _again_from(self, live: LiveTrack) -> None:
+        """Go on from the chunk that the track was taken back to."""
+        live.next = live.track.index
+        live.is_done = live.track.rollout.is_done or live.track.frames >= live.most
+        live.ended = ""
+        self._look()
+
+    def _look(self) -> None:
+        self.heard = time.monotonic()
+        for live in self.tracks.values():
+            live.look()
+        self.engine.wake()
+
+    def _ready(self, is_back: bool) -> Ready:
+        files = self.engine.pipeline.files
+        height, width = self.size
+        return Ready(
+            session=self.name,
+            model=files.preset.name,
+            size=(width, height),
+            fps=files.preset.fps,
+            codec=self.codec,
+            chunk_frames=files.preset.chunk_frames * PIXEL_FRAMES_PER_FRAME,
+            layers=files.config.num_layers,
+            heads=files.config.num_heads,
+            seed=self.seed,
+            ahead=self.settings.ahead,
+            prompt=self.tracks[0].prompt,
+            tracks=[live.info() for live in self.tracks.values()],
+            is_back=is_back,
+        )

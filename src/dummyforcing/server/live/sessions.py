@@ -1,0 +1,300 @@
+"""All live sessions: who is let in, who waits, and who has been away for too long."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dummyforcing.media.fragments import codec_of, fragment
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.request import Request
+from dummyforcing.server.allowed import require_allowed
+from dummyforcing.server.engine import Claim, Engine
+from dummyforcing.server.live.messages import Queued
+from dummyforcing.server.live.recording import Archive
+from dummyforcing.server.live.session import Session
+from dummyforcing.server.live.track import Track
+from dummyforcing.server.settings import Settings, parse_bytes
+from dummyforcing.server.web.problems import Problem
+
+MOST_KEPT = 8
+"""Sessions of one owner that are over and can still be downloaded from."""
+MOST_HELD = 32
+"""Chunks that one can go back to, however small they are."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A session that was asked for, and can be made here."""
+
+    requests: list[Request]
+    """Of its tracks."""
+    claims: list[Claim]
+
+    @property
+    def claim(self) -> Claim:
+        """What all of it takes."""
+        memory, shared = sum(one.memory for one in self.claims), max(one.shared for one in self.claims)
+        return Claim(memory, shared, self.claims[0].load)
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A session that waits for its turn."""
+
+    name: str
+    owner: str
+    claim: Claim
+    tell: Callable[[Queued], None]
+    """Is told the place in the queue when it changes; never fails."""
+    turn: asyncio.Future[None]
+    place: int = 0
+
+
+class Sessions:
+    """The live sessions of a server."""
+
+    def __init__(self, engine: Engine, settings: Settings, folder: Path) -> None:
+        """Begin with none.
+
+        Args:
+            engine: Makes them.
+            settings: Of the server.
+            folder: Where their recordings lie while they last.
+        """
+        self.engine, self.settings, self.folder = engine, settings, folder
+        self.all: dict[str, Session] = {}
+        self._owners: dict[str, str] = {}  # of all sessions that have a place, by name
+        self.waiting: list[Waiting] = []
+        self.is_closing = False
+        self._room = parse_bytes(settings.held)
+        # Enough for the segments of a few viewers at once, and not so many that the model has no room.
+        self._pool = ThreadPoolExecutor(2, "segments")
+
+    @property
+    def running(self) -> list[Session]:
+        """Those that are not over."""
+        return [session for session in self.all.values() if not session.is_over]
+
+    async def asked(self, prompt: str, options: dict[str, Any], beside: str | None) -> Asked:
+        """Check what is asked for.
+
+        Args:
+            prompt: What the video shows.
+            options: See `VideoOptions`.
+            beside: Policy of a second track of the same noise.
+
+        Raises:
+            Problem: If it has to be refused.
+            UserError: If it cannot be made here.
+        """
+        requests = [await asyncio.to_thread(self.request, prompt, options)]
+        if beside is not None:
+            own = ("plan", "budget", "guard", "dummy_fraction")
+            other = {name: value for name, value in options.items() if name not in own}
+            requests.append(await asyncio.to_thread(self.request, prompt, {**other, "policy": beside}))
+        return Asked(requests, [self.claim(request) for request in requests])
+
+    async def begin(self, owner: str, asked: Asked, tell: Callable[[Queued], None]) -> Session:
+        """Begin a session, when there is room for it.
+
+        Args:
+            owner: Who may come back to it.
+            asked: What it shall be.
+            tell: Is told the place in the queue; must not fail.
+
+        Raises:
+            Problem: If there is no place, not even in the queue.
+        """
+        name = await self._enter(owner, asked.claim, tell)
+        try:
+            return await self._begin(name, owner, asked)
+        except BaseException:
+            self._leave(name)
+            raise
+
+    async def _begin(self, name: str, owner: str, asked: Asked) -> Session:
+        requests, claims = asked.requests, asked.claims
+        height, width = requests[0].size
+        blank = np.zeros((2, height, width, 3), np.uint8)
+        fps = self.engine.pipeline.files.preset.fps
+        loop = asyncio.get_running_loop()
+        codec = codec_of(await loop.run_in_executor(self._pool, fragment, blank, 0, fps))
+        tracks = [
+            await self.engine.call(self._track, request, one.held)
+            for request, one in zip(requests, claims, strict=True)
+        ]
+        archive = Archive(self.folder)
+        session = Session(
+            name,
+            owner,
+            self.engine,
+            self.settings,
+            requests[0],
+            codec,
+            archive,
+            self._pool,
+            self._ended,
+        )
+        self.all[name] = session
+        for track, request, one in zip(tracks, requests, claims, strict=True):
+            session.add(track, one, self.longest(request))
+        session.beside = 1 if len(tracks) > 1 else None
+        return session
+
+    def find(self, owner: str, name: str) -> Session:
+        """A session by its name; it may be over.
+
+        Raises:
+            Problem: If there is none that this owner may see.
+        """
+        session = self.all.get(name)
+        if session is None or session.owner != owner:  # the same words for both: names cannot be guessed
+            raise Problem(404, "no_such_session", "This session is over; start a new one.", "session")
+        return session
+
+    async def watch(self) -> None:
+        """End sessions whose clients are gone or idle, and forget old ones, until cancelled."""
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for session in list(self.all.values()):
+                delivery = session.delivery
+                away = now - delivery.detached if delivery.connection is None else 0.0
+                if not session.is_over and (
+                    away > self.settings.resume or now - session.heard > self.settings.idle
+                ):
+                    await session.end("idle")
+                elif session.is_over and now - delivery.detached > self.settings.idle:
+                    session.archive.close()
+                    del self.all[session.name]
+            self._admit()  # a job may have ended, and left room
+
+    async def close(self) -> None:
+        """End all sessions; none begins any more."""
+        self.is_closing = True
+        for waiting in self.waiting:
+            if not waiting.turn.done():
+                waiting.turn.set_exception(_shutting_down())
+        await asyncio.gather(*(session.end("shutdown") for session in self.running))
+        for session in self.all.values():
+            session.archive.close()
+        self._pool.shutdown()
+
+    # --- who is let in -----------------------------------------------------------------------------------
+
+    async def _enter(self, owner: str, claim: Claim, tell: Callable[[Queued], None]) -> str:
+        """Wait for a place, and take it; gives the new session its name."""
+        if self.is_closing:
+            raise _shutting_down()
+        mine = [*self._owners.values(), *(one.owner for one in self.waiting)]
+        if mine.count(owner) >= self.settings.max_sessions_per_key:
+            most = self.settings.max_sessions_per_key
+            raise Problem(429, "too_many_sessions", f"You have {most} live sessions already; end one first.")
+        name = secrets.token_urlsafe(16)
+        if not self.waiting and self._fits(claim):
+            self._let_in(name, owner, claim)
+            return name
+        if len(self.waiting) >= self.settings.max_waiting:
+            raise Problem(503, "server_full", "The server is full, and so is its queue; try again later.")
+        turn = asyncio.get_running_loop().create_future()
+        waiting = Waiting(name, owner, claim, tell, turn)
+        self.waiting.append(waiting)
+        self._admit()
+        try:
+            await turn
+        except BaseException:
+            if waiting in self.waiting:
+                self.waiting.remove(waiting)
+                self._admit()
+            else:  # it was let in at this very moment
+                self._leave(name)
+            raise
+        return name
+
+    def _fits(self, claim: Claim) -> bool:
+        return len(self._owners) < self.settings.max_sessions and self.engine.has_room(claim)
+
+    def _let_in(self, name: str, owner: str, claim: Claim) -> None:
+        self._owners[name] = owner
+        self.engine.reserve(name, claim)
+
+    def _leave(self, name: str) -> None:
+        """Give a place to others."""
+        self._owners.pop(name, None)
+        self.engine.release(name)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let in those for whom there is room, in their order, and tell the others their places."""
+        while self.waiting and not self.is_closing and self._fits(self.waiting[0].claim):
+            one = self.waiting.pop(0)
+            if not one.turn.done():
+                self._let_in(one.name, one.owner, one.claim)
+                one.turn.set_result(None)
+        for place, one in enumerate(self.waiting, start=1):
+            if place != one.place:
+                one.place = place
+                one.tell(Queued(place=place))
+
+    def _ended(self, session: Session) -> None:
+        self._leave(session.name)
+        over = [one for one in self.all.values() if one.is_over and one.owner == session.owner]
+        for old in over[:-MOST_KEPT]:
+            old.archive.close()
+            del self.all[old.name]
+
+    # --- in threads --------------------------------------------------------------------------------------
+
+    def request(self, prompt: str, options: dict[str, Any]) -> Request:
+        """Check what is asked for; without a length it has no end.
+
+        Raises:
+            Problem: If the server's limits forbid it.
+            UserError: If the model cannot do it.
+        """
+        pipeline = self.engine.pipeline
+        given = {"num_frames": None, **options} if "seconds" not in options else options
+        request = pipeline.request(prompt, choose(VideoOptions, given, pipeline.option_defaults))
+        require_allowed(self.settings, self.engine, request)
+        return request
+
+    def _track(self, request: Request, held: int) -> Track:
+        return Track(self.engine.pipeline.rollout(request), held)
+
+    def claim(self, request: Request) -> Claim:
+        """What a track of a session takes.
+
+        Raises:
+            NotEnoughMemory: If it can never be made here.
+        """
+        # A new prompt may come so soon that all chunks that were made ahead are made again.
+        least = self.settings.ahead + 1
+        longest = self.longest(request)
+        if longest < self.settings.max_frames:  # its cache grows: no more are held than have to be
+            frames = self.engine.pipeline.files.preset.latent_frames(longest)
+            return self.engine.claim(replace(request, frames=frames), least=least, most=least)
+        return self.engine.claim(request, room=self._room, least=least, most=MOST_HELD)
+
+    def longest(self, request: Request) -> int:
+        """Pixel frames that a track may have: fewer if its cache grows, as the dense one does.
+
+        With what is held, it may take a quarter of the memory in the end.
+        """
+        preset, chunk = self.engine.pipeline.files.preset, request.chunk_frames
+        few, many = (replace(request, frames=count * chunk).cache_frames() for count in (40, 80))
+        if request.frames is not None or many <= few:
+            return self.settings.max_frames
+        copies = self.settings.ahead + 2
+        latents = int(self.engine.capacity / 4 / copies / self.engine.frame_bytes(request.size))
+        return min(preset.pixel_frames(max(latents // chunk, 1) * chunk), self.settings.max_frames)
+
+
+def _shutting_down() -> Problem:
+    return Problem(503, "shutting_down", "The server is being shut down; try again in a moment.")

@@ -1,0 +1,70 @@
+"""The parts of a running server, as its routes find them: `request.app.state.server`."""
+
+import asyncio
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dummyforcing.errors import BadRequest
+from dummyforcing.pipeline.expander import PromptExpander
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.jobs.jobs import Jobs
+from dummyforcing.server.live.sessions import Sessions
+from dummyforcing.server.models import Models
+from dummyforcing.server.settings import Settings
+from dummyforcing.server.storage.store import Store
+from dummyforcing.server.storage.uploads import Uploads
+from dummyforcing.server.web.access import Keys
+from dummyforcing.server.web.metrics import Metrics
+
+
+@dataclass
+class Server:
+    """The parts of a server."""
+
+    settings: Settings
+    engine: Engine
+    sessions: Sessions
+    store: Store
+    uploads: Uploads
+    jobs: Jobs
+    models: Models
+    keys: Keys
+    metrics: Metrics
+    expander: PromptExpander | None = None
+    """Writes prompts out, if the server was told who can."""
+    talkers: Executor = field(default_factory=lambda: ThreadPoolExecutor(4, "expansion"))
+    """Wait for the language model, so that nobody else has to."""
+    has_failed: bool = False
+    """Whether the model's work has ended with an error: nothing will be made any more."""
+
+    async def why_not_ready(self) -> str | None:
+        """Why no new work is taken at present; None: it is."""
+        if self.sessions.is_closing:
+            return "The server is shutting down."
+        if self.has_failed:
+            return "The model's work has ended with an error."
+        if not self.engine.is_ready:
+            return "The model is warming up."
+        is_full = self.sessions.waiting or len(self.sessions.running) >= self.settings.max_sessions
+        if is_full and len(self.sessions.waiting) >= self.settings.max_waiting:
+            return "The queue of live sessions is full."
+        if await self.store.queued() >= self.settings.max_jobs:
+            return "The queue of jobs is full."
+        return None
+
+    async def expanded(self, prompt: str) -> str:
+        """A prompt that is written out.
+
+        Raises:
+            UserError: If there is nobody who can, or it fails.
+        """
+        if self.expander is None:
+            raise BadRequest("This server writes no prompts out", "leave 'expand' out", "expand")
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self.talkers, self.expander.expand, prompt)
+        return text[: self.settings.max_prompt]
+
+    async def begin_closing(self) -> None:
+        """Take no new work, and tell those who watch."""
+        if not self.sessions.is_closing:
+            await self.sessions.close()

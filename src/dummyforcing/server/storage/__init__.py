@@ -1,0 +1,1 @@
+"""What lies on the disk: the database of jobs, videos, and uploads that are decoded with care."""
