@@ -8,13 +8,20 @@ Pictures of videos and of measurements are made by `python -m research.pages.pic
 
 from pathlib import Path
 
-from research.pages import architecture, cli_reference, concept, options_reference, tables
+from research.pages import (
+    architecture,
+    cli_reference,
+    concept,
+    options_reference,
+    protocol_reference,
+    tables,
+)
 from research.pages.making import main
 
 
 def made() -> dict[Path, str]:
     """All of them by path."""
-    makers = (tables, options_reference, cli_reference, concept, architecture)
+    makers = (tables, options_reference, protocol_reference, cli_reference, concept, architecture)
     return {path: text for maker in makers for path, text in maker.made().items()}
 
 

@@ -22,6 +22,8 @@ PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 PAGE = ROOT / "docs" / "architecture.md"
 COLUMNS = {
     "cli": 300,
+    "client": 620,
+    "server": 620,
     "analysis": 140,
     "bench": 300,
     "evaluation": 460,
@@ -166,7 +168,8 @@ def _is_free(places: Mapping[str, tuple[int, int]], name: str, other: str) -> bo
 
 
 def _modules(name: str) -> list[str]:
-    return sorted(path.stem for path in (SOURCE / name).glob("*.py") if path.stem != "__init__")
+    found = [path for path in (SOURCE / name).rglob("*.py") if path.stem != "__init__"]
+    return sorted(path.relative_to(SOURCE / name).with_suffix("").as_posix() for path in found)
 
 
 def _modules_in_words(name: str) -> str:

@@ -21,6 +21,8 @@ from research.pages.page import page, read_results, source, table
 from research.pages.realtime import block, read_speed
 from research.pages.verdicts import against, cost, negated, number, order, runs
 
+LIVE = ("live-cpu", "live-gpu")
+"""Results of viewers that watch in real time."""
 CARDS = (12, 16, 24, 40, 48, 80)
 """Memory of common GPUs, GB."""
 
@@ -229,6 +231,57 @@ are too few to time Rolling Forcing: after the classification its windows only s
 """
 
 
+def viewers() -> str:
+    """How many viewers a machine has time for, and how a long session fares."""
+    parts = []
+    for name in LIVE:
+        measured = load(name)
+        what = (
+            f"model `{measured['model']}`" if measured["weights"] == "own" else f"{measured['model']}'s sizes"
+        )
+        conditions = [what, measured["size"], f"{measured['fps']} FPS", "VAE included"]
+        conditions += [f"`--fp8 {measured['fp8']}`"] if measured["fp8"] != "none" else []
+        rows = [
+            [
+                str(row["viewers"]),
+                str(row["viewers_with_stalls"]),
+                str(row["stalls"]),
+                f"{row['stalled_seconds']:.1f} s",
+                f"{row['first_picture_s']['p50']:.2f} s",
+            ]
+            for row in sorted(measured["rows"], key=lambda row: row["viewers"])
+        ]
+        header = ["viewers", "of them stalled", "stalls", "stalled in all", "first picture"]
+        seconds = f"{measured['rows'][0]['seconds']:.0f} s"
+        admits = f"the server lets {measured['admits']} in"
+        told = f"{', '.join(conditions)}; each viewer watches for {seconds}; {admits}"
+        length = 12 / measured["fps"]
+        costs = (
+            f"A chunk of {length:.2f} s of video takes {measured['chunk_seconds']:.2f} s of the device; a "
+            f"session takes {measured['session_gb']:.1f} GB, {measured['held_chunks']} chunks to go back to "
+            "included"
+        )
+        parts.append(
+            f"**{device(measured)}**: {told}.\n\n{table(header, rows)}\n\n{costs}: {source(name, measured)}."
+        )
+    soak = load("live-soak")
+    row = soak["rows"][0]
+    first, visible = soak["first_picture_alone_s"], row["steer_visible"]
+    parts.append(
+        f"A viewer of the bundled model for {row['seconds'] / 60:.0f} minutes, with another prompt every "
+        f"10 s ({device(soak)}): first picture after {first['p50']:.2f} s (median; 95% within "
+        f"{first['p95']:.2f} s), a new prompt visible after {visible['p50']:.2f} s ({visible['p95']:.2f} s), "
+        f"{row['stalls']} stalls ({row['stalled_seconds']:.1f} s), memory of the process "
+        f"{row['rss_before_mb']} MB before and {row['rss_after_mb']} MB after: {source('live-soak', soak)}."
+    )
+    return "\n\n".join(parts)
+
+
+def device(measured: dict[str, Any]) -> str:
+    """The device that a result is of."""
+    return str(measured["device"])
+
+
 def made() -> dict[Path, str]:
     """All of these pages by path."""
     docs, results, real_time = ROOT / "docs", read_results(RESULTS), read_speed(RESULTS)
@@ -242,6 +295,7 @@ def made() -> dict[Path, str]:
         docs / "index.md": filled(docs / "index.md", figures=figures(results, ENGLISH)),
         chinese: filled(chinese, figures=figures(results, CHINESE)),
         judged: filled(judged, quality=quality(), study=study()),
+        docs / "guides" / "serve.md": filled(docs / "guides" / "serve.md", viewers=viewers()),
         docs / "models.md": models(),
         docs / "reproduction.md": page(results),
     }
