@@ -190,7 +190,7 @@ def sample(
     stages: dict[str, dict[str, float]] = {}
     preset = pipeline.files.preset
     tail = preset.current_frames // preset.chunk_frames - 1  # chunks of windows that only shrink
-    frames += 4 * preset.chunk_frames * tail
+    frames += preset.chunk_pixel_frames * tail
     request = make_request(pipeline.files, PROMPT, num_frames=frames, size=size, policy=policy)
     chunks = []
     with stage(f"video, {policy}", stages):

@@ -20,7 +20,6 @@ from dummyforcing.media.monitor import Measures, Monitor
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 from dummyforcing.sampling.guard import Guard
 
 PROMPT, NEW_PROMPT = "a red ball bounces on a green floor", "a blue star spins on a yellow floor"
@@ -44,7 +43,7 @@ def run(
         pipeline.files, PROMPT, num_frames=frames, policy=policy, guard=guard, switches=switches
     )
     rollout, decoder = pipeline.rollout(request), pipeline.vae.stream()
-    monitor = Monitor(preset.fps, PIXEL_FRAMES_PER_FRAME * preset.chunk_frames)
+    monitor = Monitor(preset.fps, preset.chunk_pixel_frames)
     measures: list[tuple[float, Measures]] = []
     probes: list[tuple[float, float]] = []
     again: list[dict[str, object]] = []

@@ -15,7 +15,6 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 from typing import Any
 
 from dummyforcing.runtime.threads import spin_briefly
@@ -131,7 +130,7 @@ def random_pipeline(model: str, fp8: Fp8) -> DummyForcingPipeline:
     return pipeline
 
 
-def measure(url: str, server: LiveServer, app: Any, viewers: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(url: str, app: Any, viewers: int, args: argparse.Namespace) -> dict[str, Any]:
     """Let viewers watch at once."""
     options = {"size": args.size} if args.size else {}
     watching = [Viewer(url, args.seconds, args.steer, number, options) for number in range(viewers)]
@@ -226,7 +225,7 @@ def main() -> None:
     pace, capacity, model.capacity = model.pace(preset.size), model.capacity, float("inf")
     request = app.state.server.sessions.request(PROMPTS[0], {"size": args.size} if args.size else {})
     claim = app.state.server.sessions.claim(request)
-    load_of_one = pace * preset.fps / (4 * preset.chunk_frames)
+    load_of_one = pace * preset.fps / preset.chunk_pixel_frames
     results: dict[str, Any] = {
         "model": args.model,
         "weights": "random" if args.random else "own",
@@ -244,9 +243,9 @@ def main() -> None:
         "first_picture_alone_s": first_pictures(url, app, args.starts),
         "rows": [],
     }
-    print(MappingProxyType(results))
+    print(results)
     for viewers in args.viewers:
-        results["rows"].append(measure(url, server, app, viewers, args))
+        results["rows"].append(measure(url, app, viewers, args))
         print(results["rows"][-1], flush=True)
         write_results(args.output, results, pipeline.device)
     if torch.cuda.is_available():

@@ -18,7 +18,7 @@ from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import ModelConfig
-from dummyforcing.presets.preset import Preset, find_preset
+from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset, find_preset
 from dummyforcing.vae.memory import DecoderSizes
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,6 +104,16 @@ class ModelFiles:
     def key(self) -> str:
         """Entry of the transformer's file that holds the weights."""
         return self.preset.source.key if self.preset.source else ""
+
+    def frame_bytes(self, size: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of the keys and values of a latent frame, in all heads of all layers.
+
+        Args:
+            size: Height and width in pixels.
+            dtype: Of the cache.
+        """
+        tokens = size[0] // SIZE_MULTIPLE * (size[1] // SIZE_MULTIPLE)
+        return 2 * tokens * self.config.num_layers * self.config.dim * dtype.itemsize
 
     def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Choose the dtype of the VAE beside a transformer in `dtype`."""

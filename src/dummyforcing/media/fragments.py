@@ -10,10 +10,12 @@ a keyframe, so that a player can begin with any of them, leave some out, or repl
 import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import av
+import numpy as np
 
 from dummyforcing.errors import BadFile
 from dummyforcing.files.writing import replacing
@@ -48,6 +50,19 @@ def codec_of(piece: bytes) -> str:
     start, _ = _find(piece, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
     profile = piece.index(b"avcC", start) + 5
     return f'video/mp4; codecs="avc1.{piece[profile : profile + 3].hex()}"'
+
+
+@cache
+def codec_for(size: tuple[int, int], fps: int) -> str:
+    """The type of the pieces of a video that is not begun yet; see `codec_of`.
+
+    Args:
+        size: Height and width in pixels.
+        fps: Frames per second.
+    """
+    return codec_of(
+        fragment(np.zeros((2, *size, 3), np.uint8), 0, fps)
+    )  # one frame alone has another profile
 
 
 def save_fragments(path: str | Path, pieces: Iterable[bytes], fps: int) -> None:

@@ -14,7 +14,7 @@ from dummyforcing.media.monitor import Monitor, MonitorState
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.outputs import Chunk, Timings
-from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
+from dummyforcing.presets.preset import Preset
 from dummyforcing.runtime.streams import Decoding, Event
 
 
@@ -82,8 +82,7 @@ class Delivery:
             check: Refuses chunks that are not finite.
         """
         self._check = check
-        chunk = PIXEL_FRAMES_PER_FRAME * preset.chunk_frames
-        self._monitors = [Monitor(preset.fps, chunk) for _ in range(batch)]
+        self._monitors = [Monitor(preset.fps, preset.chunk_pixel_frames) for _ in range(batch)]
         self._is_gpu = device.type == "cuda"
         self._pieces: deque[Piece] = deque()
         self._before: Asked | None = None  # handed out while its commit pass may still go on

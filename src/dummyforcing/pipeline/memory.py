@@ -85,7 +85,6 @@ def estimate(
     """
     (height, width), batch, config = request.size, len(request.prompts), files.config
     tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
-    cache = request.cache_frames() * tokens * config.num_layers * config.dim * 2
     transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
     bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in files.parameters.items()}
     stride = files.decoder.stride
@@ -96,7 +95,7 @@ def estimate(
         text_encoder=bytes_of["text_encoder"],
         transformer=bytes_of["transformer"],
         vae=bytes_of["vae"],
-        cache=cache * dtype.itemsize,
+        cache=request.cache_frames() * batch * files.frame_bytes(request.size, dtype),
         denoising=transformer + SCRATCH,
         decoding=decoder.working + SCRATCH,
         frames=batch * pixel_frames * height * width * 3,

@@ -100,6 +100,11 @@ class DummyForcingPipeline:
         """Dtype of the transformer."""
         return self.model.patch_embedding.weight.dtype
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Dtype of keys and values."""
+        return self.fused.attention_dtype if self.fused else self.dtype
+
     def __repr__(self) -> str:
         precision = str(self.dtype).removeprefix("torch.")
         return f"DummyForcingPipeline({self.files.preset.name}, on {self.device}, {precision})"
@@ -276,8 +281,7 @@ class DummyForcingPipeline:
         Raises:
             UserError: If anything of it cannot be done.
         """
-        cache_dtype = self.fused.attention_dtype if self.fused else self.dtype
-        return check_request(self.files, prompt, options, cache_dtype)
+        return check_request(self.files, prompt, options, self.cache_dtype)
 
     def run(self, request: Request) -> Iterator[Chunk]:
         """Make what a request describes, chunk by chunk.

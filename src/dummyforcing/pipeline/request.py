@@ -276,9 +276,7 @@ def _past_within(
 ) -> Fraction:
     """Past frames per head, mean over heads, that a budget pays for in a video of that size."""
     preset = files.preset
-    tokens = size[0] // SIZE_MULTIPLE * (size[1] // SIZE_MULTIPLE)
-    itemsize = (dtype or choose_dtype(None, choose_device("auto"))).itemsize
-    frame_bytes = 2 * tokens * files.config.num_layers * files.config.dim * itemsize
+    frame_bytes = files.frame_bytes(size, dtype or choose_dtype(None, choose_device("auto")))
     current = preset.current_frames
     # Where pinned frames move along, sink heads keep the keys of one frame as they came, too.
     fixed_bytes = current * frame_bytes + (frame_bytes // 2 if preset.local_attention_size else 0)

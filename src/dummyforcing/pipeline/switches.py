@@ -72,7 +72,7 @@ def place_switches(
         if frame in found:
             raise BadRequest(
                 f"The prompts '{found[frame].prompt}' and '{prompt}' would begin in the same chunk",
-                f"leave {chunk * PIXEL_FRAMES_PER_FRAME / preset.fps:g} s between them",
+                f"leave {preset.chunk_pixel_frames / preset.fps:g} s between them",
                 "switches",
             )
         found[frame] = Switch(frame, prompt)

@@ -155,6 +155,11 @@ class Preset:
         """Latent frames that are denoised at a time: a chunk, or one chunk per noise level."""
         return self.chunk_frames * (len(self.schedule.steps) if self.sampler == "rolling" else 1)
 
+    @property
+    def chunk_pixel_frames(self) -> int:
+        """Pixel frames that a chunk decodes to; the first one of a video decodes to 3 fewer."""
+        return PIXEL_FRAMES_PER_FRAME * self.chunk_frames
+
     def past_frames(self, frames: int | None) -> int | None:
         """Past frames that there is room for in the cache of a video of `frames` (None: without end).
 

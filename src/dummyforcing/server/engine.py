@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.parts import about_length, about_words
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request
-from dummyforcing.presets.preset import SIZE_MULTIPLE
 from dummyforcing.server.scheduler import Scheduler, Turn
+from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.metrics import Metrics
 from dummyforcing.vae.memory import available_memory
 
@@ -73,6 +73,15 @@ class Claim:
     held: int = 0
     """Chunks that it has the memory to go back to."""
 
+    @classmethod
+    def of_all(cls, claims: Sequence["Claim"]) -> "Claim":
+        """What several take together, of which only the first counts for the device's time.
+
+        Further tracks of a session may slow it down, and nobody else.
+        """
+        memory, shared = sum(one.memory for one in claims), max(one.shared for one in claims)
+        return cls(memory, shared, claims[0].load)
+
 
 class Engine:
     """The model, its thread, and who is at work."""
@@ -107,8 +116,7 @@ class Engine:
 
     async def call(self, function: Callable[P, Result], *args: P.args, **options: P.kwargs) -> Result:
         """Run something in the engine's thread, between two chunks."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*args, **options))
+        return await run_in(self._thread, function, *args, **options)
 
     def add(self, stream: Stream) -> None:
         """Let a video take part."""
@@ -155,7 +163,7 @@ class Engine:
             return
         if stream in self.streams:
             self.scheduler.used(stream.turn, seconds, time.monotonic())
-        frames = 4 * self.pipeline.files.preset.chunk_frames
+        frames = self.pipeline.files.preset.chunk_pixel_frames
         self.metrics.chunk_made(frames, seconds, is_live=stream.turn.is_live)
         if stream in self.streams:
             stream.made(result, seconds)
@@ -193,25 +201,14 @@ class Engine:
                 f"{self.capacity / 1e9:.1f} GB",
                 'take a smaller size, fewer frames or policy="dummy"',
             )
-        seconds = files.preset.chunk_frames * 4 / files.preset.fps
+        seconds = files.preset.chunk_pixel_frames / files.preset.fps
         return Claim(memory, shared, self.pace(request.size) / seconds if is_live else 0.0, held)
-
-    def frame_bytes(self, size: tuple[int, int]) -> int:
-        """Bytes of the keys and values of a latent frame, in all heads of all layers.
-
-        Args:
-            size: Height and width in pixels.
-        """
-        pipeline, config = self.pipeline, self.pipeline.files.config
-        tokens = (size[0] // SIZE_MULTIPLE) * (size[1] // SIZE_MULTIPLE)
-        dtype = pipeline.fused.attention_dtype if pipeline.fused else pipeline.dtype
-        return 2 * tokens * config.num_layers * config.dim * dtype.itemsize
 
     def has_room(self, claim: Claim) -> bool:
         """Whether a video can be made beside the others; a live one alone may be slower than it is shown."""
         claims = [*self._claims.values(), claim]
-        memory, shared = sum(one.memory for one in claims), max(one.shared for one in claims)
-        if memory + shared > self.capacity:
+        together = Claim.of_all(claims)
+        if together.memory + together.shared > self.capacity:
             return False
         load = sum(one.load for one in claims[:-1])
         return not load or not claim.load or load + claim.load <= FULL

@@ -94,8 +94,7 @@ class Models:
             policies=["native", *(EXAMPLES.get(name, name) for name in POLICIES)],
             size=[width, height],
             fps=preset.fps,
-            chunk_frames=preset.pixel_frames(2 * preset.chunk_frames)
-            - preset.pixel_frames(preset.chunk_frames),
+            chunk_frames=preset.chunk_pixel_frames,
             start=preset.start,
             expands=settings.expand_prompts is not None,
             license=preset.licence,

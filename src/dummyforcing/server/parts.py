@@ -1,10 +1,9 @@
 """The parts of a running server, as its routes find them: `request.app.state.server`."""
 
-import asyncio
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadRequest, UserError
 from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.server.engine import Engine
 from dummyforcing.server.jobs.jobs import Jobs
@@ -13,6 +12,7 @@ from dummyforcing.server.models import Models
 from dummyforcing.server.settings import Settings
 from dummyforcing.server.storage.store import Store
 from dummyforcing.server.storage.uploads import Uploads
+from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.access import Keys
 from dummyforcing.server.web.metrics import Metrics
 
@@ -52,17 +52,19 @@ class Server:
             return "The queue of jobs is full."
         return None
 
-    async def expanded(self, prompt: str) -> str:
-        """A prompt that is written out.
+    async def expanded(self, prompt: str) -> tuple[str, str | None]:
+        """A prompt that is written out; the short one, and why, if that fails.
 
         Raises:
-            UserError: If there is nobody who can, or it fails.
+            BadRequest: If there is nobody who can.
         """
         if self.expander is None:
             raise BadRequest("This server writes no prompts out", "leave 'expand' out", "expand")
-        loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(self.talkers, self.expander.expand, prompt)
-        return text[: self.settings.max_prompt]
+        try:
+            text = await run_in(self.talkers, self.expander.expand, prompt)
+        except UserError as error:
+            return prompt, f"The short prompt is used: {error}"
+        return text[: self.settings.max_prompt], None
 
     async def begin_closing(self) -> None:
         """Take no new work, and tell those who watch."""

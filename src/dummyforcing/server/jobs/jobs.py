@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -31,6 +31,7 @@ from dummyforcing.server.jobs.request import VideoRequest
 from dummyforcing.server.scheduler import Turn
 from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
 from dummyforcing.server.storage.store import Store, StoredVideo, new_id
+from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.logs import log_prompt
 from dummyforcing.server.web.problems import Problem, problem_of
 
@@ -322,25 +323,20 @@ class Jobs:
         self._engine.reserve(video.id, claim)
         self._engine.add(job)
         try:
-            await self._write(film.begin)
+            await run_in(self._writer, film.begin)
             frames = 0
             while frames < video.frames:
                 chunk = await job.next()
-                await self._write(film.write, chunk.frames[0])
+                await run_in(self._writer, film.write, chunk.frames[0])
                 frames += chunk.frames.shape[1]
                 self._progress = min(100 * frames // video.frames, 99)
-            await self._write(film.finish)
+            await run_in(self._writer, film.finish)
             if chunk.plans[0].chunk is not None:
                 self._engine.newest_plan = chunk.plans[0]
         finally:
             self._engine.remove(job)
             self._engine.release(video.id)
-            await self._write(film.abandon)
-
-    async def _write(self, function: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
-        """Run something in the writer's thread."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, lambda: function(*args, **options))
+            await run_in(self._writer, film.abandon)
 
     # --- space ----------------------------------------------------------------------------------------------
 

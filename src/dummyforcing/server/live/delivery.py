@@ -26,6 +26,7 @@ from dummyforcing.server.live.messages import (
 )
 from dummyforcing.server.live.recording import Archive
 from dummyforcing.server.live.track import Made
+from dummyforcing.server.threads import run_in
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,10 @@ class Delivery:
             pool: Encodes them.
             failed: Is told when nothing can be sent any more.
         """
-        self._engine, self._size, self._archive = engine, size, archive
+        self._engine, self._archive = engine, archive
         self._pool, self._failed = pool, failed
+        pipeline = engine.pipeline
+        self._frame_bytes = pipeline.files.frame_bytes(size, pipeline.cache_dtype)
         self.connection: Connection | None = None
         self.detached = self._began = time.monotonic()
         """When the client lost its connection."""
@@ -145,7 +148,7 @@ class Delivery:
                     await self.send(live.heads(len(live.recording)))
                 seen = last.get(live.number, 0)
                 for entry in [one for one in live.recording.entries if one.chunk.number > seen]:
-                    await self.send(entry.chunk, await self._work(self._archive.read, entry))
+                    await self.send(entry.chunk, await run_in(self._pool, self._archive.read, entry))
                 if live.ended:
                     await self.send(Done(track=live.number, reason=live.ended))
 
@@ -187,7 +190,7 @@ class Delivery:
     async def _deliver(self, item: Arrived) -> None:
         live, made = item.live, item.made
         fps = self._engine.pipeline.files.preset.fps
-        segment = await self._work(fragment, made.frames, made.first_frame, fps)
+        segment = await run_in(self._pool, fragment, made.frames, made.first_frame, fps)
         self._count += 1
         chunk = Chunk(
             track=live.number,
@@ -198,7 +201,7 @@ class Delivery:
             prompt=made.prompt,
             timings=ChunkTimings(seconds=item.seconds, fps=len(made.frames) / item.seconds),
             cache_bytes=made.cache_bytes,
-            dense_bytes=made.latent_frames * self._engine.frame_bytes(self._size),
+            dense_bytes=made.latent_frames * self._frame_bytes,
             measures=ChunkMeasures(
                 drift=made.measures.drift,
                 repetition=made.measures.repetition,
@@ -207,7 +210,7 @@ class Delivery:
             held=list(made.held),
         )
         async with self._sending:
-            await self._work(live.recording.add, chunk, segment)
+            await run_in(self._pool, live.recording.add, chunk, segment)
             await self.send(chunk, segment)
             if made.index == 0 and live.number == 0:
                 self._engine.metrics.first_chunk_seconds.observe(time.monotonic() - self._began)
@@ -229,7 +232,3 @@ class Delivery:
             if live.is_done and made.index + 1 == live.next:
                 live.ended = "length"
                 await self.send(Done(track=live.number, reason="length"))
-
-    async def _work(self, function: Callable[..., bytes | None], *args: object) -> bytes:
-        result = await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        return result or b""

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.request import Request
-from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
 from dummyforcing.server.engine import Claim, Engine
 from dummyforcing.server.live.delivery import Arrived, Connection, Delivery, News
 from dummyforcing.server.live.live_track import LiveTrack
@@ -108,7 +107,7 @@ class Session:
             parent.recording.fork(track.index) if parent else Recording(self.archive),
             self.settings.ahead,
             most,
-            preset.chunk_frames * PIXEL_FRAMES_PER_FRAME / preset.fps,
+            preset.chunk_pixel_frames / preset.fps,
             self._arrived,
             self._broke,
             parent.number if parent else None,
@@ -187,9 +186,8 @@ class Session:
             if self.is_over:
                 return
             live = self.add(other, parent.claim, parent.most, parent=parent, chunk=chunk)
-            memory = sum(one.claim.memory for one in self.tracks.values())
-            shared = max(one.claim.shared for one in self.tracks.values())
-            self.engine.reserve(self.name, Claim(memory, shared, self.tracks[0].claim.load))
+            claims = [one.claim for one in self.tracks.values()]
+            self.engine.reserve(self.name, Claim.of_all(claims))
             if prompt is not None:
                 live.waiting[other.prompt_from] = prompt, time.monotonic()
             told = Branched(
@@ -318,7 +316,7 @@ class Session:
             size=(width, height),
             fps=files.preset.fps,
             codec=self.codec,
-            chunk_frames=files.preset.chunk_frames * PIXEL_FRAMES_PER_FRAME,
+            chunk_frames=files.preset.chunk_pixel_frames,
             layers=files.config.num_layers,
             heads=files.config.num_heads,
             seed=self.seed,

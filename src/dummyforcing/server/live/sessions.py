@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dummyforcing.media.fragments import codec_of, fragment
+from dummyforcing.media.fragments import codec_for
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.allowed import require_allowed
@@ -21,6 +19,7 @@ from dummyforcing.server.live.recording import Archive
 from dummyforcing.server.live.session import Session
 from dummyforcing.server.live.track import Track
 from dummyforcing.server.settings import Settings, parse_bytes
+from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.problems import Problem
 
 MOST_KEPT = 8
@@ -40,8 +39,7 @@ class Asked:
     @property
     def claim(self) -> Claim:
         """What all of it takes."""
-        memory, shared = sum(one.memory for one in self.claims), max(one.shared for one in self.claims)
-        return Claim(memory, shared, self.claims[0].load)
+        return Claim.of_all(self.claims)
 
 
 @dataclass(eq=False)
@@ -121,11 +119,8 @@ class Sessions:
 
     async def _begin(self, name: str, owner: str, asked: Asked) -> Session:
         requests, claims = asked.requests, asked.claims
-        height, width = requests[0].size
-        blank = np.zeros((2, height, width, 3), np.uint8)
         fps = self.engine.pipeline.files.preset.fps
-        loop = asyncio.get_running_loop()
-        codec = codec_of(await loop.run_in_executor(self._pool, fragment, blank, 0, fps))
+        codec = await run_in(self._pool, codec_for, requests[0].size, fps)
         tracks = [
             await self.engine.call(self._track, request, one.held)
             for request, one in zip(requests, claims, strict=True)
@@ -291,8 +286,9 @@ class Sessions:
         few, many = (replace(request, frames=count * chunk).cache_frames() for count in (40, 80))
         if request.frames is not None or many <= few:
             return self.settings.max_frames
-        copies = self.settings.ahead + 2
-        latents = int(self.engine.capacity / 4 / copies / self.engine.frame_bytes(request.size))
+        pipeline, copies = self.engine.pipeline, self.settings.ahead + 2
+        one = pipeline.files.frame_bytes(request.size, pipeline.cache_dtype)
+        latents = int(self.engine.capacity / 4 / copies / one)
         return min(preset.pixel_frames(max(latents // chunk, 1) * chunk), self.settings.max_frames)
 
 

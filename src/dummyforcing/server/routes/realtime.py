@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.background import BackgroundTask
 
-from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.errors import UserError
 from dummyforcing.files.records import as_text
 from dummyforcing.media.fragments import save_fragments
 from dummyforcing.server.fields import options_of
@@ -38,6 +38,7 @@ from dummyforcing.server.live.messages import (
 from dummyforcing.server.live.session import Session
 from dummyforcing.server.parts import Server
 from dummyforcing.server.storage.decoding import Kind
+from dummyforcing.server.web.access import owner_of
 from dummyforcing.server.web.logs import log_prompt
 from dummyforcing.server.web.problems import Problem, problem_of
 
@@ -210,7 +211,9 @@ class Conversation:
             message = f"The prompt has {len(text)} characters; take {most} at most."
             raise Problem(400, "bad_request", message, "prompt")
         if expand:
-            text = await self._expanded(text)
+            text, why_not = await self._server.expanded(text)
+            if why_not:
+                await self.say(Warned(code="expansion_failed", message=why_not))
         words = self._server.engine.unknown_words(text)
         if words:
             many = "s" * (len(words) > 1)
@@ -218,17 +221,6 @@ class Conversation:
             await self.say(Warned(code="unknown_words", message=message, words=words))
         log_prompt(self._server.settings, self._owner, text)
         return text
-
-    async def _expanded(self, text: str) -> str:
-        """A prompt that was written out; the short one, if that fails."""
-        try:
-            return await self._server.expanded(text)
-        except BadRequest:  # there is nobody who could
-            raise
-        except UserError as error:
-            message = f"The short prompt is used: {error}"
-            await self.say(Warned(code="expansion_failed", message=message))
-            return text
 
     def _require(self) -> Session:
         if self._session is None or self._session.is_over:
@@ -265,7 +257,7 @@ async def realtime(websocket: WebSocket) -> None:
     """Watch and steer a video while it is made."""
     server: Server = websocket.app.state.server
     await websocket.accept()
-    owner = getattr(websocket.state, "owner", "local")
+    owner = owner_of(websocket)
     conversation = Conversation(server, owner, Socket(websocket))
     since, count = time.monotonic(), 0
     try:
@@ -360,7 +352,7 @@ async def plan(request: Request, session: str, track: int) -> Response:
 
 def _find(request: Request, session: str, track: int) -> tuple[Session, LiveTrack]:
     server: Server = request.app.state.server
-    found = server.sessions.find(getattr(request.state, "owner", "local"), session)
+    found = server.sessions.find(owner_of(request), session)
     if track not in found.tracks:
         raise Problem(404, "no_such_track", f"There is no track {track} in this session.", "track")
     return found, found.tracks[track]

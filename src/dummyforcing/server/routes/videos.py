@@ -14,11 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.types import Receive, Scope, Send
 
-from dummyforcing.errors import BadRequest, UserError
 from dummyforcing.server.jobs.request import VideoRequest, of_form, of_json
 from dummyforcing.server.settings import parse_duration
 from dummyforcing.server.storage.store import StoredVideo
-from dummyforcing.server.storage.uploads import owner_of
+from dummyforcing.server.web.access import owner_of
 from dummyforcing.server.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -198,23 +197,17 @@ async def _create(
             "input_reference and image_reference say the same; give one.",
             "image_reference",
         )
-    asked, warnings = await _expanded(server, asked)
+    warnings: list[str] = []
+    if asked.expand:
+        prompt, why_not = await server.expanded(asked.first_prompt())
+        if why_not is None:
+            asked = asked.with_first_prompt(prompt)
+        else:
+            warnings = [why_not]
     async with _reference(server, owner, asked, file) as reference:
         video = await server.jobs.add(owner, asked, reference, warnings=warnings)
     response.headers["openai-poll-after-ms"] = str(POLL)
     return _shown(server, video)
-
-
-async def _expanded(server: "Server", asked: VideoRequest) -> tuple[VideoRequest, list[str]]:
-    """A request whose prompt was written out, if that was asked for; the short one and why, if that fails."""
-    if not asked.expand:
-        return asked, []
-    try:
-        return asked.with_first_prompt(await server.expanded(asked.first_prompt())), []
-    except BadRequest:  # there is nobody who could
-        raise
-    except UserError as error:
-        return asked, [f"The short prompt is used: {error}"]
 
 
 @asynccontextmanager

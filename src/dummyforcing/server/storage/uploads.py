@@ -25,6 +25,7 @@ from starlette.datastructures import UploadFile
 from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
 from dummyforcing.server.storage.decoding import Kind, Outcome, Work
 from dummyforcing.server.storage.store import Store, StoredFile, new_id
+from dummyforcing.server.web.access import owner_of
 from dummyforcing.server.web.problems import Problem
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -269,12 +270,6 @@ def _shown(file: StoredFile, settings: Settings) -> File:
         purpose=file.purpose,
         kind="image" if file.kind == "image" else "clip",
     )
-
-
-def owner_of(request: Request) -> str:
-    """Who asks: jobs and uploads belong to the key that made them."""
-    owner: str = getattr(request.state, "owner", "local")
-    return owner
 
 
 IDS = {"file_id": "$response.body#/id"}

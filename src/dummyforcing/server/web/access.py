@@ -148,6 +148,12 @@ def _checked(key: str, where: str) -> str:
     return key
 
 
+def owner_of(connection: HTTPConnection) -> str:
+    """Who asks: sessions, jobs and uploads belong to the key that made them."""
+    owner: str = getattr(connection.state, "owner", LOCAL)
+    return owner
+
+
 class Access:
     """Lets requests through to the application that may be made, and says no to all others."""
 
