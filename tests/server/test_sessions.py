@@ -1,5 +1,6 @@
 """The live protocol, spoken by our client and by a bare WebSocket."""
 
+import asyncio
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_socket
 
@@ -688,7 +690,8 @@ def test_the_cache_that_grows_ends_the_video_in_time(pipeline: DummyForcingPipel
     with serving(pipeline) as server:
         sessions, engine = server.parts.sessions, server.parts.engine
         dense, dummy = (sessions.request(RED, {"policy": policy}) for policy in ("dense", "dummy"))
-        engine.capacity = 4 * 5 * 60 * engine.frame_bytes(dense.size)  # a quarter holds 5 caches of 60 frames
+        one = pipeline.files.frame_bytes(dense.size, pipeline.cache_dtype)
+        engine.capacity = 4 * 5 * 60 * one  # a quarter holds 5 caches of 60 frames
         assert sessions.longest(dummy) == sessions.settings.max_frames
         assert sessions.longest(dense) == pipeline.files.preset.pixel_frames(60)
 
@@ -702,3 +705,151 @@ def test_old_sessions_are_forgotten(server: Serving) -> None:
         hear(socket, "done")
     over = [session for session in server.parts.sessions.all.values() if session.is_over]
     assert len(over) <= 8
+
+
+def test_who_waits_is_told_his_place_however_busy_he_is(pipeline: DummyForcingPipeline) -> None:
+    """A client with as much in hand as it may have is not left in the queue for good."""
+    with serving(pipeline, max_sessions=1, resume=0, expand_prompts="http://127.0.0.1:9/v1") as server:
+        expander, going = server.parts.expander, threading.Event()
+        assert expander is not None
+
+        def slow(prompt: str) -> str:
+            going.wait(20)
+            return prompt
+
+        expander.expand = slow  # type: ignore[method-assign]
+        with bare(server) as first, bare(server) as second:
+            say(first, type="start", prompt=RED)
+            hear(first, "ready")
+            for _ in range(15):
+                say(first, type="prompt", prompt=BLUE, expand=True)
+            say(second, type="start", prompt=RED)
+            hear(second, "queued")
+            say(first, type="start", prompt=RED)  # ends its own session, and lets the second one in
+            hear(second, "ready")
+            assert hear(first, "queued")["place"] == 1
+            going.set()
+        settle(server)
+        assert server.parts.sessions.waiting == []
+
+
+def test_a_client_that_takes_nothing_is_sent_away(
+    pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have got half of a chunk: it has to come back, and so it must learn that it is out."""
+    monkeypatch.setattr("dummyforcing.server.routes.realtime.PATIENCE", 0.5)
+    with serving(pipeline) as server, bare(server) as socket:
+        say(socket, type="start", prompt=RED)
+        session = server.parts.sessions.all[hear(socket, "ready")["session"]]
+
+        class Stuck:
+            async def send_text(self, text: str) -> None:
+                await asyncio.sleep(60)
+
+        deadline = time.monotonic() + 10
+        connection: Any = session.delivery.connection
+        real, connection._websocket.send_text = connection._websocket.send_text, Stuck().send_text
+        say(socket, type="ack", chunk=2)
+        while session.delivery.connection is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        connection._websocket.send_text = real
+        with pytest.raises(ConnectionClosed):
+            hear(socket, "nothing of the kind")
+
+
+def test_prompts_of_both_tracks_are_those_that_they_show(
+    server: Serving, pipeline: DummyForcingPipeline
+) -> None:
+    """Though one of them is far ahead, and gets a second prompt before the other one had the first."""
+    with bare(server) as socket:
+        say(socket, type="start", prompt=RED, beside="dense", seed=4)
+        session = server.parts.sessions.all[hear(socket, "ready")["session"]]
+        told: list[dict[str, Any]] = []
+        shown: dict[int, dict[int, str]] = {0: {}, 1: {}}
+        asked = 0
+        while len(shown[0]) < 12 or len(shown[1]) < 12:
+            text = socket.recv(20)
+            if isinstance(text, bytes):
+                continue
+            message = json.loads(text)
+            if message["type"] == "prompt_active":
+                told.append(message)
+            if message["type"] != "chunk":
+                continue
+            shown[message["track"]][message["index"]] = message["prompt"]
+            say(socket, type="ack", track=0, chunk=max(shown[0], default=0))
+            if len(shown[0]) >= 12:  # until then the viewer looks at the other one
+                say(socket, type="ack", track=1, chunk=max(shown[1]))
+            if message["track"] == 0 and message["index"] in (3, 7) and asked < 2:
+                asked += 1
+                say(socket, type="prompt", prompt=(BLUE, "a green ball")[asked - 1])
+        starts = {
+            number: [index for index in sorted(chunks) if index and chunks[index] != chunks[index - 1]]
+            for number, chunks in shown.items()
+        }
+        assert starts[0] == starts[1]
+        assert len(starts[0]) == 2
+        for number in (0, 1):
+            assert [one["chunk"] for one in told if one["track"] == number] == starts[number]
+        switches = [
+            (session.tracks[1].recording.entries[at].chunk.first_frame / 16, shown[1][at]) for at in starts[1]
+        ]
+        frames = pipeline.generate(RED, num_frames=141, seed=4, policy="dense", switches=switches).frames
+        for entry in session.tracks[1].recording.entries[:12]:
+            part = frames[entry.chunk.first_frame : entry.chunk.first_frame + entry.chunk.frames]
+            assert session.archive.read(entry) == fragment(part, entry.chunk.first_frame, 16)
+
+
+def test_a_branch_claims_what_its_track_takes(server: Serving) -> None:
+    with bare(server) as socket:
+        say(socket, type="start", prompt=RED, beside="dense")
+        name = hear(socket, "ready")["session"]
+        engine, session = server.parts.engine, server.parts.sessions.all[name]
+        before = engine._claims[name].memory
+        while hear(socket, "chunk")["track"] != 1:
+            pass
+        say(socket, type="branch", chunk=0, track=1)
+        hear(socket, "branched")
+        assert engine._claims[name].memory == before + session.tracks[1].claim.memory
+        assert session.tracks[0].claim.memory != session.tracks[1].claim.memory
+
+
+def test_all_are_told_of_the_end_though_some_take_nothing(pipeline: DummyForcingPipeline) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    with serving(pipeline) as server, bare(server) as one, bare(server) as two, bare(server) as socket:
+        for stuck in (one, two):  # waited for one after the other, they would take longer than there is time
+            say(stuck, type="start", prompt=RED)
+            session = server.parts.sessions.all[hear(stuck, "ready")["session"]]
+            connection: Any = session.delivery.connection
+            connection.send = never
+        say(socket, type="start", prompt=RED)
+        hear(socket, "ready")
+        server.stop()
+        assert hear(socket, "done")["reason"] == "shutdown"
+
+
+def test_a_branch_waits_for_chunks_that_are_on_their_way(
+    pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*args: Any) -> bytes:
+        time.sleep(0.3)
+        return fragment(*args)
+
+    monkeypatch.setattr("dummyforcing.server.live.delivery.fragment", slowly)
+    with serving(pipeline) as server, bare(server) as socket:
+        say(socket, type="start", prompt=RED)
+        session = server.parts.sessions.all[hear(socket, "ready")["session"]]
+        parent = session.tracks[0]
+        deadline = time.monotonic() + 20
+        while 2 not in parent.track.held:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert len(parent.recording) <= 2  # it is made, and not sent yet
+        say(socket, type="branch", chunk=2)
+        assert hear(socket, "branched")["chunk"] == 2
+        recorded = [entry.chunk.index for entry in session.tracks[1].recording.entries]
+        assert recorded == list(range(len(recorded)))
+        assert len(recorded) >= 3

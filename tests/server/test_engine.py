@@ -1,0 +1,96 @@
+"""Who is let in, by the memory and the time that videos take."""
+
+import asyncio
+
+import pytest
+import torch
+
+from dummyforcing.errors import NotEnoughMemory
+from dummyforcing.pipeline.memory import estimates
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request
+from dummyforcing.server.engine import FULL, Claim, Engine
+
+
+@pytest.fixture
+def engine(pipeline: DummyForcingPipeline) -> Engine:
+    async def make() -> Engine:
+        return Engine(pipeline)
+
+    return asyncio.run(make())
+
+
+def request_of(pipeline: DummyForcingPipeline, **options: object) -> Request:
+    return pipeline.request("a red ball", choose(VideoOptions, options, pipeline.option_defaults))
+
+
+def test_memory_is_a_sum_and_what_is_shared_counts_once(engine: Engine) -> None:
+    engine.capacity = 100.0
+    assert engine.has_room(Claim(60, 40, 0))
+    assert not engine.has_room(Claim(61, 40, 0))
+    engine.reserve("a", Claim(30, 40, 0))
+    assert engine.has_room(Claim(30, 20, 0))
+    assert engine.has_room(Claim(30, 40, 0))
+    assert not engine.has_room(Claim(31, 20, 0))
+    assert not engine.has_room(Claim(30, 41, 0))
+    engine.release("a")
+    assert engine.has_room(Claim(60, 40, 0))
+
+
+def test_live_videos_are_let_in_as_long_as_there_is_time(engine: Engine) -> None:
+    assert engine.has_room(Claim(0, 0, 3.0))  # alone it may be slower than it is shown
+    engine.reserve("a", Claim(0, 0, 0.5))
+    assert engine.has_room(Claim(0, 0, FULL - 0.5))
+    assert not engine.has_room(Claim(0, 0, FULL - 0.49))
+    assert engine.has_room(Claim(0, 0, 0.0))  # a job takes what is left
+    engine.release("a")
+    engine.reserve("job", Claim(0, 0, 0.0))
+    assert engine.has_room(Claim(0, 0, 3.0))
+
+
+def test_tracks_of_a_session_count_once_for_the_time(engine: Engine) -> None:
+    assert Claim.of_all([Claim(1, 5, 0.4), Claim(2, 7, 0.9)]) == Claim(3, 7, 0.4)
+
+
+def test_a_claim_is_the_estimate_and_what_is_held(engine: Engine, pipeline: DummyForcingPipeline) -> None:
+    request = request_of(pipeline, num_frames=45)
+    engine.learn(request.size, 0.3)
+    least = min(estimates(pipeline.files, request, torch.float32, loaded=True), key=lambda need: need.total)
+    plain = engine.claim(request)
+    assert plain.memory + plain.shared == pytest.approx(max(least.total, plain.memory))
+    assert plain.load == pytest.approx(0.3 / (12 / 16))
+    assert engine.claim(request, is_live=False).load == 0
+    assert plain.memory > least.cache
+    for room, held in ((0.0, 2), (3.5 * plain.memory, 3), (99 * plain.memory, 5)):
+        claim = engine.claim(request, room=room, least=2, most=5)
+        assert claim.held == held
+        assert claim.memory == pytest.approx((held + 1) * plain.memory)
+
+
+def test_what_can_never_fit_is_refused(engine: Engine, pipeline: DummyForcingPipeline) -> None:
+    request = request_of(pipeline, num_frames=45)
+    needed = engine.claim(request)
+    engine.capacity = needed.memory + needed.shared
+    assert engine.claim(request) == needed
+    engine.capacity *= 0.99
+    with pytest.raises(NotEnoughMemory, match="take a smaller size"):
+        engine.claim(request)
+
+
+def test_the_pace_of_a_size_that_was_not_made_yet_follows_its_pixels(engine: Engine) -> None:
+    assert engine.pace((32, 48)) == 0
+    engine.learn((32, 48), 0.2)
+    assert engine.pace((32, 48)) == pytest.approx(0.2)
+    assert engine.pace((64, 96)) == pytest.approx(0.8)
+    engine.learn((64, 96), 1.0)
+    assert engine.pace((64, 96)) == 1.0
+
+
+def test_a_cache_in_another_precision_has_its_own_size(pipeline: DummyForcingPipeline) -> None:
+    full = pipeline.files.frame_bytes((32, 48), torch.float32)
+    assert full == 2 * (2 * 3) * pipeline.files.config.num_layers * pipeline.files.config.dim * 4
+    assert pipeline.files.frame_bytes((32, 48), torch.bfloat16) == full / 2
+    dense = request_of(pipeline, num_frames=45, policy="dense")
+    (first, *_) = estimates(pipeline.files, dense, torch.float32, loaded=True)
+    assert first.cache == 12 * full
