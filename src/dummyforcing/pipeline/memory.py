@@ -95,7 +95,7 @@ def estimate(
         text_encoder=bytes_of["text_encoder"],
         transformer=bytes_of["transformer"],
         vae=bytes_of["vae"],
-        cache=request.cache_frames() * batch * files.frame_bytes(request.size, dtype),
+        cache=float(request.cache_frames() * batch * files.frame_bytes(request.size, dtype)),
         denoising=transformer + SCRATCH,
         decoding=decoder.working + SCRATCH,
         frames=batch * pixel_frames * height * width * 3,

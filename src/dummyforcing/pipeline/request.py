@@ -107,7 +107,7 @@ class Request:
         later = [(1 + PIXEL_FRAMES_PER_FRAME * (s.frame - 1), s.prompt) for s in self.switches]
         return ((0, self.prompts[0]), *later)
 
-    def cache_frames(self) -> float:
+    def cache_frames(self) -> Fraction:
         """Latent frames that the cache holds at most, mean over heads; exact if nothing is classified.
 
         Of a video without end that keeps all of it, as long as `ENDLESS_FRAMES` last.
@@ -116,8 +116,8 @@ class Request:
         longest = ENDLESS_FRAMES if self.frames is None else self.frames
         most = longest if self.past is None else self.past + self.current
 
-        def held(context: HeadContext, most: int = most) -> int:
-            return most if context.total is None else context.total + self.current
+        def held(context: HeadContext, most: int = most) -> Fraction:
+            return Fraction(most if context.total is None else context.total + self.current)
 
         if self.plan is not None:
             counts = self.plan.counts
@@ -133,7 +133,7 @@ class Request:
         if self.guard:
             before = max(before, held(recalled_context(self.policy, chunk)))
         if self.policy.budget is not None:
-            return max(before, float(self.policy.budget + self.current))
+            return max(before, Fraction(self.policy.budget + self.current))
         return max(before, *(held(context) for context in self.policy.roles.values()))
 
 
