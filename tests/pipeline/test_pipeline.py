@@ -88,7 +88,7 @@ def test_estimate_of_the_cache_of_a_guarded_video(pipeline: DummyForcingPipeline
         make_request(pipeline.files, PROMPT, num_frames=57, policy=policy, guard=guard)
         for guard in (None, Guard())
     )
-    assert (plain.cache_frames(), guarded.cache_frames()) == (3 + 3, 7 + 3)
+    assert [plain.cache_frames(), guarded.cache_frames()] == [3 + 3, 7 + 3]
     plan = pipeline.find_plan(plain)
     plain, guarded = (
         make_request(pipeline.files, PROMPT, num_frames=57, plan=plan, guard=guard)

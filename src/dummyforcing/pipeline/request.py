@@ -122,7 +122,8 @@ class Request:
         if self.plan is not None:
             counts = self.plan.counts
             heads = sum(counts.values())
-            found = sum(held(context) * counts[role] for role, context in self.plan.table.items()) / heads
+            held_of_role = (held(context) * counts[role] for role, context in self.plan.table.items())
+            found = sum(held_of_role, Fraction()) / heads
             return max(found, held(recalled_context(self.policy, chunk))) if self.guard else found
         if self.policy.roles is None:
             return held(self.policy.initial)
