@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 	$(BIN)/mkdocs build --strict --quiet
 
 # The site of the documentation, in site/: open site/index.html.

@@ -1,9 +1,13 @@
 """Tiny real components, shared by all tests."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for the commands that it runs
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
