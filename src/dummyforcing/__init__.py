@@ -10,8 +10,11 @@ The names below are imported when they are first used, so `import dummyforcing` 
 """
 
 import logging
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dummyforcing.runtime.threads import spin_briefly
 
 if TYPE_CHECKING:
     from dummyforcing.errors import (
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
         NotEnoughMemory,
         NotFinite,
         PictureWarning,
+        RequestWarning,
         TrainedLengthWarning,
+        TrainedSizeWarning,
         UnknownWordsWarning,
         UserError,
     )
@@ -49,9 +54,11 @@ _HOMES = {
     "PictureWarning": "errors",
     "Plan": "method.plan",
     "Policy": "method.policy",
+    "RequestWarning": "errors",
     "Rollout": "pipeline.rollout",
     "Timings": "pipeline.outputs",
     "TrainedLengthWarning": "errors",
+    "TrainedSizeWarning": "errors",
     "UnknownWordsWarning": "errors",
     "UserError": "errors",
     "Video": "pipeline.outputs",
@@ -74,9 +81,11 @@ __all__ = [
     "PictureWarning",
     "Plan",
     "Policy",
+    "RequestWarning",
     "Rollout",
     "Timings",
     "TrainedLengthWarning",
+    "TrainedSizeWarning",
     "UnknownWordsWarning",
     "UserError",
     "Video",
@@ -85,6 +94,8 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+if "torch" not in sys.modules:  # else it is too late
+    spin_briefly()
 
 
 def __getattr__(name: str) -> object:

@@ -9,9 +9,11 @@ UserError               the base: catch it to catch all of them (it is a ValueEr
 └── NoSuchDevice        there is no such device here, or it lacks what was asked for
 
 UserWarning
-├── TrainedLengthWarning    the video is longer than those that the model was trained for
-├── UnknownWordsWarning     the prompt has words that the model was never taught
-└── PictureWarning          an image or a clip is not quite what is read of it
+├── RequestWarning              what was asked for is done, but perhaps not as it was meant
+│   ├── TrainedLengthWarning    the video is longer than those that the model was trained for
+│   ├── TrainedSizeWarning      its size is far from that which the model was trained for
+│   └── UnknownWordsWarning     the prompt has words that the model was never taught
+└── PictureWarning              an image or a clip is not quite what is read of it
 ```
 """
 
@@ -55,11 +57,19 @@ class NoSuchDevice(UserError):
     """There is no such device here, or it lacks what was asked for."""
 
 
-class TrainedLengthWarning(UserWarning):
+class RequestWarning(UserWarning):
+    """What was asked for is done, but perhaps not as it was meant."""
+
+
+class TrainedLengthWarning(RequestWarning):
     """The video is longer than those that the model was trained for."""
 
 
-class UnknownWordsWarning(UserWarning):
+class TrainedSizeWarning(RequestWarning):
+    """The video's size is far from that which the model was trained for."""
+
+
+class UnknownWordsWarning(RequestWarning):
     """The prompt has words that the model was never taught."""
 
 

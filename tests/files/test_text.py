@@ -45,7 +45,7 @@ def test_prompts_are_lines(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, r"^The prompts .*p\.txt cannot be read \(No such file or directory\); give a text file\.$"),
-        (b"\xff\xfea", r"p\.txt are no text; write one prompt per line, in UTF-8\.$"),
+        (b"\xff\xfea", r"p\.txt are no text \(.* truncated data\); write one prompt per line, in UTF-8\.$"),
         (b" \n\n", r"p\.txt holds no prompts; write one per line\.$"),
     ],
 )

@@ -140,6 +140,12 @@ def test_official_rows_are_a_third_of_the_first_region(frame_tokens):
         assert len(rows) == first * frame_tokens // 3
 
 
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_at_least_one_row_is_drawn(length):
+    """As in pictures of one token, of which a share of the rows is none."""
+    assert 1 <= len(row_sampler(official())(0, length)) <= length
+
+
 def test_drawing_rows_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     row_sampler(parse_policy("dummy"))(0, 100)

@@ -1,5 +1,8 @@
 """A tiny random UMT5 with a word-level tokenizer made here, as the bundled model has, saved and loaded."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,55 @@ def test_a_long_prompt_is_cut_but_keeps_its_end_token(encoder: TextEncoder) -> N
     cut = encoder.encode(" ".join(prompt.split()[: TEXT_LEN - 1]))
     assert torch.equal(encoder.encode(prompt), cut)
     assert cut[0, -1].abs().sum() > 0
+
+
+def test_what_of_a_prompt_has_no_effect(encoder: TextEncoder) -> None:
+    words = ("a red ball " * 10).split()
+    cut = encoder.without_effect(" ".join(words))
+    assert cut == " ".join(words[TEXT_LEN - 1 :])
+    changed = " ".join(words[: TEXT_LEN - 1]) + " blue cube on the floor" * 3
+    assert torch.equal(encoder.encode(changed), encoder.encode(" ".join(words)))
+    assert encoder.without_effect(" ".join(words[: TEXT_LEN - 1])) == ""
+
+
+def test_threads_share_an_encoder(encoder: TextEncoder) -> None:
+    """Whatever the others ask of it in between, a prompt has the same embeddings."""
+    prompts = ["a red ball", "the blue cube spins on the green floor", "a red ball " * 10, "a ball"]
+    alone = [encoder.encode(prompt) for prompt in prompts]
+    gate = threading.Barrier(4)
+
+    def work(number: int) -> bool:
+        same = True
+        for turn in range(30):
+            gate.wait()
+            prompt = (number + turn) % 4
+            match turn % 3:
+                case 0:
+                    encoder.unknown_words(prompts[prompt])
+                case 1:
+                    encoder.token_count(prompts[prompt])
+                case _:
+                    encoder.without_effect(prompts[prompt])
+            same &= torch.equal(encoder.encode(prompts[prompt]), alone[prompt])
+        return same
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, range(4))) == [True] * 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_how_a_tokenizer_cut_and_padded_before_is_forgotten(folder: Path) -> None:
+    encoder = load(folder)
+    expected = encoder.encode("a red ball on the floor")
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=5, direction="left")
+    other = TextEncoder(encoder.model, tokenizer, TEXT_LEN)
+    assert torch.equal(other.encode("a red ball on the floor"), expected)
 
 
 def test_dtype(folder: Path) -> None:

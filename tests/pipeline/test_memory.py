@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import NotEnoughMemory
 from dummyforcing.pipeline.memory import MemoryEstimate, estimate, estimates, require_memory
-from dummyforcing.pipeline.request import make_request
+from dummyforcing.pipeline.request import Request, make_request
 from dummyforcing.vae.memory import available_memory, fewest_tiles
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -31,23 +31,37 @@ def test_require_memory(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     files = ModelFiles.open(model_folder)
     request = make_request(files, "a red ball")
 
-    def require(
-        need: MemoryEstimate,
-        device: torch.device = CPU,
-        remedies: Sequence[tuple[str, list[MemoryEstimate]]] = (),
-    ) -> int:
-        monkeypatch.setattr("dummyforcing.pipeline.memory.estimates", lambda *args, **options: [need])
-        monkeypatch.setattr("dummyforcing.pipeline.memory._remedies", lambda *args: iter(remedies))
+    def require(need: MemoryEstimate, device: torch.device = CPU, least: str = "nothing") -> int:
+        """Need so much, and little of what is the least that suffices."""
+
+        def estimates(
+            _: ModelFiles, asked: Request, dtype: torch.dtype, **options: bool
+        ) -> list[MemoryEstimate]:
+            shown = f"{asked.length} {asked.size} {dtype} {options['offload']}"
+            return [need, replace(SMALL, frames=SMALL.frames + 1)] if re.search(least, shown) else [need]
+
+        monkeypatch.setattr("dummyforcing.pipeline.memory.estimates", estimates)
         return require_memory(files, request, torch.float32, device)
 
     assert require(SMALL) == 1
     huge = MemoryEstimate(0, 1e12, 0, 2e12, 3e12, 0, 4e12)
-    message = r"about 10000\.0 GB .*4000\.0 GB decoded frames.*; take a smaller size or fewer frames\.$"
+    message = (
+        r"about 10000\.0 GB .*4000\.0 GB decoded frames.*; "
+        r'take a machine with more memory, since not even torch_dtype="bfloat16" \(10000\.0 GB\) fits\.$'
+    )
     with pytest.raises(NotEnoughMemory, match=message):
         require(huge)
-    remedies = [("num_frames=9", [huge]), ('size="16x16"', [huge, SMALL]), ("nothing", [SMALL])]
-    with pytest.raises(NotEnoughMemory, match=r'; take size="16x16" \(0\.0 GB\)\.$'):
-        require(huge, CPU, remedies)
+    for least, remedy in (
+        ("bfloat16", 'torch_dtype="bfloat16"'),
+        ("^9 .*float32", "num_frames=33"),
+        (r"\(16, 16\).*float32", 'size="16x16"'),
+        (r"^3 .*bfloat16", 'torch_dtype="bfloat16" num_frames=9'),
+    ):
+        with pytest.raises(NotEnoughMemory, match=rf"; take {remedy} \(0\.0 GB\)\.$"):
+            require(huge, CPU, least)
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: 5e12)
+    with pytest.raises(NotEnoughMemory, match=r"; take offload=True \(0\.0 GB\)\.$"):
+        require(replace(huge, frames=0, cache=9e12), GPU, "True$")
     monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: 7e12)
     assert require(huge, GPU) == 1  # decoded frames are not on the GPU
 
@@ -114,7 +128,7 @@ def test_estimates_of_the_public_models() -> None:
         (GPU, 17.5e9, "dummy", r"offload=True \("),
         (GPU, 10e9, "dense", r'policy="dummy" offload=True \('),
         (CPU, 18e9, "dummy", r'size="416x240" \('),
-        (CPU, 1e9, "dummy", r"a smaller size or fewer frames\."),
+        (CPU, 1e9, "dummy", r"a machine with more memory, since not even size=\"96x48\" \(14\.. GB\) fits\."),
     ],
 )
 def test_what_would_fit(
@@ -125,6 +139,15 @@ def test_what_would_fit(
     request = make_request(files, "x", policy=policy)
     with pytest.raises(NotEnoughMemory, match=f"take {remedy}"):
         require_memory(files, request, torch.bfloat16, device)
+
+
+def test_the_remedy_for_weights_is_not_a_smaller_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a smaller video would be none: its weights in float32 alone are too much."""
+    monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: 22e9)
+    files = ModelFiles.open("self-forcing")
+    request = make_request(files, "x", size=(160, 160), num_frames=9)
+    with pytest.raises(NotEnoughMemory, match=r'; take torch_dtype="bfloat16" \(15\.\d GB\)\.$'):
+        require_memory(files, request, torch.float32, CPU)
 
 
 def test_what_is_loaded_is_not_counted_again(model_folder: Path) -> None:

@@ -82,7 +82,7 @@ def image(tmp_path: Path) -> Path:
 def test_a_clip_is_the_first_chunk(pipeline: DummyForcingPipeline, clip: Path) -> None:
     one = with_preset(pipeline, start="clip")
     video = one.generate(PROMPT, num_frames=21, seed=5, policy="dense", video=clip)
-    latents = one.vae.encode(torch.from_numpy(read_video(clip, 9, SIZE))[None])
+    latents = one.vae.encode(torch.from_numpy(read_video(clip, 9, SIZE, from_end=True))[None])
     by_hand = sampler(one)
     by_hand.extend(latents)
     expected = one.vae.decode(torch.cat([latents, by_hand.next_chunk()], 1))
@@ -178,6 +178,24 @@ def test_a_long_video_of_several_rollouts(pipeline: DummyForcingPipeline) -> Non
     assert len({chunk.cache_bytes for chunk in chunks}) == 1
 
 
+def test_a_fade_goes_on_where_a_rollout_ends(pipeline: DummyForcingPipeline) -> None:
+    """Each of n chunks takes one of n equal steps to the new prompt, whatever rollout it is of."""
+    options: dict[str, Any] = {"num_frames": 105, "policy": "dense", "switches": [(1.5, OTHER)], "fade": 4}
+    a, b = pipeline.text.encode(PROMPT), pipeline.text.encode(OTHER)
+
+    def shares(one: DummyForcingPipeline) -> list[float]:
+        rollout, found = one.rollout(make_request(one.files, PROMPT, **options)), []
+        while not rollout.is_done:
+            rollout.next_latents()
+            mixed = rollout.sampler.prompts.embeds
+            found.append(round(float(((mixed - a) * (b - a)).sum() / (b - a).square().sum()), 4))
+        return found
+
+    whole = shares(pipeline)
+    assert whole == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert shares(with_preset(pipeline, max_frames=9, overlap_frames=3)) == whole
+
+
 @pytest.mark.parametrize(("recache", "fade"), [(0, 1), (6, 1), (0, 2)])
 def test_the_prompt_changes_on_the_way(pipeline: DummyForcingPipeline, recache: int, fade: int) -> None:
     one = with_preset(pipeline, recache_frames=recache)
@@ -230,7 +248,7 @@ def test_every_sampler_with_every_policy(pipeline: DummyForcingPipeline) -> None
         (
             None,
             {"switches": [(4.9, OTHER)]},
-            "cannot change at 4.9 s; the last chunk of this video begins at 4.3",
+            "cannot change at 4.9 s; the last chunk of this video begins at 4.31 s",
         ),
         (None, {"switches": [(0.0, OTHER)]}, "cannot change at 0 s"),
         (None, {"switches": [(1.0, "  ")]}, "prompt to change to is empty"),

@@ -310,7 +310,8 @@ def test_backends_agree():
 def test_memory_is_freed_with_the_sampler(kind) -> None:
     """Without the garbage collector, which does not know how much memory of a GPU hangs on a cycle."""
     model = small_model()
-    options = {"first_latent": lambda: torch.zeros(1, 1, *SHAPE)} if kind is RecomputeSampler else {}
+    recompute = {"context_frames": 3, "first_latent": lambda: torch.zeros(1, 1, *SHAPE)}
+    options = recompute if kind is RecomputeSampler else {}
     sampler = kind(model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), frames=12, **options)
     gc.collect()
     gc.disable()

@@ -240,6 +240,8 @@ def test_what_cannot_be_guarded():
     for tolerance in (-0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="take 0 to 1"):
             Guard(tolerance=tolerance)
-    for loop in ("rolling", "recompute"):
+    for loop, options in (("rolling", {}), ("recompute", {"context_frames": 3})):
         with pytest.raises(TypeError, match="unexpected keyword argument 'guard'"):
-            SAMPLERS[loop](model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), guard=Guard())
+            SAMPLERS[loop](
+                model, small_prompt(model), dummy(), SCHEDULE, (1, *SHAPE), guard=Guard(), **options
+            )

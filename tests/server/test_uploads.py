@@ -24,7 +24,7 @@ from dummyforcing.media.clips import read_video
 from dummyforcing.media.images import read_image
 from dummyforcing.media.video import write_mp4
 from dummyforcing.server.settings import read_settings
-from dummyforcing.server.storage.decoding import Work
+from dummyforcing.server.storage.decoding import Wanted, Work
 from dummyforcing.server.storage.store import Store
 from dummyforcing.server.storage.uploads import Uploads
 from dummyforcing.server.web.problems import Problem
@@ -72,20 +72,20 @@ def test_a_model_is_given_what_a_file_shows(uploads: Uploads, tmp_path: Path) ->
     async def look() -> None:
         image, video = await add(uploads, png()), await add(uploads, clip(tmp_path))
         (tmp_path / "image").write_bytes(png())
-        async with uploads.prepared("me", image, size=(32, 32)) as path:
+        async with uploads.prepared("me", image, Wanted((32, 32))) as path:
             assert np.array_equal(np.asarray(Image.open(path)), read_image(tmp_path / "image", (32, 32))[0])
         assert not path.exists()
-        async with uploads.prepared("me", video, size=(32, 48), count=9, fps=24) as path:
+        async with uploads.prepared("me", video, Wanted((32, 48), count=9, fps=24)) as path:
             expected = read_video(tmp_path / "source.mp4", 9, (32, 48), 24)
             assert np.array_equal(read_video(path, 9, (32, 48), 24), expected)
         with pytest.raises(Problem, match=r"^There is no file"):
-            async with uploads.prepared("you", image, size=(32, 32)):
+            async with uploads.prepared("you", image, Wanted((32, 32))):
                 pass
         with pytest.raises(Problem, match=r"^The file is no image; give an image\.$"):
-            async with uploads.prepared("me", video, size=(32, 32), kind="image"):
+            async with uploads.prepared("me", video, Wanted((32, 32), "image")):
                 pass
         with pytest.raises(Problem, match=r"^The file is too short"):
-            async with uploads.prepared("me", video, size=(32, 48), count=90):
+            async with uploads.prepared("me", video, Wanted((32, 48), count=90)):
                 pass
 
     do(look())
@@ -191,7 +191,7 @@ def test_decoding_has_no_more_memory_than_it_may(tmp_path: Path) -> None:
     """Of a process with 600 MB, 250 of which Python and the libraries take."""
     path = tmp_path / "image.png"
     Image.new("RGB", (12_000, 12_000)).save(path)
-    work = Work(str(path), 10**9, 60, str(tmp_path / "target"), (32, 32))
+    work = Work(str(path), 10**9, 60, str(tmp_path / "target"), Wanted((32, 32)))
     code = "import dummyforcing.server.storage.decoding as d; d.Work.memory = 600 * 10**6; d.main()"
     done = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(asdict(work)), capture_output=True, text=True

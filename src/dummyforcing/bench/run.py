@@ -14,7 +14,7 @@ from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import BadRequest, NoSuchDevice, TrainedLengthWarning
+from dummyforcing.errors import BadRequest, NoSuchDevice, RequestWarning
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
@@ -161,7 +161,7 @@ class Benchmark:
         candidates = build_candidates(self.files, modes, self.device, self.dtype, self._random)
         records: dict[Configuration, Record] = {}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TrainedLengthWarning)  # nobody looks at these videos
+            warnings.simplefilter("ignore", RequestWarning)  # nobody looks at these videos
             for size in dict.fromkeys(row.size for row in self.rows):
                 records |= self._measure(size, candidates, report)
         return {

@@ -1,6 +1,5 @@
 """Components of transformers and diffusers: their configurations, and their chatter kept off the terminal."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import diffusers.utils.logging
 import transformers.utils.logging
 
 from dummyforcing.errors import BadFile
+from dummyforcing.files.reading import read_json
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def read_component_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadFile(f"{folder} has no config.json", "give a folder in the layout of a diffusers pipeline")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        data = read_json(path)
+    except (OSError, ValueError) as error:
         raise BadFile(f"{path} is damaged ({error})", "fetch it again") from error
     if not isinstance(data, dict):
         raise BadFile(f"{path} does not describe a model, it holds no fields", "fetch it again")

@@ -17,7 +17,6 @@ LoRA is rank-stabilised. Public tools write alpha in five places:
 Where nothing is said, alpha is the rank. Places that contradict each other are refused.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dummyforcing.errors import BadFile
+from dummyforcing.files.reading import parse_json, read_text
 
 CONFIG = "adapter_config.json"
 EMBEDDED = "lora_adapter_metadata"
@@ -268,7 +268,7 @@ def _by_alpha(alpha: float, rank: int, name: str, is_rank_stabilised: bool, wher
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} does not describe a LoRA: {error}", "download it again") from error
 
@@ -276,7 +276,7 @@ def _read(path: Path) -> str:
 def _table(text: object, where: str) -> Mapping[str, Any]:
     """The fields of JSON."""
     try:
-        fields = json.loads(str(text))
+        fields = parse_json(str(text))
     except ValueError as error:
         raise BadFile(f"{where} does not describe a LoRA: {error}", "download it again") from error
     if not isinstance(fields, dict):

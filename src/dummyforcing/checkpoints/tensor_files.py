@@ -6,7 +6,7 @@ weight = tensors["model.head.head.weight"].read()
 Files are mapped into memory: of 16 GB only the pages of the tensors that are read are ever loaded.
 """
 
-import json
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dummyforcing.errors import BadFile
+from dummyforcing.files.reading import read_json
 
 ZIP, TEXT = b"PK\x03\x04", (b"<", b"version https://git-lfs", b"{")
 """How files begin that `torch.save` wrote, and such that were downloaded in a wrong way."""
@@ -150,14 +151,16 @@ def _weight_files(folder: Path) -> list[Path]:
             raise BadFile(f"Folder {folder} holds no weights, no *.safetensors file", "give another one")
         return files
     try:
-        shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadFile(f"{index} is not an index of weights ({error})", "fetch it again") from error
-    for shard in shards.values():
-        if not (folder / shard).is_file():
+        shards: Mapping[str, str] = read_json(index)["weight_map"]
+        here = {file: (folder / file).is_file() for file in shards.values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = reprlib.repr(str(error))
+        raise BadFile(f"{index} is not an index of weights ({reason})", "fetch it again") from error
+    for shard, is_here in here.items():
+        if not is_here:
             names = [name for name, file in shards.items() if file == shard]
             raise BadFile(f"{folder / shard} is missing", f"it holds {len(names)} tensors ({_first(names)})")
-    return [folder / shard for shard in sorted(set(shards.values()))]
+    return [folder / shard for shard in sorted(here)]
 
 
 def _damaged(path: Path, reason: object) -> BadFile:

@@ -5,7 +5,6 @@ parameter replaced by a tensor of the file, cast on the way, so nothing is initi
 never holds more than the model itself.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from dummyforcing.checkpoints.names import bare_names, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
 from dummyforcing.checkpoints.weights import check_names
 from dummyforcing.errors import BadFile
+from dummyforcing.files.reading import read_json
+from dummyforcing.files.records import build
 from dummyforcing.models.wan import CausalWan, ModelConfig
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -76,7 +77,7 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         if "attention_head_dim" in data:
             data |= {
                 "num_heads": data["num_attention_heads"],
@@ -85,9 +86,7 @@ def read_config(folder: Path) -> ModelConfig:
                 "out_dim": data["out_channels"],
             }
         sizes = {field.name: data[field.name] for field in fields(ModelConfig) if field.name in data}
-        if "patch_size" in sizes:
-            sizes["patch_size"] = tuple(sizes["patch_size"])
-        return ModelConfig(**sizes)
+        return build(ModelConfig, sizes, path.name)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadFile(
             f"{path} does not describe a Wan transformer ({error})", "give the folder of one"

@@ -4,7 +4,6 @@ decoder = load_vae(folder / "vae")
 decoder = load_small_decoder(Path("taew2_1.pth"), decoder)
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dummyforcing.checkpoints.names import vae_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
 from dummyforcing.checkpoints.weights import check_names, fill
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_json
 from dummyforcing.vae.codec import VideoDecoder
 from dummyforcing.vae.memory import DecoderSizes
 from dummyforcing.vae.small_decoder import SmallDecoder, SmallLayers
@@ -102,6 +102,6 @@ def decoder_sizes(folder: Path) -> DecoderSizes:
         return DecoderSizes()
     config = folder / "config.json"
     try:
-        return DecoderSizes.of(json.loads(config.read_text(encoding="utf-8")))
+        return DecoderSizes.of(read_json(config))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadFile(f"{config} does not describe a Wan VAE ({error})", "give the folder of one") from error

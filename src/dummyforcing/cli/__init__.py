@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import TextIOWrapper
 
 import tyro
 
@@ -21,8 +22,7 @@ from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.cli.serve import serve
 from dummyforcing.cli.terminal import say_warning
-from dummyforcing.errors import PictureWarning, TrainedLengthWarning, UnknownWordsWarning, UserError
-from dummyforcing.runtime.threads import spin_briefly
+from dummyforcing.errors import PictureWarning, RequestWarning, UserError
 
 DESCRIPTION = """Make videos with autoregressive diffusion models, with a small cache (Dummy Forcing).
 
@@ -77,7 +77,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
-    spin_briefly()
+    if isinstance(sys.stdout, TextIOWrapper):  # what a terminal or a log cannot show is shown escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if args is None else args
     if list(args) == ["--version"]:
         print(f"dummyforcing {version('dummyforcing')}")
@@ -85,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for kind in (PictureWarning, TrainedLengthWarning, UnknownWordsWarning):
+            for kind in (PictureWarning, RequestWarning):
                 warnings.simplefilter("always", kind)
             warnings.showwarning = say_warning
             try:

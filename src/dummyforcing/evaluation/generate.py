@@ -24,6 +24,7 @@ from dummyforcing.evaluation.bootstrap import EstimateJson
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import Measures, aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
+from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import to_json
 from dummyforcing.files.text import read_prompts
 from dummyforcing.files.writing import explaining, replacing
@@ -141,7 +142,7 @@ class VideoFolder:
             write_results(manifest, {"settings": settings}, device)
             return cls(path)
         try:
-            old = dict(json.loads(manifest.read_text(encoding="utf-8"))["settings"])
+            old = dict(read_json(manifest)["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BadFile(f"{manifest} cannot be read ({error})", "take another folder") from error
         differ = [
@@ -216,7 +217,7 @@ class VideoFolder:
         for job in jobs:
             path = self.measures(job)
             try:
-                rows.append(Measures(**json.loads(path.read_text(encoding="utf-8"))))
+                rows.append(Measures(**read_json(path)))
             except (OSError, ValueError, TypeError) as error:
                 raise BadFile(f"{path} cannot be read ({error})", "delete it and run again") from error
         return rows

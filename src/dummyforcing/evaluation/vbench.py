@@ -7,13 +7,13 @@ Source: VBench (arXiv:2311.17982) and the weights of its leaderboard.
 """
 
 import importlib.util
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_json
 
 FLICKER = "temporal_flickering"
 SAMPLES = 5
@@ -145,7 +145,7 @@ def read_results(path: Path) -> dict[str, float]:
         try:
             found = {
                 name.replace(" ", "_"): float(value[0] if isinstance(value, list) else value)
-                for name, value in json.loads(file.read_text(encoding="utf-8")).items()
+                for name, value in read_json(file).items()
             }
         except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise BadFile(f"{file} does not hold VBench's scores ({error})", "leave it out") from error
@@ -163,7 +163,7 @@ def read_info(path: Path) -> dict[str, list[str]]:
     """
     prompts: dict[str, list[str]] = {name: [] for name in DIMENSIONS}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
+        for entry in read_json(path):
             for name in entry["dimension"]:
                 prompts[name].append(str(entry["prompt_en"]))
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -116,7 +116,7 @@ def _convert(hint: Any, value: object, where: str) -> object:
         return value
     if origin is Mapping:
         if not isinstance(value, dict):
-            raise BadFile(f"{where} cannot be {value!r}", "give a table")
+            raise BadFile(f"{where} cannot be {reprlib.repr(value)}", "give a table")
         return {str(key): _convert(options[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin in (UnionType, Union):
         (other,) = (option for option in options if option is not NoneType)
@@ -124,7 +124,7 @@ def _convert(hint: Any, value: object, where: str) -> object:
     if origin is Literal:
         if value in options:
             return value
-        raise BadFile(f"{where} cannot be {value!r}", f"take {' or '.join(map(str, options))}")
+        raise BadFile(f"{where} cannot be {reprlib.repr(value)}", f"take {' or '.join(map(str, options))}")
     if origin is tuple and isinstance(value, list | tuple):
         repeated = options[-1] is Ellipsis
         if repeated or len(options) == len(value):
@@ -132,12 +132,12 @@ def _convert(hint: Any, value: object, where: str) -> object:
             return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
     if is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
     if type(value) is hint:
         return value
     if origin is tuple:
         count = "" if options[-1] is Ellipsis else f"{len(options)} "
         kind = "tables" if is_dataclass(options[0]) else "numbers"
-        raise BadFile(f"{where} cannot be {value!r}", f"give a list of {count}{kind}")
-    raise BadFile(f"{where} cannot be {value!r}", f"give {WORDS[hint]}")
+        raise BadFile(f"{where} cannot be {reprlib.repr(value)}", f"give a list of {count}{kind}")
+    raise BadFile(f"{where} cannot be {reprlib.repr(value)}", f"give {WORDS[hint]}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_text, whole
 
 
 def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
@@ -30,6 +31,24 @@ def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
         ) from None
 
 
+def whole_prompt(prompt: str, param: str) -> str:
+    """A prompt whose surrogate pairs are single characters.
+
+    Args:
+        prompt: It.
+        param: The option that it is given by.
+
+    Raises:
+        BadRequest: If a character of it is not whole, as where bytes were read in another encoding.
+    """
+    try:
+        return whole(prompt)
+    except ValueError:
+        raise BadRequest(
+            f"The prompt {prompt!a} has a part of a character", "write it again", param
+        ) from None
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one per line; empty lines do not count.
 
@@ -37,11 +56,13 @@ def read_prompts(path: Path) -> list[str]:
         BadFile: If it cannot be read, or holds none.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+        lines = [line.strip() for line in read_text(path).split("\n")]
     except OSError as error:
         raise BadFile(f"The prompts {path} cannot be read ({error.strerror})", "give a text file") from error
-    except UnicodeDecodeError as error:
-        raise BadFile(f"The prompts {path} are no text", "write one prompt per line, in UTF-8") from error
+    except ValueError as error:
+        raise BadFile(
+            f"The prompts {path} are no text ({error})", "write one prompt per line, in UTF-8"
+        ) from error
     if not (prompts := [line for line in lines if line]):
         raise BadFile(f"{path} holds no prompts", "write one per line")
     return prompts

@@ -4,8 +4,8 @@ frames = read_video("clip.mov", count=9, size=(480, 832), fps=16)
 """
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from heapq import heappop, heappush
 from pathlib import Path
@@ -33,6 +33,9 @@ REORDERED = 16
 
 JUMP = 10
 """Seconds by which only a clock jumps, and no picture waits (FFmpeg's `dts_delta_threshold`)."""
+
+SPARE = 10
+"""Seconds that are read before the last ones: the length of a file is only about what its frames last."""
 
 CLOCK_MAY_JUMP = 0x200
 """Flag of the container formats of broadcasts (FFmpeg's `AVFMT_TS_DISCONT`)."""
@@ -92,8 +95,16 @@ class Clip:
     ) -> None:
         self._container.close()
 
+    def skip_to_last(self, seconds: float) -> None:
+        """Begin so many seconds before the end, or earlier; at the start, where the end is not known."""
+        length, start = self._container.duration, self._container.start_time or 0
+        before_end = round((seconds + SPARE) * av.time_base)
+        if length is not None and length > before_end:
+            with suppress(av.FFmpegError):
+                self._container.seek(start + length - before_end)
+
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames, in the order in which they are shown."""
+        """All frames from there on, in the order in which they are shown."""
         with _explaining(self.path):
             for packet in self._container.demux(self._stream):
                 yield from self._decoder.decode(packet)
@@ -167,8 +178,10 @@ class Clip:
         return covering(self._display.picture(frame), size, self._display.aspect(frame))
 
 
-def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Frames:
-    """Read the first frames of a video at another frame rate, each scaled and cut like an image.
+def read_video(
+    path: str | Path, count: int, size: tuple[int, int], fps: int = 16, *, from_end: bool = False
+) -> Frames:
+    """Read the first or the last frames of a video at another frame rate, each scaled and cut like an image.
 
     They are what a player shows: upright, with square pixels, in the colours of BT.709 (HDR is mapped to
     that), white where they are transparent.
@@ -178,6 +191,7 @@ def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 1
         count: How many frames.
         size: Height and width in pixels.
         fps: Frames per second to read; the frame shown at each instant is taken, the first one at 0.
+        from_end: Read the last frames instead: the last of all is shown until the video ends.
 
     Returns:
         `(count, H, W, 3)`.
@@ -188,18 +202,51 @@ def read_video(path: str | Path, count: int, size: tuple[int, int], fps: int = 1
     Warns:
         PictureWarning: If it is interlaced or HDR.
     """
+    with Clip(path) as clip:
+        if not from_end:
+            return _picked(clip, clip.shown(fps), count, size, fps)
+        clip.skip_to_last(count / fps)
+        with suppress(BadFile):
+            return _picked(clip, _last(clip.shown(fps), count, fps), count, size, fps)
+    with Clip(path) as clip:  # it could not be entered there
+        return _picked(clip, _last(clip.shown(fps), count, fps), count, size, fps)
+
+
+def _picked(
+    clip: Clip, shown: Iterable[tuple[VideoFrame, Fraction]], count: int, size: tuple[int, int], fps: int
+) -> Frames:
+    """The frames that are shown at regular instants, `(count, H, W, 3)`."""
     picked: list[Frames] = []
     end = Fraction(0)
-    with Clip(path) as clip:
-        for frame, end in clip.shown(fps):
-            pixels = None
-            # A frame is shown until the next one begins; a 16th forgives rounded time stamps.
-            while len(picked) < count and Fraction(16 * len(picked) + 1, 16 * fps) < end:
-                pixels = clip.covering(frame, size) if pixels is None else pixels
-                picked.append(pixels)
-            if len(picked) == count:
-                return np.stack(picked)
-    raise BadFile(f"{path} is too short, it lasts {float(end):.2f} s", f"give {count / fps:.2f} s or more")
+    for frame, end in shown:
+        pixels = None
+        # A frame is shown until the next one begins; a 16th forgives rounded time stamps.
+        while len(picked) < count and Fraction(16 * len(picked) + 1, 16 * fps) < end:
+            pixels = clip.covering(frame, size) if pixels is None else pixels
+            picked.append(pixels)
+        if len(picked) == count:
+            return np.stack(picked)
+    raise BadFile(
+        f"{clip.path} is too short, it lasts {float(end):.2f} s", f"give {count / fps:.2f} s or more"
+    )
+
+
+def _last(
+    shown: Iterator[tuple[VideoFrame, Fraction]], count: int, fps: int
+) -> list[tuple[VideoFrame, Fraction]]:
+    """The frames that are shown in the last `count` instants, with times from the first of these on.
+
+    If there are fewer, all of them with their own times.
+    """
+    last: deque[tuple[VideoFrame, Fraction]] = deque()
+    begin = Fraction(0)
+    for frame, end in shown:
+        last.append((frame, end))
+        begin = end - Fraction(count, fps)
+        while last[0][1] <= begin:
+            last.popleft()
+    begin = max(begin, Fraction(0))
+    return [(frame, end - begin) for frame, end in last]
 
 
 def read_mp4(path: str | Path) -> Frames:

@@ -15,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
 
-import yaml
-
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_yaml
 from dummyforcing.files.records import build
 from dummyforcing.presets.preset import Preset
 
@@ -78,12 +77,11 @@ class Story:
             BadFile: If the file is missing or no story.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            data = read_yaml(path)
         except OSError as error:
             raise BadFile(f"{path} cannot be read ({error.strerror})", "give a story as YAML") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise BadFile(f"{path} is not a story, it is no YAML ({reason})", "mend it there") from error
+        except ValueError as error:
+            raise BadFile(f"{path} is not a story, it is no YAML ({error})", "mend it there") from error
         return build(cls, data, str(path))
 
     @property

@@ -1,6 +1,5 @@
 """The result of the method: which past frames every head sees. Frozen data to print, save and reuse."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dummyforcing.errors import BadFile, BadRequest
-from dummyforcing.files.records import as_text
+from dummyforcing.files.reading import read_json
+from dummyforcing.files.records import as_text, build
 from dummyforcing.files.writing import replacing
 
 FORMAT = "dummyforcing plan 1"
+
+AS_THEY_ARE = ("policy", "chunk", "seed", "num_dummy", "scores", "fingerprint")
+"""Fields that files have by the same names."""
 
 Scores = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -65,8 +68,12 @@ class Plan:
         named = {role for row in self.roles for role in row}
         if not named <= set(self.table):
             raise ValueError(f"roles without a context: {sorted(named - set(self.table))}")
-        if not self.roles or len({len(row) for row in self.roles}) != 1:
+        if len({len(row) for row in self.roles}) != 1 or not self.roles[0]:
             raise ValueError("a plan needs the same number of heads in every layer")
+        if self.scores is not None:
+            rows = [[len(head) for head in row] for row in self.scores]
+            if rows != [[3] * len(row) for row in self.roles]:
+                raise ValueError("a plan needs three scores for each head")
 
     @classmethod
     def uniform(cls, layers: int, heads: int, context: HeadContext, policy: str = "uniform") -> "Plan":
@@ -134,18 +141,13 @@ class Plan:
         """
         if fields["format"] != FORMAT:
             raise ValueError(f"its format is {fields['format']!r}")
-        scores = fields["scores"]
-        return cls(
-            roles=tuple(tuple(row.split()) for row in fields["roles"]),
-            table={role: HeadContext(**context) for role, context in fields["contexts"].items()},
-            policy=fields["policy"],
-            chunk=fields["chunk"],
-            score_pass=fields["pass"],
-            seed=fields["seed"],
-            num_dummy=fields["num_dummy"],
-            scores=scores and tuple(tuple(tuple(head) for head in row) for row in scores),
-            fingerprint=fields["fingerprint"],
-        )
+        named = {
+            "roles": [row.split() for row in fields["roles"]],
+            "table": fields["contexts"],
+            "score_pass": fields["pass"],
+            **{name: fields[name] for name in AS_THEY_ARE},
+        }
+        return build(cls, named, "the plan")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON that a person can read; the file appears whole or not at all.
@@ -175,7 +177,7 @@ class Plan:
             BadRequest: If it was made with another model.
         """
         try:
-            plan = cls.from_fields(json.loads(Path(path).read_text(encoding="utf-8")))
+            plan = cls.from_fields(read_json(path))
         except OSError as error:
             raise BadFile(
                 f"The head plan {path} cannot be read ({error.strerror})", "give another file"

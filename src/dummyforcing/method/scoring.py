@@ -52,7 +52,7 @@ def row_sampler(policy: Policy) -> RowSampler:
         if policy.rows is None:
             return torch.arange(length)
         count = policy.rows if isinstance(policy.rows, int) else int(policy.rows * length)
-        return torch.randint(length, (count,), generator=generator)
+        return torch.randint(length, (max(count, 1),), generator=generator)
 
     return sample
 

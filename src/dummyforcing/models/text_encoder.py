@@ -23,7 +23,11 @@ def clean_prompt(prompt: str) -> str:
 
 
 class TextEncoder:
-    """A UMT5 encoder with its tokenizer; stateless after construction."""
+    """A UMT5 encoder with its tokenizer; several threads may use one.
+
+    A tokenizer that pads or cuts keeps how it is to do that as its own state, which the next call changes for
+    all that are under way. So ours does neither, and prompts are cut and padded here.
+    """
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, text_len: int) -> None:
         """Wrap loaded parts.
@@ -35,12 +39,14 @@ class TextEncoder:
                 longer ones cut.
         """
         self.model, self.tokenizer, self.text_len = model, tokenizer, text_len
+        self._tokenize(["a"])  # it forgets how it padded and cut when it was saved
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
+        """Their tokens, end-of-sequence included, of any number."""
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         if not cleaned or not all(cleaned):
             raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
-        # Not verbose: prompts longer than the tokenizer was made for are cut here, knowingly.
+        # Not verbose: prompts longer than the tokenizer was made for are cut later, knowingly.
         return self.tokenizer(cleaned, add_special_tokens=True, verbose=False, **options)
 
     @torch.inference_mode()
@@ -57,21 +63,25 @@ class TextEncoder:
         Raises:
             BadRequest: If a prompt is empty.
         """
-        tokens = self._tokenize(
-            [prompts] if isinstance(prompts, str) else prompts,
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            max_length=self.text_len,
-            return_tensors="pt",
-        ).to(self.model.device)
-        mask = tokens.attention_mask
-        hidden: Tensor = self.model(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state
+        found = self._tokenize([prompts] if isinstance(prompts, str) else prompts).input_ids
+        tokens = torch.full((len(found), self.text_len), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(tokens)
+        for row, kept, one in zip(tokens, mask, found, strict=True):
+            one = one if len(one) <= self.text_len else [*one[: self.text_len - 1], one[-1]]
+            row[: len(one)], kept[: len(one)] = torch.tensor(one), 1
+        tokens, mask = tokens.to(self.model.device), mask.to(self.model.device)
+        hidden: Tensor = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
         return hidden.masked_fill(mask.unsqueeze(-1) == 0, 0)
 
     def token_count(self, prompt: str) -> int:
         """Count the tokens of a prompt, end-of-sequence included; those above `text_len` are cut."""
         return len(self._tokenize([prompt]).input_ids[0])
+
+    def without_effect(self, prompt: str) -> str:
+        """The end of a prompt that there is no room for; empty if there is."""
+        text = clean_prompt(prompt)
+        offsets = self._tokenize([prompt], return_offsets_mapping=True).offset_mapping[0]
+        return text[offsets[self.text_len - 1][0] :].strip() if len(offsets) > self.text_len else ""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order and once each, that the tokenizer has no token for.

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dummyforcing.errors import BadRequest
 from dummyforcing.kernels.rope import apply_rope, rope_table
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -41,6 +42,18 @@ class ModelConfig:
     out_dim: int = 16
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        sizes = (self.dim, self.ffn_dim, self.num_heads, self.num_layers, self.text_len, self.text_dim)
+        if min(*sizes, self.freq_dim, self.in_dim, self.out_dim, *self.patch_size) < 1:
+            raise BadRequest("A transformer has a size below 1", "give sizes of 1 or more")
+        if self.dim % (2 * self.num_heads):
+            raise BadRequest(
+                f"{self.num_heads} heads cannot share {self.dim} channels in pairs",
+                f"give a multiple of {2 * self.num_heads} channels",
+            )
+        if not 0 < self.eps < 1:
+            raise BadRequest(f"A transformer cannot have eps {self.eps:g}", "take more than 0, such as 1e-6")
 
     @property
     def head_dim(self) -> int:

@@ -1,7 +1,7 @@
 """The picture or clip that a video begins with, or is made from."""
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ def read_begin(
     preset: Preset,
     image: str | Path | None,
     video: str | Path | None,
+    video_from: Literal["end", "start"],
     strength: float | None,
     frames: int | None,
     size: tuple[int, int],
@@ -32,6 +33,7 @@ def read_begin(
         preset: Of the model; says which of it the model can do.
         image: Image file.
         video: Video file.
+        video_from: Whether to go on from its last or its first frames.
         strength: How much of `video` is changed.
         frames: Latent frames of the video to make.
         size: Its height and width in pixels.
@@ -71,7 +73,7 @@ def read_begin(
         return {"start": read_image(image, size).repeat(chunk, 0)}
     assert video is not None
     if preset.start != "chunk":
-        return {"start": read_video(video, chunk, size, preset.fps)}
+        return {"start": read_video(video, chunk, size, preset.fps, from_end=video_from == "end")}
     if frames is None:
         raise BadRequest("A video without end cannot be made from another", "give num_frames", "num_frames")
     if preset.sampler == "rolling":

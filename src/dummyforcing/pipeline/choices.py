@@ -119,12 +119,52 @@ def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = Non
             f"take long:{farthest} or less",
             "policy",
         )
-    return replace(
+    chosen = replace(
         chosen,
         initial=parse_policy(preset.native).initial,
         classify_at_chunk=defaults.classify_at_chunk,
         dummy_fraction=defaults.dummy_fraction,
     )
+    if lost := _lost_frames(preset, chosen):
+        chosen = replace(chosen, initial=replace(chosen.initial, sink=lost))
+    return chosen
+
+
+def _lost_frames(preset: Preset, policy: Policy) -> int:
+    """First frames that roles are to see, where these are gone when the heads get them; 0: they are not."""
+    initial = policy.initial
+    pinned = max((context.sink for context in (policy.roles or {}).values()), default=0)
+    seen = preset.local_attention_size if initial.total is None else initial.total
+    classified = (policy.classify_at_chunk + 1) * preset.chunk_frames
+    return pinned if pinned > initial.sink and seen is not None and seen < classified else 0
+
+
+def check_first_frames(preset: Preset, policy: Policy) -> None:
+    """Check that there are first frames for the roles that see them, and room for these.
+
+    Args:
+        preset: Of the model.
+        policy: It.
+
+    Raises:
+        BadRequest: If there is not.
+    """
+    contexts = [*(policy.roles or {}).values()] or [policy.initial]
+    pinned, span = max(context.sink for context in contexts), preset.local_attention_size
+    if span is not None and pinned > span - preset.chunk_frames:
+        raise BadRequest(
+            f"A head of model '{preset.name}' cannot see {pinned} first frames: of the {span} that attention "
+            f"spans, {preset.chunk_frames} are current",
+            f"take {span - preset.chunk_frames} at most",
+            "policy",
+        )
+    if _lost_frames(preset, policy):
+        raise BadRequest(
+            f"Policy '{policy.name}' has roles that see {pinned} first frames, but these are gone when the "
+            f"heads are classified: until then heads see {policy.initial.sink} first ones",
+            f"let its initial context have sink={pinned}",
+            "policy",
+        )
 
 
 def choose_heads(

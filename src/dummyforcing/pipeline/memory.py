@@ -5,8 +5,9 @@ tiles = require_memory(files, request, torch.bfloat16, torch.device("cuda"))
 ```
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -145,7 +146,8 @@ def require_memory(
         tiles = fewest_tiles((need.total for need in needs), free)
         return tiles, needs[tiles - 1]
 
-    tiles, needed = least(estimates(files, request, dtype, loaded=loaded, offload=offload))
+    plain = _Way("", request, dtype, offload)
+    tiles, needed = least(plain.estimates(files, loaded))
     if needed.total <= free:
         return tiles
     parts = ", ".join(
@@ -158,37 +160,62 @@ def require_memory(
         )
         if size
     )
-    others = (
-        (name, least(needs)[1].total) for name, needs in _remedies(files, request, dtype, device, loaded)
-    )
-    fitting = (f"{name} ({total / 1e9:.1f} GB)" for name, total in others if total <= free)
+    others = [
+        (way, least(way.estimates(files, loaded))[1].total) for way in _ways(files, plain, device, loaded)
+    ]
+    fitting = (f"take {way.words} ({total / 1e9:.1f} GB)" for way, total in others if total <= free)
+    way, total = min(others, key=lambda other: other[1], default=(plain, needed.total))
+    nothing = f"take a machine with more memory, since not even {way.words} ({total / 1e9:.1f} GB) fits"
     raise NotEnoughMemory(
         f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
         f"{free / 1e9:.1f} GB are free",
-        f"take {next(fitting, 'a smaller size or fewer frames')}",
+        next(fitting, nothing if others else "take a machine with more memory"),
     )
 
 
-def _remedies(
-    files: ModelFiles, request: Request, dtype: torch.dtype, device: torch.device, loaded: bool
-) -> Iterator[tuple[str, list[MemoryEstimate]]]:
-    """Smaller requests, the dearest first: another policy, offloading, a shorter or a smaller video."""
-    preset = files.preset
-    sparse = replace(request, policy=choose_policy(preset, "dummy"), plan=None)
-    choices = [] if request.has_roles else [('policy="dummy"', sparse)]
-    for name, smaller in choices:
-        yield name, estimates(files, smaller, dtype, loaded=loaded)
-    if device.type == "cuda":
-        for name, smaller in [("", request), *((f"{name} ", smaller) for name, smaller in choices)]:
-            yield f"{name}offload=True", estimates(files, smaller, dtype, loaded=loaded, offload=True)
-    for divisor in (2, 4, 8):
-        chunks = (request.chunks or 0) // divisor
-        if chunks:
-            shorter = replace(request, frames=chunks * preset.chunk_frames)
-            count = preset.pixel_frames(chunks * preset.chunk_frames)
-            yield f"num_frames={count}", estimates(files, shorter, dtype, loaded=loaded)
-    for divisor in (2, 4, 8):
-        height, width = (side // divisor // SIZE_MULTIPLE * SIZE_MULTIPLE for side in request.size)
-        if height and width:
-            smaller = replace(request, size=(height, width))
-            yield f'size="{width}x{height}"', estimates(files, smaller, dtype, loaded=loaded)
+@dataclass(frozen=True)
+class _Way:
+    """A way to make about the same video."""
+
+    words: str
+    """What is to be asked for."""
+    request: Request
+    dtype: torch.dtype
+    offload: bool
+
+    def with_(self, words: str, **changes: Any) -> "_Way":
+        return replace(self, words=f"{self.words} {words}".strip(), **changes)
+
+    def estimates(self, files: ModelFiles, loaded: bool) -> list[MemoryEstimate]:
+        return estimates(files, self.request, self.dtype, loaded=loaded, offload=self.offload)
+
+
+def _ways(files: ModelFiles, plain: _Way, device: torch.device, loaded: bool) -> list[_Way]:
+    """Ways that take less memory, the dearest first.
+
+    They are another policy, offloading, another precision, several of these, a shorter or a smaller video,
+    and at last all of it together.
+    """
+    preset, request = files.preset, plain.request
+    ways = [plain]
+    if not request.has_roles:
+        sparse = replace(request, policy=choose_policy(preset, "dummy"), plan=None)
+        ways += [way.with_('policy="dummy"', request=sparse) for way in ways]
+    if device.type == "cuda" and not plain.offload:
+        ways += [way.with_("offload=True", offload=True) for way in ways]
+    if plain.dtype == torch.float32 and not loaded:
+        ways += [way.with_('torch_dtype="bfloat16"', dtype=torch.bfloat16) for way in ways]
+    ways.sort(key=lambda way: len(way.words.split()))
+    for way in [ways[0], *ways[1:][-1:]]:
+        for divisor in (2, 4, 8):
+            chunks = (request.chunks or 0) // divisor
+            if chunks:
+                shorter = replace(way.request, frames=chunks * preset.chunk_frames)
+                count = preset.pixel_frames(chunks * preset.chunk_frames)
+                ways.append(way.with_(f"num_frames={count}", request=shorter))
+        for divisor in (2, 4, 8):
+            height, width = (side // divisor // SIZE_MULTIPLE * SIZE_MULTIPLE for side in request.size)
+            if height and width:
+                smaller = replace(way.request, size=(height, width))
+                ways.append(way.with_(f'size="{width}x{height}"', request=smaller))
+    return ways[1:]

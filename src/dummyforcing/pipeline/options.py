@@ -131,8 +131,10 @@ class VideoOptions:
     """Image that the video begins with, on models that can: see the list of models. It is white where it is
     transparent."""
     video: "str | Path | None" = option(None, metavar="FILE", hint="none")
-    """Video that the new one goes on from: its first 9 pixel frames with 3 latent frames a chunk. Krea
-    Realtime makes the whole video from it instead."""
+    """Video that the new one goes on from: it begins with the last 9 pixel frames of that one, with 3 latent
+    frames a chunk. Krea Realtime makes the whole video from it instead."""
+    video_from: Literal["end", "start"] = option("end", choices=("end", "start"))
+    """Where in that video to begin: with its last frames, or its first ones."""
     strength: float | None = option(None, kind=float, metavar="0..1", hint="0.7", above=0, most=1)
     """How much of that video is changed then; 1 is all of it."""
     switches: "Sequence[tuple[float, str] | str]" = option(

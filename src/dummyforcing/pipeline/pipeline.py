@@ -29,7 +29,8 @@ from dummyforcing.pipeline.loading import load_parts
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.options import CallOptions, LoadOptions, VideoOptions, choose, with_options
 from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput, as_output, join
-from dummyforcing.pipeline.parts import Parts, warn_of_length, warn_of_words
+from dummyforcing.pipeline.parts import Parts
+from dummyforcing.pipeline.remarks import remarks, warn
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.pipeline.saved import read_rollout
@@ -41,7 +42,11 @@ Prompt = str | Sequence[str] | None
 
 
 class DummyForcingPipeline:
-    """A loaded model; it holds no state of any video, so several rollouts may run side by side."""
+    """A loaded model; it holds no state of any video, so several rollouts may run side by side.
+
+    On a CPU they may do so in several threads. On a GPU one thread makes the chunks of all of them, as CUDA
+    graphs share memory. A single rollout belongs to one thread at a time anywhere.
+    """
 
     def __init__(
         self,
@@ -174,7 +179,8 @@ class DummyForcingPipeline:
         """Make a video, or one for each prompt of a list.
 
         Args:
-            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with `seed + i`.
+            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with
+                `seed + i`, up to rounding.
             options: See `CallOptions`.
 
         Returns:
@@ -219,7 +225,8 @@ class DummyForcingPipeline:
         """Make a video as pixel frames in 8 bits, or one for each prompt of a list.
 
         Args:
-            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with `seed + i`.
+            prompt: What the video shows. In a batch, sample i is what its prompt gives alone with
+                `seed + i`, up to rounding.
             **options: See `VideoOptions`.
 
         Returns:
@@ -324,9 +331,8 @@ class DummyForcingPipeline:
         return tuple(step for step, is_skipped in enumerate(skips) if is_skipped)
 
     def warn_of(self, request: Request) -> None:
-        """Warn of what the model was never taught."""
-        warn_of_length(self.parts, request.frames)
-        warn_of_words(self.parts, [*request.prompts, *(switch.prompt for switch in request.switches)])
+        """Warn of what can be done, but perhaps not as it is meant."""
+        warn(remarks(self.parts, request))
 
     def _begin(self, request: Request) -> Rollout:
         rollout = self.rollout(request)

@@ -16,11 +16,18 @@ from torch import Tensor
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.finite import all_finite, faults
+from dummyforcing.files.text import whole_prompt
 from dummyforcing.method.budget import DEFAULT_BUDGET, past_within
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.beginning import read_begin
-from dummyforcing.pipeline.choices import check_guard, check_teacache, choose_heads, choose_policy
+from dummyforcing.pipeline.choices import (
+    check_first_frames,
+    check_guard,
+    check_teacache,
+    choose_heads,
+    choose_policy,
+)
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.option import shorten
 from dummyforcing.pipeline.options import VideoOptions, choose
@@ -179,10 +186,13 @@ def check_request(
     if policy.budget is not None and plan is None and (options.budget or isinstance(options.policy, str)):
         past = _past_within(files, options.budget or DEFAULT_BUDGET, size, cache_dtype)
         policy = replace(policy, budget=past)
+    check_first_frames(preset, policy)
     if plan is not None:
         plan.require(files.config.num_layers, files.config.num_heads)
     guard = options.guard if not isinstance(options.guard, int | float) else Guard(tolerance=options.guard)
-    begin = read_begin(preset, options.image, options.video, options.strength, frames, size)
+    begin = read_begin(
+        preset, options.image, options.video, options.video_from, options.strength, frames, size
+    )
     teacache = read_teacache(files, options.teacache)
     return Request(
         prompts,
@@ -234,7 +244,7 @@ def check_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
         raise BadRequest(f"prompt={shorten(prompt)} is no text", "give a str, or a list of them", "prompt")
     if not prompts or not all(text.strip() for text in prompts):
         raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
-    return prompts
+    return tuple(whole_prompt(text, "prompt") for text in prompts)
 
 
 def _size(preset: Preset, options: VideoOptions) -> tuple[int, int]:

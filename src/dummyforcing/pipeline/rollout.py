@@ -25,7 +25,8 @@ from dummyforcing.pipeline.finite import FiniteCheck
 from dummyforcing.pipeline.option import one_option, shorten
 from dummyforcing.pipeline.options import VideoOptions
 from dummyforcing.pipeline.outputs import Chunk, Timings, join
-from dummyforcing.pipeline.parts import Parts, warn_of_words
+from dummyforcing.pipeline.parts import Parts
+from dummyforcing.pipeline.remarks import remarks_on_change, remarks_on_prompts, warn
 from dummyforcing.pipeline.request import Request, check_prompts
 from dummyforcing.pipeline.saved import RolloutState, rules_of, write_rollout
 from dummyforcing.runtime.streams import Decoding, Event
@@ -169,7 +170,8 @@ class Rollout:
             )
         fade = one_option(VideoOptions, "fade").checked(fade)
         embeds = self._parts.text.encode(prompts)
-        warn_of_words(self._parts, prompts)
+        change = remarks_on_change(self._parts, self.request)
+        warn([*remarks_on_prompts(self._parts, prompts), *change])
         self.prompts, self._prompt_embeds = prompts, embeds
         self.sampler.set_prompt(embeds, chunks=fade)
 
@@ -315,8 +317,7 @@ class Rollout:
         chunks = (self.sampler.frames - start.shape[1]) // self.sampler.chunk_frames
         del self.sampler  # its cache is gone before there is another one
         self.sampler = self._new_sampler(noise)
-        self.sampler.take_over(prompts, heads, chunks)
-        self.sampler.extend(start)
+        self.sampler.take_over(prompts, heads, chunks, start)
         self._decoder.begin_again(start)
 
     # --- handing out pixel frames ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dummyforcing.errors import BadRequest
+from dummyforcing.files.text import whole_prompt
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
 
 
@@ -52,19 +53,25 @@ def place_switches(
         frames: Latent frames of the video.
 
     Raises:
-        BadRequest: If one comes too late to be seen, or has no prompt, or two come in the same chunk.
+        BadRequest: If one comes too late to be seen, or has no prompt, two come in the same chunk, or the
+            fade is longer than the video.
     """
     found: dict[int, Switch] = {}
     chunk = preset.chunk_frames
+    if switches and frames is not None and fade * chunk > frames:
+        raise BadRequest(
+            f"A fade of {fade} chunks is longer than the video", f"take {frames // chunk} or less", "fade"
+        )
     for seconds, prompt in sorted(switches, key=lambda switch: switch[0]):
         last = math.inf if frames is None else max(preset.pixel_frames(frames - chunk), 0) / preset.fps
         if not prompt.strip():
             raise BadRequest(
                 "The prompt to change to is empty", "say what the video shall show then", "switches"
             )
+        prompt = whole_prompt(prompt, "switches")
         if not (0 < seconds <= last and math.isfinite(seconds)):
             limit = (
-                "more than 0 s" if frames is None else f"the last chunk of this video begins at {last:.1f} s"
+                "more than 0 s" if frames is None else f"the last chunk of this video begins at {last:.2f} s"
             )
             raise BadRequest(f"The prompt cannot change at {seconds:g} s", limit, "switches")
         earliest = math.ceil((seconds * preset.fps - 1) / PIXEL_FRAMES_PER_FRAME) + 1

@@ -8,15 +8,15 @@ between models, and no code asks for a model's name.
     source = { file = "my.pt", key = "generator_ema" }
 """
 
-import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_json, read_toml
 from dummyforcing.files.records import build, nearest
 
 FOLDER = Path(__file__).parent
@@ -41,6 +41,19 @@ SAMPLERS_WITH = {
 """Fields of presets that only some samplers have a use for, and which ones."""
 
 
+def _require(record: object, name: str, *, at_least: float, at_most: float = math.inf) -> None:
+    """Refuse a number that is out of range, or infinite; None is no number.
+
+    Raises:
+        BadRequest: If it is.
+    """
+    value = getattr(record, name)
+    if value is not None and not (at_least <= value <= at_most and math.isfinite(value)):
+        bounds = f"take {at_least:g} {f'to {at_most:g}' if math.isfinite(at_most) else 'or more'}"
+        remedy = bounds if math.isfinite(at_least) else "give a finite number"
+        raise BadRequest(f"{name} cannot be {value:g}", remedy)
+
+
 @dataclass(frozen=True)
 class ScheduleArgs:
     """Arguments of `make_schedule`, which makes the denoising steps of a chunk."""
@@ -51,6 +64,21 @@ class ScheduleArgs:
     """Flow shift."""
     warp: bool = True
     """Whether the shift applies to `steps`, or they are timesteps already."""
+
+    def __post_init__(self) -> None:
+        falls = all(before > after for before, after in pairwise(self.steps))
+        if not (self.steps and falls and self.steps[-1] >= 0 and 0 < self.steps[0] <= 1000):
+            raise BadRequest(
+                f"A schedule cannot have the steps {list(self.steps)}",
+                "give noise levels from 1000 downwards, such as [1000, 750, 500, 250]",
+            )
+        if self.warp and any(step % 1 for step in self.steps):
+            raise BadRequest(
+                f"The steps {list(self.steps)} number entries of a table",
+                "give whole numbers, or warp = false",
+            )
+        if not 0 < self.shift < math.inf:
+            raise BadRequest(f"A schedule cannot have shift {self.shift:g}", "take more than 0, such as 5")
 
 
 @dataclass(frozen=True)
@@ -63,6 +91,11 @@ class DummyDefaults:
     """Recent latent frames that a neighbor head keeps."""
     dummy_fraction: float = 0.5
     """Share of all heads that become dummy."""
+
+    def __post_init__(self) -> None:
+        _require(self, "classify_at_chunk", at_least=1)
+        _require(self, "neighbor_frames", at_least=1)
+        _require(self, "dummy_fraction", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +112,9 @@ class Source:
     """File beside, to merge into the weights; without a repository a path, too."""
     lora_scale: float = 1.0
     """Factor of the LoRA besides its own."""
+
+    def __post_init__(self) -> None:
+        _require(self, "lora_scale", at_least=-math.inf, at_most=math.inf)
 
 
 @dataclass(frozen=True)
@@ -137,6 +173,16 @@ class Preset:
     """Options of videos that have other defaults with this model, such as `{policy = "anchored"}`."""
 
     def __post_init__(self) -> None:
+        for name in ("chunk_frames", "local_attention_size", "max_frames"):
+            _require(self, name, at_least=1)
+        _require(self, "fps", at_least=1, at_most=1000)
+        for name in ("overlap_frames", "recache_frames", "context_frames"):
+            _require(self, name, at_least=0)
+        if min(self.size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in self.size):
+            raise BadRequest(
+                f"A model cannot have size {list(self.size)}", f"give multiples of {SIZE_MULTIPLE} pixels"
+            )
+        self._require_lengths()
         defaults = {one.name: one.default for one in fields(self)}
         for name, samplers in SAMPLERS_WITH.items():
             if self.sampler not in samplers and getattr(self, name) != defaults[name]:
@@ -148,6 +194,31 @@ class Preset:
             raise BadRequest(
                 "Sampler 'recompute' builds its cache from context_frames, and there are none",
                 "give 1 or more",
+            )
+
+    def _require_lengths(self) -> None:
+        """Refuse lengths in which there is no room for what is made at a time."""
+        chunk, current = self.chunk_frames, self.current_frames
+        for name in ("max_frames", "local_attention_size"):
+            length = getattr(self, name)
+            if length is not None and length < current:
+                raise BadRequest(
+                    f"{name} is {length}, but {current} latent frames are made at a time",
+                    f"take {current} or more, or leave it out",
+                )
+        if not self.overlap_frames:
+            return
+        if self.max_frames is None or self.overlap_frames > self.max_frames - chunk:
+            raise BadRequest(
+                f"Each further rollout begins with {self.overlap_frames} frames of the one before, and "
+                f"max_frames is {self.max_frames}",
+                f"let max_frames be {self.overlap_frames + chunk} or more",
+            )
+        if self.max_frames % chunk or self.overlap_frames % chunk:
+            raise BadRequest(
+                f"Rollouts of {self.max_frames} frames that overlap by {self.overlap_frames} do not consist "
+                f"of chunks of {chunk}",
+                "give multiples of chunk_frames",
             )
 
     @property
@@ -254,8 +325,7 @@ def read_preset(path: Path) -> Preset:
         BadFile: If the file is not such a preset; names the field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        data = read_toml(path) if path.suffix == ".toml" else read_json(path)
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} is not a preset ({error})", "mend it there") from error
     if not isinstance(data, dict):
@@ -317,7 +387,7 @@ def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where:
     return {**below, **{name: value for name, value in data.items() if name != "like"}}
 
 
-PUBLIC_TABLES: dict[str, dict[str, Any]] = tomllib.loads((FOLDER / "public.toml").read_text(encoding="utf-8"))
+PUBLIC_TABLES: dict[str, dict[str, Any]] = read_toml(FOLDER / "public.toml")
 PUBLIC: dict[str, Preset] = {
     name: build(Preset, {**_complete(table, PUBLIC_TABLES, name), "name": name}, name)
     for name, table in PUBLIC_TABLES.items()

@@ -7,6 +7,8 @@ def spin_briefly() -> None:
     """Let libgomp's threads spin for a short while before they sleep, unless the environment says otherwise.
 
     By default they spin for milliseconds: beside one other busy process on two cores that made a chunk take
-    35 s in place of 2 s. Not to spin at all costs 40% on an idle machine. Call this before torch is imported.
+    35 s in place of 2 s. Not to spin at all costs 40% on an idle machine. libgomp reads this when torch is
+    imported, and never again.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -98,6 +98,12 @@ class PromptTrack:
         """Another one that goes on from here."""
         return copy(self)
 
+    def standing(self) -> "PromptTrack":
+        """Another one that stays at the present prompt."""
+        other = copy(self)
+        other._fade = None
+        return other
+
     def _use(self, embeds: Tensor) -> None:
         self._embeds = self._checked(embeds)
         weight = self._model.patch_embedding.weight

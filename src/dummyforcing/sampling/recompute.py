@@ -36,7 +36,7 @@ class RecomputeSampler(Sampler):
         schedule: Schedule,
         latent_shape: tuple[int, int, int, int],
         *,
-        context_frames: int = 3,
+        context_frames: int,
         first_latent: Callable[[], Tensor] | None = None,
         source: Tensor | None = None,
         **options: Unpack[SamplerOptions],

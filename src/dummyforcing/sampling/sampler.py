@@ -279,18 +279,21 @@ class Sampler(ABC):
         self.history.load_state(state.history)
         self.noise = SeededNoise.from_state(state.noise)
 
-    def take_over(self, prompts: PromptTrack, heads: HeadClassifier, chunks: int) -> None:
+    def take_over(self, prompts: PromptTrack, heads: HeadClassifier, chunks: int, start: Tensor) -> None:
         """Go on with the prompts and the plans of another sampler, whose video this one continues.
 
         Args:
             prompts: Of the other sampler, a fade that is under way included.
             heads: Likewise.
             chunks: The number in its video of this one's chunk 0.
+            start: The frames of that video that this one begins with again, `(B, F, C, h, w)`.
         """
-        self.prompts = prompts
         self.heads.take_over(heads, chunks)
         if self.heads.is_planned:
             self.cache.apply(self.heads.plans)
+        self.prompts = prompts.standing()  # a fade took its steps for these frames when they were made
+        self.extend(start)
+        self.prompts = prompts
 
     def call(self, step: int | None) -> Call:
         """Name a pass over the present chunk."""

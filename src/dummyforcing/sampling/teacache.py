@@ -5,13 +5,13 @@ are worked out once, as a table for all chunks (`skip_table`). What a model lose
 `calibration.calibrate`; the result is a `Calibration`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import as_text, build
 from dummyforcing.files.writing import replacing
 from dummyforcing.models.wan import TimeEmbedding
@@ -209,7 +209,7 @@ class Calibration:
             BadFile: If there is no readable table.
         """
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            fields = read_json(path)
         except OSError as error:
             raise BadFile(
                 f"The TeaCache table {path} cannot be read ({error.strerror})", "give another file"

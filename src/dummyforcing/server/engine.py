@@ -10,16 +10,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy, deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from dummyforcing.errors import NotEnoughMemory
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.memory import estimates
 from dummyforcing.pipeline.options import VideoOptions, choose
-from dummyforcing.pipeline.parts import about_length, about_words
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.remarks import remarks
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.scheduler import Scheduler, Turn
 from dummyforcing.server.threads import run_in
@@ -104,10 +103,6 @@ class Engine:
         """Whether it has made a video to warm up."""
         self.capacity = 0.9 * available_memory(pipeline.device)
         """Bytes for videos."""
-        # With a tokenizer of its own: the model's thread may be using the other one.
-        speller = copy(pipeline.text)
-        speller.tokenizer = deepcopy(pipeline.text.tokenizer)
-        self._parts = replace(pipeline.parts, text=speller)
         self._claims: dict[str, Claim] = {}
         self._pace: dict[tuple[int, int], float] = {}  # seconds of the device for a chunk, by size
         self._thread = ThreadPoolExecutor(1, "model")
@@ -243,13 +238,11 @@ class Engine:
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that the model was never taught."""
-        return self._parts.text.unknown_words(prompt)
+        return self.pipeline.text.unknown_words(prompt)
 
     def remarks(self, request: Request) -> list[str]:
         """What is to be said of a video that the model was not quite made for."""
-        prompts = [*request.prompts, *(switch.prompt for switch in request.switches)]
-        found = (about_length(self._parts, request.frames), about_words(self._parts, prompts))
-        return [one for one in found if one]
+        return [str(one) for one in remarks(self.pipeline.parts, request)]
 
     def _warm_up(self) -> None:
         """Make a few chunks, so that the first viewer waits for nothing but his own."""

@@ -8,13 +8,13 @@ Flags win over the environment, and the environment over the file:
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_toml
 from dummyforcing.pipeline.option import Documented, documented, option
 from dummyforcing.pipeline.options import choose
 
@@ -159,10 +159,10 @@ def _of_file(path: "str | Path | None") -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise BadFile(f"{path} cannot be read ({error.strerror})", "give a TOML file of settings") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadFile(f"{path} is no TOML ({error})", "mend it there") from error
 
 

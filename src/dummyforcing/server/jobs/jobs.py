@@ -30,6 +30,7 @@ from dummyforcing.server.jobs.film import Film
 from dummyforcing.server.jobs.request import VideoRequest
 from dummyforcing.server.scheduler import Turn
 from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
+from dummyforcing.server.storage.decoding import Kind, Wanted
 from dummyforcing.server.storage.store import Store, StoredVideo, new_id
 from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.logs import log_prompt
@@ -154,8 +155,12 @@ class Jobs:
         except UserError as error:
             raise problem_of(error, NAMES) from error
 
-    def frames_of_reference(self, checked: Request) -> int:
-        """How many frames of a clip a video begins with, or is made from.
+    def wanted(self, checked: Request, kind: Kind | None = None) -> Wanted:
+        """What a video begins with, or is made from, of an upload.
+
+        Args:
+            checked: The video.
+            kind: What the upload must be; None: an image or a clip.
 
         Raises:
             Problem: If the model begins with nothing.
@@ -168,7 +173,9 @@ class Jobs:
                 f"Model '{preset.name}' starts from a prompt alone; leave the reference out.",
                 "input_reference",
             )
-        return preset.pixel_frames(checked.length if preset.start == "chunk" else preset.chunk_frames)
+        is_whole = preset.start == "chunk"
+        count = preset.pixel_frames(checked.length if is_whole else preset.chunk_frames)
+        return Wanted(checked.size, kind, count, from_end=not is_whole, fps=preset.fps)
 
     async def add(
         self,

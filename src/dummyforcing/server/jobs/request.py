@@ -1,12 +1,12 @@
 """What `POST /v1/videos` asks for: the fields of OpenAI's clients, and those of this library beside them."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dummyforcing.files.reading import parse_json
 from dummyforcing.presets.preset import Preset
 from dummyforcing.server.fields import VideoFields, options_of
 from dummyforcing.server.web.problems import Problem
@@ -179,6 +179,6 @@ def _twice(name: str) -> Problem:
 
 def _json(name: str, value: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return parse_json(value)
+    except ValueError as error:
         raise Problem(400, "bad_request", f"The field '{name}' cannot be read; give JSON.", name) from error

@@ -180,12 +180,9 @@ class Conversation:
             yield options
             return
         plain = await asyncio.to_thread(server.sessions.request, prompt, options)
-        count = server.jobs.frames_of_reference(plain)
         kind: Kind = "image" if message.image is not None else "clip"
-        fps = server.engine.pipeline.files.preset.fps
-        async with server.uploads.prepared(
-            self._owner, reference, size=plain.size, kind=kind, count=count, fps=fps
-        ) as path:
+        wanted = server.jobs.wanted(plain, kind)
+        async with server.uploads.prepared(self._owner, reference, wanted) as path:
             yield options | {"image" if kind == "image" else "video": path}
 
     async def _set_prompt(self, session: Session, message: Prompt, viewed: int) -> None:

@@ -230,16 +230,12 @@ async def _reference(
         message = "A reference has a file_id or an image_url; give one."
         raise Problem(400, "bad_request", message, "input_reference")
     checked, _ = await server.jobs.check(asked)
-    size, fps = checked.size, server.jobs.preset.fps
-    count = server.jobs.frames_of_reference(checked)
+    wanted = server.jobs.wanted(checked)
     if isinstance(source, str):
-        async with uploads.prepared(owner, source, size=size, count=count, fps=fps) as path:
+        async with uploads.prepared(owner, source, wanted) as path:
             yield path
         return
-    async with (
-        uploads.received(source) as (_, raw),
-        uploads.prepared_file(raw, size=size, count=count, fps=fps) as path,
-    ):
+    async with uploads.received(source) as (_, raw), uploads.prepared_file(raw, wanted) as path:
         yield path
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from dummyforcing.errors import BadFile, UserError
+from dummyforcing.files.records import build
 
 Kind = Literal["image", "clip"]
 
@@ -26,6 +27,22 @@ FORMATS = (
 """Those that FFmpeg may read: none that name other files, as playlists do."""
 NAME = "The file"
 """What messages call the upload."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of an upload."""
+
+    size: tuple[int, int]
+    """Height and width."""
+    kind: Kind | None = None
+    """What it must be; None: either."""
+    count: int = 1
+    """Frames of a clip."""
+    from_end: bool = False
+    """Whether they are its last ones."""
+    fps: int = 16
+    """At which they are read and written."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +57,19 @@ class Work:
     """Length of the clip."""
     target: str | None = None
     """Path of the result, without the end of its name; None: only look what it is."""
-    size: tuple[int, int] = (0, 0)
-    """Height and width of the result."""
-    count: int = 1
-    """Frames of a clip."""
-    fps: int = 16
-    """At which they are read and written."""
-    kind: Kind | None = None
-    """What it must be; None: either."""
+    wanted: Wanted = Wanted((0, 0))
+    """What the result is."""
 
     @property
     def memory(self) -> int:
         """Bytes that the process may have: decoders keep up to 17 frames, of up to 3 bytes a pixel."""
-        return 2**30 + 64 * self.max_pixels + 8 * self.count * self.size[0] * self.size[1]
+        height, width = self.wanted.size
+        return 2**30 + 64 * self.max_pixels + 8 * self.wanted.count * height * width
 
     @property
     def seconds(self) -> int:
         """Time that it may take."""
-        return 30 + self.count // 20
+        return 30 + self.wanted.count // 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,10 @@ def decode(work: Work) -> Outcome:
         BadFile: If it cannot be read, is another kind of file, or too large.
     """
     kind = _kind(work)
-    if work.kind not in (None, kind):
-        raise BadFile(f"{NAME} is no {work.kind}", f"give {'an image' if work.kind == 'image' else 'a clip'}")
+    wanted = work.wanted
+    if wanted.kind not in (None, kind):
+        article = "an image" if wanted.kind == "image" else "a clip"
+        raise BadFile(f"{NAME} is no {wanted.kind}", f"give {article}")
     if work.target is None:
         return Outcome(kind)
     target = Path(work.target + (".png" if kind == "image" else ".mkv"))
@@ -89,7 +103,7 @@ def decode(work: Work) -> Outcome:
 
         from dummyforcing.media.images import read_image
 
-        (pixels,) = read_image(work.source, work.size)
+        (pixels,) = read_image(work.source, wanted.size)
         Image.fromarray(pixels).save(target, "PNG")
     else:
         _write_clip(work, target)
@@ -158,21 +172,21 @@ def _write_clip(work: Work, target: Path) -> None:
 
     from dummyforcing.media.clips import read_video
 
-    frames = read_video(work.source, work.count, work.size, work.fps)
+    wanted = work.wanted
+    frames = read_video(work.source, wanted.count, wanted.size, wanted.fps, from_end=wanted.from_end)
     with av.open(str(target), "w", format="matroska") as container:
-        stream = container.add_stream("ffv1", rate=work.fps)
-        stream.height, stream.width, stream.pix_fmt = *work.size, "bgr0"
+        stream = container.add_stream("ffv1", rate=wanted.fps)
+        stream.height, stream.width, stream.pix_fmt = *wanted.size, "bgr0"
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")
-            frame.pts, frame.time_base = number, Fraction(1, work.fps)
+            frame.pts, frame.time_base = number, Fraction(1, wanted.fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def main() -> None:
     """Read a `Work` from the input, and write its `Outcome` to the output."""
-    fields = json.loads(sys.stdin.read())
-    work = Work(**{**fields, "size": tuple(fields["size"])})
+    work = build(Work, json.loads(sys.stdin.read()), "work")
     resource.setrlimit(resource.RLIMIT_AS, (work.memory, work.memory))
     resource.setrlimit(resource.RLIMIT_CPU, (work.seconds, work.seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,6 @@
 """Images and clips that clients upload, `/v1/files`, as OpenAI's clients do.
 
-    async with uploads.prepared(owner, "file-...", kind="image", size=(480, 832)) as path: ...
+    async with uploads.prepared(owner, "file-...", Wanted(size=(480, 832), kind="image")) as path: ...
 
 Nothing of an upload is trusted: it is decoded in a process of its own, and what a model is given is a file
 that this process wrote.
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
-from dummyforcing.server.storage.decoding import Kind, Outcome, Work
+from dummyforcing.server.storage.decoding import Outcome, Wanted, Work
 from dummyforcing.server.storage.store import Store, StoredFile, new_id
 from dummyforcing.server.web.access import owner_of
 from dummyforcing.server.web.problems import Problem
@@ -71,7 +71,7 @@ class Uploads:
             Problem: If it is neither, or too large.
         """
         async with self.received(upload) as (id, path):
-            outcome = await self._decoded(self._work(path))
+            outcome = await self._decoded(self._look(path))
             assert outcome.kind
             name = (upload.filename or "upload")[:255]
             size = path.stat().st_size
@@ -115,62 +115,40 @@ class Uploads:
         self._store.upload_file(file.id).unlink(missing_ok=True)
 
     @asynccontextmanager
-    async def prepared(
-        self,
-        owner: str,
-        id: str,
-        *,
-        size: tuple[int, int],
-        kind: Kind | None = None,
-        count: int = 1,
-        fps: int = 16,
-    ) -> AsyncIterator[Path]:
+    async def prepared(self, owner: str, id: str, wanted: Wanted) -> AsyncIterator[Path]:
         """Make of an upload what a model can be given; it is gone after the block.
 
         Args:
             owner: Whose it is.
             id: Of the upload.
-            size: Height and width in pixels.
-            kind: What it must be; None: either.
-            count: Frames, of a clip.
-            fps: At which they are read.
+            wanted: What is made of it.
 
         Returns:
-            An image (.png) or a clip (.mkv), of that size.
+            An image (.png) or a clip (.mkv).
 
         Raises:
             Problem: If there is no such upload, or it cannot be read.
         """
         file = await self.file(owner, id)
         path = self._store.upload_file(file.id)
-        async with self.prepared_file(path, size=size, kind=kind, count=count, fps=fps) as result:
+        async with self.prepared_file(path, wanted) as result:
             yield result
 
     @asynccontextmanager
-    async def prepared_file(
-        self, path: Path, *, size: tuple[int, int], kind: Kind | None = None, count: int = 1, fps: int = 16
-    ) -> AsyncIterator[Path]:
+    async def prepared_file(self, path: Path, wanted: Wanted) -> AsyncIterator[Path]:
         """The same of a file that is not kept."""
         target = self._store.uploads / f"prepared-{new_id('file-')}"
         try:
-            outcome = await self._decoded(self._work(path, str(target), size, kind, count, fps))
+            outcome = await self._decoded(replace(self._look(path), target=str(target), wanted=wanted))
             assert outcome.path
             yield Path(outcome.path)
         finally:
             for left in self._store.uploads.glob(f"{target.name}.*"):
                 left.unlink(missing_ok=True)
 
-    def _work(
-        self,
-        path: Path,
-        target: str | None = None,
-        size: tuple[int, int] = (0, 0),
-        kind: Kind | None = None,
-        count: int = 1,
-        fps: int = 16,
-    ) -> Work:
-        settings = self._settings
-        return Work(str(path), settings.max_image_pixels, settings.max_clip, target, size, count, fps, kind)
+    def _look(self, path: Path) -> Work:
+        """Find out what a file is."""
+        return Work(str(path), self._settings.max_image_pixels, float(self._settings.max_clip))
 
     async def _decoded(self, work: Work) -> Outcome:
         """Have another process read it.

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.reading import read_text
 from dummyforcing.server.settings import PREFIX, Settings, several
 from dummyforcing.server.web.limits import Rates
 from dummyforcing.server.web.problems import Problem
@@ -124,13 +125,15 @@ def read_keys(settings: Settings) -> Keys:
 
 def _of_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise BadFile(
             f"{path} cannot be read ({error.strerror})", "give a file of keys, one a line", "api_key_file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise BadFile(f"{path} is no text", "give a file of keys, one a line", "api_key_file") from error
+    except ValueError as error:
+        raise BadFile(
+            f"{path} is no text ({error})", "give a file of keys, one a line", "api_key_file"
+        ) from error
     found = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     keys = [_checked(line, f"{path}, line {number}") for number, line in found if line and line[0] != "#"]
     if not keys:

@@ -1,0 +1,72 @@
+"""What is to be said of a request that can be done, but perhaps not as it is meant."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+from dummyforcing.errors import RequestWarning, TrainedLengthWarning, TrainedSizeWarning, UnknownWordsWarning
+from dummyforcing.pipeline.parts import Parts
+from dummyforcing.pipeline.request import Request
+
+FAR = 4
+"""So many times as many pixels as a model was trained with, or as few, are another kind of picture to it."""
+
+
+def remarks(parts: Parts, request: Request) -> Iterator[RequestWarning]:
+    """What is to be said of a request."""
+    preset, policy = parts.preset, request.policy
+    longest = None if preset.overlap_frames else preset.max_frames
+    if longest is not None and (request.frames is None or request.frames > longest):
+        yield TrainedLengthWarning(
+            f"Model '{preset.name}' was trained for videos of {preset.pixel_frames(longest)} "
+            "pixel frames; a longer one may drift or freeze."
+        )
+    if not 1 / FAR <= math.prod(request.size) / math.prod(preset.size) <= FAR:
+        (height, width), (trained_height, trained_width) = request.size, preset.size
+        yield TrainedSizeWarning(
+            f"Model '{preset.name}' was trained with {trained_width}x{trained_height} pixels; "
+            f"{width}x{height} are far from that, and what it makes of them may be nonsense."
+        )
+    yield from remarks_on_prompts(parts, [*request.prompts, *(switch.prompt for switch in request.switches)])
+    if request.plan is not None and policy.roles is None:
+        yield RequestWarning(
+            f"The head plan says what the heads see; policy '{policy.name}' has no say beside it."
+        )
+    if request.switches:
+        yield from remarks_on_change(parts, request)
+
+
+def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[RequestWarning]:
+    """What is to be said of prompts; those that are empty came as embeddings."""
+    prompts = [prompt for prompt in prompts if prompt]
+    words = dict.fromkeys(word for prompt in prompts for word in parts.text.unknown_words(prompt))
+    if words:
+        yield UnknownWordsWarning(
+            f"Model '{parts.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+            f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}."
+        )
+    for text in filter(None, map(parts.text.without_effect, prompts)):
+        yield RequestWarning(
+            f"The prompt is longer than the {parts.text.text_len} tokens that model '{parts.preset.name}' "
+            f"reads; this end of it has no effect: {text!r}."
+        )
+
+
+def remarks_on_change(parts: Parts, request: Request) -> Iterator[RequestWarning]:
+    """What is to be said of a change of the prompt on the way."""
+    preset = parts.preset
+    contexts = [request.policy.initial, *(request.policy.roles or {}).values()]
+    if request.plan is not None or request.policy.roles is not None:
+        contexts = [*(request.plan.table if request.plan else request.policy.roles or {}).values()]
+    most = [math.inf if context.total is None else context.total for context in contexts]
+    if 0 < preset.recache_frames < max(most) and not preset.global_sink:
+        yield RequestWarning(
+            f"With a change of the prompt, model '{preset.name}' writes its newest {preset.recache_frames} "
+            "latent frames again, and no head sees what was before them any more."
+        )
+
+
+def warn(said: Iterable[RequestWarning]) -> None:
+    """Warn the caller of the function that calls this one."""
+    for one in said:
+        warnings.warn(one, stacklevel=3)

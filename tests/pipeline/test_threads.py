@@ -1,0 +1,84 @@
+"""Several threads make videos with one pipeline, each as it is alone."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dummyforcing.pipeline.pipeline import load
+
+PROMPTS = ["a red ball", "a blue cube spins", "a red cube on a green floor", "a ball"]
+POLICIES = ["dummy", "dense", "window:1,2", "anchored"]
+
+
+def test_every_thread_gets_its_video(model_folder: Path) -> None:
+    pipeline = load(model_folder)
+
+    def make(number: int) -> np.ndarray:
+        one = pipeline.start(
+            PROMPTS[number % 4], num_frames=None, seed=number, policy=POLICIES[number % 4], size=(32, 48)
+        )
+        frames = [one.next_chunk().frames]
+        one.set_prompt(PROMPTS[(number + 1) % 4], fade=2)
+        frames += [one.next_chunk().frames for _ in range(2)]
+        return np.concatenate(frames, 1)
+
+    alone = [make(number) for number in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(make, [*range(4)] * 2))
+    finally:
+        sys.setswitchinterval(interval)
+    for number, frames in enumerate(together):
+        np.testing.assert_array_equal(frames, alone[number % 4])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+@pytest.mark.parametrize(
+    "use", ["dummyforcing.load", "dummyforcing.DummyForcingPipeline", "dummyforcing.cli"]
+)
+def test_threads_of_kernels_spin_briefly_before_torch_is_there(
+    given: dict[str, str], expected: str | None, use: str
+) -> None:
+    """The library sets it as the command line does, unless somebody else did."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    module, _, name = use.rpartition(".")
+    code = (
+        "import os, sys\n"
+        f"from {module} import {name}\n"
+        "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))\n"
+        "import dummyforcing.runtime.threads as threads\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[1] == str(expected)
+
+
+def test_a_program_that_has_torch_already_is_left_alone() -> None:
+    code = (
+        "import os, sys, types\n"
+        "sys.modules['torch'] = types.ModuleType('torch')\n"
+        "import dummyforcing\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "None"

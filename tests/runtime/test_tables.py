@@ -1,0 +1,62 @@
+"""The tables of a rollout tell the kernel that places heads where to write: in Triton's interpreter.
+
+The interpreter must be on before Triton is imported, so the rollouts run in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dummyforcing.kernels import ops
+from dummyforcing.runtime.fused import FusedWan
+from tests.oracles import random_plan, small_model
+from tests.runtime.test_fused import rollout
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
+def test_the_kernel_writes_where_the_heads_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By addresses alone: the buffers of the cache are not handed to it."""
+    from dummyforcing.kernels import ops_triton
+
+    calls = []
+
+    def place(
+        qkv: Tensor,
+        gains: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        targets: ops.Targets,
+        q: Tensor,
+        eps: float,
+    ) -> None:
+        calls.append(targets)
+        ops_triton.place_heads(qkv, gains, rope, targets.table, targets.slots, q, eps)
+
+    model = small_model(layers=2, heads=5)
+    plan = random_plan(2, 5, seed=0)
+    plain, _ = rollout(model, plan=plan, batch=2, frames=9)
+    monkeypatch.setattr("dummyforcing.runtime.fused.place_heads", place)
+    placed, _ = rollout(model, plan=plan, batch=2, frames=9, fused=FusedWan(model))
+    torch.testing.assert_close(placed, plain, atol=1e-4, rtol=0)
+    assert len(calls) == 2 * 3 * 5
