@@ -149,8 +149,9 @@ class Policy:
 class OwnPolicy(Protocol):
     """What an object needs to be a policy; other fields of `Policy` that it has count, too."""
 
-    roles: Mapping[str, HeadContext]
-    """What each role sees: any number of roles, of any names."""
+    @property
+    def roles(self) -> Mapping[str, HeadContext]:
+        """What each role sees: any number of roles, of any names."""
 
     def assign(self, scores: Tensor) -> Sequence[Sequence[str]]:
         """Give each head its role: see `Assign`."""

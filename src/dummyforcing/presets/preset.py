@@ -135,6 +135,8 @@ class Preset:
     VAE; empty: they come with the model."""
     note: str = ""
     """What else is to be known, one sentence."""
+    rendered_world: bool = False
+    """Whether it shows the rendered world of the bundled models, whose objects exact detectors find."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of videos that have other defaults with this model, such as `{policy = "anchored"}`."""
 
