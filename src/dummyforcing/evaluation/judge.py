@@ -39,7 +39,7 @@ class Told:
 
     def number(self, value: float, sign: str = "") -> str:
         """A value of it as text, without its unit."""
-        return f"{self.scale * value:{sign}.3g}"
+        return f"{round(self.scale * value, 5) + 0.0:{sign}.3g}"  # no rounding errors, no minus zero
 
 
 def _share(name: str, worse: str, better: str | None = None) -> Told:
