@@ -1,4 +1,4 @@
-"""Judging a policy: prompts that are read, what is worse in words, folders that are compared, true records."""
+"""Judging a policy: prompts that are read, what is worse in words, folders that are compared, records."""
 
 import dataclasses
 import hashlib
@@ -18,14 +18,14 @@ from dummyforcing.evaluation.metrics import Frames
 from dummyforcing.evaluation.suite import differences
 from dummyforcing.evaluation.world.detect import verdict
 from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
-from dummyforcing.evaluation.world.scene import MOTIONS, read_prompt
+from dummyforcing.evaluation.world.scene import MOTIONS, Scene, read_prompt
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.presets.preset import find_preset
 from research.world.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from research.world.render import render
-from research.world.world import Scene, random_scene
+from research.world.world import random_scene
 from tests.conftest import write_model
 
 POLICIES = """

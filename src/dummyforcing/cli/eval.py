@@ -201,7 +201,7 @@ def eval(
     if FLICKER in outcome.raw:
         print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
     if reference is not None:
-        print_detectors(files.preset, jobs[::samples])
+        print_detectors(files.preset, [job for job in jobs if job.index == 0])
         print_judgement(judgement)
     print(f"All measures, with those of every video: {output / 'metrics.json'}")
 
