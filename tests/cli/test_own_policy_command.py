@@ -169,6 +169,22 @@ def test_a_preset_like_a_bundled_model_has_its_files(folder: Path, name: str) ->
     assert np.array_equal(own.generate(PROMPT, num_frames=9).frames, expected.frames)
 
 
+def test_weights_for_a_bundled_model_need_no_sizes(folder: Path) -> None:
+    """A single file of a finetune, without a config.json beside it."""
+    from safetensors.torch import load_file, save_file
+
+    transformer = find_preset("tiny")[1]
+    assert transformer is not None
+    tensors = {}
+    for path in (transformer / "transformer").glob("*.safetensors"):
+        tensors.update(load_file(path))
+    save_file(tensors, "mine.safetensors")
+    Path("mine.toml").write_text('like = "tiny"\nsource = { file = "mine.safetensors" }\n')
+    expected = load("tiny").generate(PROMPT, num_frames=9)
+    for pipe in (load("mine.toml"), load("tiny", weights="mine.safetensors")):
+        assert np.array_equal(pipe.generate(PROMPT, num_frames=9).frames, expected.frames)
+
+
 def test_a_preset_like_no_model_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text('like = "tinny"\n')
     assert main(["models", "show", "mine.toml"]) == 2

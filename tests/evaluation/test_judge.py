@@ -243,6 +243,9 @@ def test_judge_makes_the_dense_videos_of_the_same_noise(
     run("eval", "compare", "mine", "mine/dense")
     printed = capsys.readouterr().out
     assert "5 pairs of videos, A mine and B mine/dense" in " ".join(printed.split())
+    run(*asked, "-o", "more", "--policy", "dense", "--samples", "2")
+    run("eval", "compare", "more", "mine/dense")  # sample 0 has the same noise
+    assert "Of 10 and 5 videos, 5 are in both." in capsys.readouterr().out
     assert "policy: mine.py:first_only in mine, dense in mine/dense" in printed
     difference = found["against_dense"]["sharpness"]
     assert f"{difference['mean']:+.3g}" in printed

@@ -231,11 +231,11 @@ def compare(
         raise BadRequest(
             f"{first} and {second} have no video of the same name", "give folders of the same prompts"
         )
-    if settings.get("seeds") != theirs.get("seeds"):
+    seeds = [list(some.get("seeds", []))[:1] for some in (settings, theirs)]  # of sample 0
+    if seeds[0] != seeds[1]:
         raise BadRequest(
-            f"The videos of {first} and {second} are not made of the same noise: seeds "
-            f"{settings.get('seeds')} and {theirs.get('seeds')}",
-            "make them with the same seed",
+            f"The videos of {first} and {second} are not made of the same noise",
+            "take the same seed for both",
         )
     prompts = [name.rpartition("-")[0] for name in names]
     pairs = [rows[name] for name in names], [others[name] for name in names]

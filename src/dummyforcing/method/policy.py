@@ -71,6 +71,8 @@ class Policy:
     """Of the file that it is from, in hexadecimal; None: it is no file of the user's own."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise BadRequest(f"A policy cannot be called {self.name!r}", "give it a name")
         self._require_roles()
         for name in ("classify_at_chunk", "first_frames", "last_frames", "seed"):
             if not isinstance(value := getattr(self, name), int):
