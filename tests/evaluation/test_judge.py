@@ -34,6 +34,9 @@ from dummyforcing import HeadContext, Policy
 def first_only():
     return Policy("first", initial=HeadContext(1, 0))
 """
+WRONG = """
+    return Policy("wrong", roles={"near": HeadContext(0, 1)}, assign=lambda scores: [["near"]])
+"""
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "held-out.txt"
 
 
@@ -296,6 +299,20 @@ def test_a_folder_keeps_to_the_code_of_a_policy(asked: list[str], capsys: pytest
     capsys.readouterr()
     assert main([*asked, "-o", "own", "--policy", "mine.py:first_only"]) == 2
     assert "policy_sha256 was" in capsys.readouterr().err
+
+
+def test_code_that_failed_can_be_mended_and_run_again(
+    asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.py").write_text(POLICIES + "    return 1\n\ndef wrong():\n" + WRONG)
+    own = [*asked, "-o", "own", "--policy", "mine.py:wrong", "--judge"]
+    assert main(own) == 2
+    assert "gave 1 rows of 1 roles" in capsys.readouterr().err
+    assert not list(Path("own/videos").iterdir())
+    assert not Path("own/metrics.json").exists()
+    Path("mine.py").write_text(POLICIES + "\ndef wrong():\n    return first_only()\n")
+    run(*own)
+    assert len(list(Path("own/videos").iterdir())) == 5
 
 
 def test_the_shipped_plan_is_named_with_its_hash(asked: list[str], square: Path, tmp_path: Path) -> None:

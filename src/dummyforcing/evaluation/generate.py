@@ -142,7 +142,7 @@ class VideoFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
         manifest = path / "manifest.json"
         settings = json.loads(json.dumps(settings))
-        if not manifest.exists():
+        if not (manifest.exists() and any((path / "videos").iterdir())):  # nothing was made with others
             write_results(manifest, {"settings": settings}, device)
             return cls(path)
         try:
