@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.evaluation.bootstrap import wilson
 from dummyforcing.evaluation.results import write_results
+from dummyforcing.evaluation.world.scene import COLORS, SHAPES
 from dummyforcing.media.montage import save_contact_sheet
 from dummyforcing.method.policy import long
 from dummyforcing.method.programming import make_plan
@@ -47,7 +48,6 @@ from research.detectors.recall import (
 from research.studies.jobs import Job, Record, Workers
 from research.studies.study import past_frames
 from research.world.render import render
-from research.world.world import COLORS, SHAPES
 
 CAP = 111
 """Past frames that reach from the end of the longest story to its beginning."""

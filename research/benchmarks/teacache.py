@@ -21,13 +21,13 @@ from dummyforcing.evaluation.bootstrap import bootstrap
 from dummyforcing.evaluation.fidelity import Fidelity, compare
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate, differences
+from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
+from dummyforcing.evaluation.world.scene import Scene
 from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from research.detectors.measures import SceneMeasures, measure_scene
 from research.studies.benchmark import verdicts
 from research.world.prompts import benchmark_scenes
-from research.world.world import Scene
 
 WARM_UP_FRAMES = 33
 

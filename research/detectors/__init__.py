@@ -1,1 +1,1 @@
-"""Exact judges of videos of the rendered world."""
+"""Judges of videos of the rendered world that only studies need."""

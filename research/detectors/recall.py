@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dummyforcing.evaluation.world.detect import Found, detect
+from dummyforcing.evaluation.world.identity import MAX_GROWTH
+from dummyforcing.evaluation.world.scene import COLORS, FPS, SHAPES, Scene
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
-from research.detectors.detect import Found, detect
-from research.detectors.identity import MAX_GROWTH
-from research.world.world import COLORS, FPS, SHAPES, TRIP, Scene, make_thing, prompt_scene
+from research.world.world import TRIP, make_thing, prompt_scene
 
 CHUNK = 3
 """Latent frames."""

@@ -68,6 +68,27 @@ ANCHORED = """## Anchored contexts
 last frame, neighbor heads also the first, dummy heads two frames. We take it where seams are better and
 no fewer things are right, beyond the intervals.
 """
+OWN_POLICY = """## Your own policy
+
+A policy is any object that says what its roles see, and gives each head one: `examples/own_policy.py` in 30
+lines, [Try a policy of your own](guides/own-policy.md) in full. Nothing of this repository has to be
+edited to measure one.
+
+### How to add your row
+
+1. Make a video of each held-out prompt with it and with the dense cache, from the same noise, and have them
+   judged: `dummyforcing eval benchmarks/held-out.txt --policy mine.py:keep_two --samples 1 --judge -o mine`.
+   It goes on after interruptions, and `--shard 0/2`, `--shard 1/2` share the work (see
+   [Measure quality](guides/evaluate.md)).
+2. Read what it prints: what is worse than dense, in words. `dummyforcing eval compare mine other` pairs
+   it with the folder of another policy.
+3. Copy `mine/metrics.json` to `benchmarks/results/rows/keep-two.json`, and put the file of the policy
+   where others find it, such as `examples/`. The results hold its hash.
+4. `python -m research.pages` writes the row below.
+"""
+ROWS = """Color, shape, motion: videos that are right, in percent, by exact detectors; in brackets the paired
+difference to dense in points, with its 95% interval.
+"""
 LONG = """## Longer videos
 
 *Seam* is the change of the picture from chunk to chunk beyond the change at like places inside of
@@ -84,6 +105,7 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
     paths |= {part: folder / f"{part}.json" for part in ("recall", "recall-5s")}
     paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
+    paths |= {f"rows/{path.stem}": path for path in sorted((folder / "rows").glob("*.json"))}
     paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
     return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 
@@ -109,6 +131,9 @@ def page(results: dict[str, Result]) -> str:
     if "long" in results:
         runs = results["long"]["runs"]
         parts.append(f"{LONG}\n![Measures over the length]({PICTURES}/length.png)\n\n{_long(runs)}\n")
+    parts.append(OWN_POLICY)
+    if rows := {part: r for part, r in results.items() if part.startswith("rows/")}:
+        parts.append(f"{ROWS}\n{_rows(rows)}\n")
     parts.append(_sources(results))
     return "\n".join(parts)
 
@@ -235,6 +260,30 @@ def _long(runs: dict[str, Result]) -> str:
         "to dense",
     ]
     return table([*header, "motion, %", "to dense", "drift"], rows)
+
+
+def _rows(rows: dict[str, Result]) -> str:
+    """A row of each policy that somebody measured with `eval --judge`."""
+
+    def cell(r: Result, measure: str) -> str:
+        own, change = r["measures"][measure], r["against_dense"][measure]
+        return f"{100 * own['mean']:.1f} ({number(change, 100, 1, True)})"
+
+    lines = []
+    for name, r in rows.items():
+        settings, judgement = r["settings"], r["judgement"]
+        worse = [sentence.partition(":")[0] for sentence in judgement["worse"]]
+        lines.append(
+            [
+                f"`{settings['policy']}`",
+                f"{len(r['videos'])} of {settings['frames']} frames, {judgement['prompts']} prompts",
+                *(cell(r, measure) for measure in ("color", "shape", "motion")),
+                "; ".join(worse) or "nothing was found",
+                source(name, r),
+            ]
+        )
+    header = ["policy", "videos", "color, %", "shape, %", "motion, %", "worse than dense", "source"]
+    return table(header, lines)
 
 
 def source(name: str, r: Result) -> str:

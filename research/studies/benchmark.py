@@ -24,15 +24,15 @@ from tqdm import tqdm
 
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate
+from dummyforcing.evaluation.world.detect import Verdict, summary
+from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
+from dummyforcing.evaluation.world.scene import Scene
 from dummyforcing.media.montage import save_contact_sheet
 from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.runtime.fused import Fp8
-from research.detectors.detect import Verdict, summary
-from research.detectors.measures import SceneMeasures, measure_scene
 from research.world.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from research.world.render import render
-from research.world.world import Scene
 
 Frames = NDArray[np.uint8]
 

@@ -14,6 +14,8 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.fidelity import compare
 from dummyforcing.evaluation.metrics import Frames
 from dummyforcing.evaluation.suite import aggregate, differences
+from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
+from dummyforcing.evaluation.world.scene import Scene
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
@@ -21,9 +23,7 @@ from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
-from research.detectors.measures import SceneMeasures, measure_scene
 from research.studies.jobs import Job, Record
-from research.world.world import Scene
 
 LONG_VARIANTS = ("dense", "window 3+6", "window 1+1", "dummy", "anchored", "mass plan", "measured plan")
 REFERENCES = ("dense", "dummy", "mass plan")

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from dummyforcing.evaluation.world.scene import Scene
 from research.world import world
 from research.world.render import render as render_world
 
@@ -47,12 +48,12 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
     return ids
 
 
-def random_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
+def random_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
     """Fresh training scenes."""
     return [world.random_scene(rng) for _ in range(count)]
 
 
-def render(scenes: list[world.Scene], frames: int, size: int, device: torch.device, start: int = 0) -> Tensor:
+def render(scenes: list[Scene], frames: int, size: int, device: torch.device, start: int = 0) -> Tensor:
     """Clips in [-1, 1] as the VAE wants them, `(B, 3, frames, size, size)`."""
     return render_world(scenes, frames, size, device, start).transpose(1, 2) * 2 - 1
 

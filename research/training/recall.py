@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dummyforcing.evaluation.world.scene import COLORS, FLOORS, SHAPES
 from dummyforcing.models.wan import Block, CausalWan
 from research.detectors.recall import AFTER, RecallStory, make_recall_story
 from research.training.data import TEXT_LEN, random_scenes, render, tokenize
 from research.training.networks import Networks, blocks_of, masked_attention, rope_of
 from research.training.run import CHUNK, SIZE, TOKENS, Run, autocast
 from research.training.vae import Encoder
-from research.world.world import COLORS, FLOORS, SHAPES
 
 PHASES = 3
 """Prompts of a clip."""

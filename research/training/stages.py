@@ -6,13 +6,13 @@ import time
 import torch
 from torch import Tensor
 
+from dummyforcing.evaluation.world.detect import judge as judge_clip
+from dummyforcing.evaluation.world.detect import summary
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
-from research.detectors.detect import judge as judge_clip
-from research.detectors.detect import summary
 from research.training.data import tokenize
 from research.training.networks import MODEL, SHIFT, Networks, TeacherForcing, draw_sigma, noised, velocity
 from research.training.optim import Optimizer, timed_steps

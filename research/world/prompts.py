@@ -5,18 +5,8 @@ All are fixed by a seed, so that a figure means the same thing wherever it is me
 
 import numpy as np
 
-from research.world.world import (
-    COLORS,
-    FLOORS,
-    PAIR_MOTIONS,
-    SHAPES,
-    Scene,
-    allowed,
-    held_out_kinds,
-    make_scene,
-    make_thing,
-    prompt_scene,
-)
+from dummyforcing.evaluation.world.scene import COLORS, FLOORS, SHAPES, Scene, allowed
+from research.world.world import PAIR_MOTIONS, held_out_kinds, make_scene, make_thing, prompt_scene
 
 _SEED = 20499
 _KINDS = 64

@@ -1,101 +1,23 @@
 """The rendered world that the bundled model is trained and judged on.
 
 Bright objects (a colour, a shape, a motion) in front of dark, textured, panning scenery. A `Scene` is pure
-data and knows its prompt; `render.py` draws it.
-
-Coordinates: the picture spans [-1, 1] in both axes, y points down; time is in seconds at 16 pixel frames/s.
+data and knows its prompt (`evaluation/world/scene.py`); here scenes are drawn by lot, `render.py` draws them.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-FPS = 16
+from dummyforcing.evaluation.world.scene import COLORS, FLOORS, MOTIONS, SHAPES, Scene, Thing, allowed
+
 TRIP = 1.5
 """Seconds that an object takes to slide out of the picture, or in again."""
 
-COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.95, 0.14, 0.12),
-    "orange": (1.0, 0.52, 0.05),
-    "yellow": (1.0, 0.92, 0.15),
-    "green": (0.15, 0.88, 0.22),
-    "cyan": (0.15, 0.90, 0.95),
-    "blue": (0.15, 0.35, 1.0),
-    "purple": (0.68, 0.22, 0.98),
-    "white": (0.97, 0.97, 0.97),
-}
-SHAPES = ("ball", "square", "triangle", "star", "ring", "cross")
-MOTIONS: dict[str, str] = {
-    "bounce": "bounces",
-    "left": "slides to the left",
-    "right": "slides to the right",
-    "up": "floats up",
-    "down": "floats down",
-    "swing": "swings from side to side",
-    "circle": "moves in a circle",
-    "spin": "spins",
-    "grow": "grows",
-    "shrink": "shrinks",
-    "behind": "passes behind a pillar",
-    "return": "leaves and comes back",
-    "still": "stays still",
-}
 PAIR_MOTIONS = ("bounce", "up", "down", "spin", "grow", "shrink", "still")
 """Motions that keep an object in its half of the picture, for scenes with two objects."""
-FLOORS: dict[str, tuple[float, float, float]] = {
-    "green": (0.10, 0.34, 0.14),
-    "blue": (0.10, 0.18, 0.42),
-    "gray": (0.30, 0.30, 0.31),
-    "brown": (0.36, 0.22, 0.10),
-    "purple": (0.28, 0.12, 0.38),
-    "red": (0.40, 0.10, 0.10),
-}
-_SPINNING = ("square", "triangle", "star", "cross")  # a turning ball or ring looks still
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object: what it is, what it does, and the numbers of its motion."""
-
-    color: str
-    shape: str
-    motion: str
-    x: float = 0.0
-    y: float = 0.0
-    radius: float = 0.25
-    angle: float = 0.0
-    amplitude: float = 0.5
-    period: float = 2.5
-    phase: float = 0.0
-    sign: float = 1.0
-    away: tuple[tuple[float, float], ...] = ()
-    """When it begins to slide out of the picture and when to slide in again, in seconds, each in `TRIP`."""
-
-    @property
-    def kind(self) -> tuple[str, str, str]:
-        """What the prompt says of it: color, shape, motion."""
-        return self.color, self.shape, self.motion
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A clip's content. The first thing is drawn last, hence in front."""
-
-    things: tuple[Thing, ...]
-    floor: str
-    prompt: str
-    floor_y: float = 0.45
-    wall: tuple[float, float, float] = (0.2, 0.2, 0.25)
-    pan: float = 0.0
-    waves: tuple[tuple[float, ...], ...] = ((3.0, 1.0, 0.0), (1.0, 4.0, 1.0), (5.0, 3.0, 2.0))
-
-
-def allowed(shape: str, motion: str) -> bool:
-    """Whether the motion of that shape can be seen at all."""
-    return motion != "spin" or shape in _SPINNING
 
 
 def held_out_kinds(count: int = 64) -> list[tuple[str, str, str]]:

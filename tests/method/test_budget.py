@@ -24,7 +24,7 @@ from dummyforcing.pipeline.request import make_request
 PROMPT = "a red ball bounces"
 
 
-def roles_of(policy: Policy) -> Mapping[Role, HeadContext]:
+def roles_of(policy: Policy) -> Mapping[str, HeadContext]:
     assert policy.roles is not None
     return policy.roles
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dummyforcing.evaluation.world.scene import COLORS, FLOORS, MOTIONS, SHAPES
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.pipeline.shipped import read_plan, teacache_table
 from dummyforcing.presets.preset import bundled_folders
 from research.world.prompts import benchmark_scenes
-from research.world.world import COLORS, FLOORS, MOTIONS, SHAPES, held_out_kinds, random_scene
+from research.world.world import held_out_kinds, random_scene
 
 MEGABYTE = 10**6
 FOLDER = bundled_folders()["tiny"]

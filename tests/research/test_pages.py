@@ -9,6 +9,7 @@ import yaml
 
 from research.pages import architecture, cli_reference, concept, options_reference
 from research.pages.making import ROOT, fill, stale
+from research.pages.page import page
 from research.pages.snippets import code
 
 DOCS = ROOT / "docs"
@@ -64,6 +65,28 @@ def test_pages_and_examples_are_all_listed() -> None:
     guides = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("guides/*.md"))
     for path in (ROOT / "examples").iterdir():
         assert f'--8<-- "examples/{path.name}"' in guides, path.name
+
+
+def test_results_of_eval_become_rows() -> None:
+    share = {"mean": 0.5, "interval": [0.25, 0.75], "n": 8}
+    less = {"mean": -0.125, "interval": [-0.25, -0.05], "n": 8}
+    measures = ("color", "shape", "motion")
+    result = {
+        "command": "dummyforcing eval",
+        "commit": "abc",
+        "date": "2026-01-02",
+        "device": "a machine",
+        "versions": {"torch": "2"},
+        "settings": {"policy": "mine.py:keep_two", "frames": 81},
+        "videos": {f"prompt-{i}.mp4": {} for i in range(8)},
+        "measures": dict.fromkeys(measures, share),
+        "against_dense": dict.fromkeys(measures, less),
+        "judgement": {"worse": ["it is less sharp: 1, dense 2"], "prompts": 8},
+    }
+    (row,) = [line for line in page({"rows/mine": result}).splitlines() if "keep_two` |" in line]
+    assert "| 8 of 81 frames, 8 prompts | 50.0 (-12.5 (-25.0 to -5.0)) |" in row
+    assert "| it is less sharp | `dummyforcing eval` at abc" in row
+    assert "`benchmarks/results/rows/mine.json`" in row
 
 
 def test_both_readmes_say_the_same() -> None:

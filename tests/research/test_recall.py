@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.evaluation.world.scene import COLORS, SHAPES, Thing
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.preset import find_preset
@@ -22,7 +23,6 @@ from research.detectors.recall import (
     recall_stories,
 )
 from research.world.render import render
-from research.world.world import COLORS, SHAPES, Thing
 
 Frames = NDArray[np.uint8]
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.evaluation.world.measures import SceneMeasures
 from dummyforcing.method.criteria import choose_dummies
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.pipeline import load
-from research.detectors.measures import SceneMeasures
 from research.studies import removal, study
 from research.studies.jobs import Job, Workers, read_journal
 from research.world.world import prompt_scene

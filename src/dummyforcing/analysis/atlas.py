@@ -1,7 +1,7 @@
 """The measurements: attention per frame, for every video, chunk, pass and head; saved in one file."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -19,8 +19,8 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.method.programming import assign_roles, make_plan
 
 FORMAT = "dummyforcing atlas 1"
-ROLES = tuple(Role)
-"""The roles in the order of their codes in arrays."""
+ROLES: tuple[str, ...] = tuple(Role)
+"""The roles in the order of their codes in arrays; a policy's own ones follow."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,17 @@ class Atlas:
         return cls(mass, settings)
 
 
-def role_codes(scores: NDArray[np.floating], num_dummy: int) -> NDArray[np.int8]:
+def roles_of(policy: Policy) -> tuple[str, ...]:
+    """The roles that heads can have under a policy, in the order of their codes."""
+    return (*ROLES, *(role for role in policy.roles or {} if role not in ROLES))
+
+
+def codes_of(roles: Sequence[Sequence[str]], known: Sequence[str]) -> NDArray[np.int16]:
+    """Roles, layer by layer, as their places in `known`: `(layers, heads)`."""
+    return np.array([[known.index(role) for role in row] for row in roles], dtype=np.int16)
+
+
+def role_codes(scores: NDArray[np.floating], num_dummy: int) -> NDArray[np.int16]:
     """Assign roles to each of many sets of scores.
 
     Args:
@@ -159,20 +169,18 @@ def role_codes(scores: NDArray[np.floating], num_dummy: int) -> NDArray[np.int8]
     Returns:
         Indices into `ROLES`, `(..., layers, heads)`.
     """
-    return _codes(scores, lambda one: assign_roles(one, num_dummy))
+    return _codes(scores, lambda one: codes_of(assign_roles(one, num_dummy), ROLES))
 
 
-def policy_codes(scores: NDArray[np.floating], policy: Policy) -> NDArray[np.int8]:
-    """Assign roles as a policy does to each of many sets of scores; as `role_codes`."""
-    return _codes(scores, lambda one: make_plan(policy, one, chunk=0).roles)
+def policy_codes(scores: NDArray[np.floating], policy: Policy) -> NDArray[np.int16]:
+    """Assign roles as a policy does to each of many sets of scores; as `role_codes`, into `roles_of`."""
+    known = roles_of(policy)
+    return _codes(scores, lambda one: codes_of(make_plan(policy, one, chunk=0).roles, known))
 
 
 def _codes(
-    scores: NDArray[np.floating], assign: Callable[[torch.Tensor], tuple[tuple[str, ...], ...]]
-) -> NDArray[np.int8]:
+    scores: NDArray[np.floating], assign: Callable[[torch.Tensor], NDArray[np.int16]]
+) -> NDArray[np.int16]:
     *many, layers, heads, _ = scores.shape
-    codes = [
-        [[ROLES.index(Role(role)) for role in row] for row in assign(torch.from_numpy(one))]
-        for one in np.ascontiguousarray(scores).reshape(-1, layers, heads, 3)
-    ]
-    return np.array(codes, dtype=np.int8).reshape(*many, layers, heads)
+    sets = np.ascontiguousarray(scores).reshape(-1, layers, heads, 3)
+    return np.array([assign(torch.from_numpy(one)) for one in sets]).reshape(*many, layers, heads)

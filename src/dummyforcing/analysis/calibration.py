@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dummyforcing.errors import BadRequest, NotFinite
+from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.choices import check_teacache
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
@@ -35,7 +36,7 @@ def calibrate(
     prompts: Sequence[str],
     error: float = DEFAULT_ERROR,
     *,
-    policy: str = "native",
+    policy: str | Policy = "native",
     seeds: Sequence[int] = (0,),
     num_frames: int = 81,
     size: tuple[int, int] | None = None,
@@ -70,7 +71,7 @@ def calibrate(
         model=preset.name,
         fingerprint=fingerprint(pipeline.model),
         schedule=preset.schedule,
-        policy=policy if policy != "native" else preset.native,
+        policy=preset.native if policy == "native" else getattr(policy, "name", str(policy)),
         frames=num_frames,
         size=whole.size,
         prompts=whole.prompts,

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dummyforcing.analysis.atlas import Atlas, role_codes
-from dummyforcing.analysis.plots import COLOURS
+from dummyforcing.analysis.plots import COLOURS, colours
 from dummyforcing.analysis.stability import Finding, agreement, dummy_sets, jaccard
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
@@ -32,11 +32,9 @@ def current_curve(atlas: Atlas, policy: Policy, plan: Plan) -> Figure:
     figure, axes = _figure(3.6)
     places = (np.arange(len(mean)) + 0.5) / len(mean)
     width = 1 / len(mean)
-    for role in plan.counts:
+    for role, color in colours(plan).items():
         mine = roles[order] == role
-        axes.bar(
-            places[mine], mean[order][mine], width, color=COLOURS[role], edgecolor="white", lw=0.3, label=role
-        )
+        axes.bar(places[mine], mean[order][mine], width, color=color, edgecolor="white", lw=0.3, label=role)
     axes.vlines(places, low[order], high[order], color="#333333", lw=0.8)
     axes.axhline(DUMMY_MASS, color="#c0392b", lw=1, ls="--")
     axes.annotate(
@@ -98,10 +96,10 @@ def distance_maps(atlas: Atlas, policy: Policy, plan: Plan) -> Figure:
 
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for role in plan.counts:
+    for role, colour in colours(plan).items():
         if (roles == role).any():
             line = mean[roles == role].mean(0)
-            color = {"dummy": "#8c8c8c"}.get(role, COLOURS[role])
+            color = {COLOURS["dummy"]: "#8c8c8c"}.get(colour, colour)  # a line must be darker than an area
             left.plot(line, color=color, marker="o", ms=3.5, label=role)
     left.set(yscale="log", ylabel="mean mass of a head", title="by role")
     left.legend(frameon=False)

@@ -1,18 +1,27 @@
 """Plans as maps of layers x heads: as a picture, and in the terminal."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.console import Console
+from rich.markup import escape
 
 from dummyforcing.files.writing import replacing
 from dummyforcing.method.plan import HeadContext, Plan
 
 COLOURS = {"dummy": "#d9d9d9", "sink": "#e6873c", "neighbor": "#3b76af"}
-OTHER = "#6a9f58"
-"""Of heads that have none of these roles."""
+OTHERS = ("#6a9f58", "#a05195", "#c9a227", "#2f9e9e", "#b5483a", "#7a7a7a")
+"""Of other roles, in their order, again and again."""
+
+
+def colours(plan: Plan) -> dict[str, str]:
+    """The colour of each role."""
+    others = cycle(OTHERS)
+    return {role: COLOURS.get(role) or next(others) for role in plan.counts}
 
 
 def save_head_map(path: str | Path, plan: Plan) -> None:
@@ -29,13 +38,17 @@ def head_map(plan: Plan) -> Figure:
     """Draw a plan as a map of layers x heads, one colour per role."""
     names = list(plan.counts)
     layers, heads = len(plan.roles), len(plan.roles[0])
-    colours = [COLOURS.get(name, OTHER) for name in names]
+    colour_of = colours(plan)
 
     figure = Figure(figsize=(2.5 + 0.3 * heads, 1.8 + 0.3 * layers), layout="constrained")
     axes = figure.add_subplot()
     numbers = [[names.index(role) for role in row] for row in plan.roles]
     axes.pcolormesh(
-        numbers, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5, edgecolors="white"
+        numbers,
+        cmap=ListedColormap([*colour_of.values()]),
+        vmin=-0.5,
+        vmax=len(names) - 0.5,
+        edgecolors="white",
     )
     axes.set_aspect("equal")
     axes.invert_yaxis()
@@ -43,7 +56,7 @@ def head_map(plan: Plan) -> Figure:
     for axis, count in ((axes.xaxis, heads), (axes.yaxis, layers)):
         every = 1 if count <= 16 else 5
         axis.set_ticks([i + 0.5 for i in range(0, count, every)], [str(i) for i in range(0, count, every)])
-    patches = zip(colours, _legend(plan), strict=True)
+    patches = zip(colour_of.values(), _legend(plan), strict=True)
     figure.legend(
         handles=[Patch(color=colour, label=label) for colour, label in patches],
         loc="outside lower left",
@@ -53,14 +66,27 @@ def head_map(plan: Plan) -> Figure:
 
 
 def print_head_map(plan: Plan) -> None:
-    """Print a plan to the terminal: one line per layer, one letter per head."""
+    """Print a plan to the terminal: one line per layer, one letter per head.
+
+    The letter is the first of the role's name that no role before it has, or a number.
+    """
     console = Console(highlight=False)
     width = len(str(len(plan.roles) - 1))
+    colour_of, letters = colours(plan), _letters(list(plan.counts))
     for layer, row in enumerate(plan.roles):
-        heads = " ".join(f"[{COLOURS.get(role, OTHER)}]{role[0]}[/]" for role in row)
+        heads = " ".join(f"[{colour_of[role]}]{escape(letters[role])}[/]" for role in row)
         console.print(f"layer {layer:{width}}  {heads}")
-    for label in _legend(plan):
-        console.print(label)
+    for role, label in zip(plan.counts, _legend(plan), strict=True):
+        known_by = "" if letters[role] == role[0] else f"{letters[role]} is "
+        console.print(escape(f"{known_by}{label}"))
+
+
+def _letters(roles: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for place, role in enumerate(roles):
+        free = [letter for letter in role if letter not in found.values()]
+        found[role] = free[0] if free else str(place)
+    return found
 
 
 def _legend(plan: Plan) -> list[str]:

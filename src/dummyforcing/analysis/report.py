@@ -66,7 +66,7 @@ def report(atlas: Atlas, policy: Policy) -> str:
         f"<h1>{title}</h1>",
         f"<p class=lead>{_scope(atlas)}</p>",
         _tiles(atlas, policy, plan),
-        *_roles(plan),
+        *_roles(policy, plan),
         *_current(atlas, policy, plan),
         *_distances(atlas, policy, plan),
         *_stability(atlas, policy, plan),
@@ -126,14 +126,17 @@ def _tiles(atlas: Atlas, policy: Policy, plan: Plan) -> str:
     return f"<div class=tiles>{''.join(cells)}</div>"
 
 
-def _roles(plan: Plan) -> Iterable[str]:
+def _roles(policy: Policy, plan: Plan) -> Iterable[str]:
     counts = ", ".join(f"{count} {escape(role)}" for role, count in plan.counts.items())
+    found = "dynamic head programming picks the heads whose past costs least to lose"
+    if policy.assign is not None:
+        found = f"policy '{escape(policy.name)}' assigns the roles"
     yield "<h2>The plan: what every head is</h2>"
     yield _picture(head_map(plan), "Map of layers and heads, colored by role")
     yield (
-        f"<p>One plan for all videos: {counts}. The scores of all conditions are averaged, then dynamic head "
-        "programming picks the heads whose past costs least to lose. The average, not a vote of single "
-        "plans: it keeps the number of dummy heads, and is the optimum for the average video.</p>"
+        f"<p>One plan for all videos: {counts}. The scores of all conditions are averaged, then {found}. "
+        "The average, not a vote of single plans: it keeps the number of dummy heads, and is the optimum for "
+        "the average video.</p>"
     )
     yield "<p class=paper>Paper: with the packed frame, 180 of the 360 heads of a 1.3B model are dummy.</p>"
 
@@ -174,7 +177,8 @@ def _distances(atlas: Atlas, policy: Policy, plan: Plan) -> Iterable[str]:
 def _stability(atlas: Atlas, policy: Policy, plan: Plan) -> Iterable[str]:
     scores = atlas.regions[:, :, :, atlas.denoising or atlas.commit]
     heads = _heads(plan)
-    counts = sorted({max(1, round(share * heads)) for share in (0.1, 0.25, 0.5)} | {plan.num_dummy})
+    compared = plan.num_dummy or heads // 4  # roles of the user's own may have no dummy heads
+    counts = sorted({max(1, round(share * heads)) for share in (0.1, 0.25, 0.5)} | {compared})
     rows = []
     for count in counts:
         found = stability(scores, count)
@@ -185,11 +189,11 @@ def _stability(atlas: Atlas, policy: Policy, plan: Plan) -> Iterable[str]:
     title = [f"over {_count(length, name)}" for name, length in lengths.items()]
     yield "<h2>Whether the same heads are dummy everywhere</h2>"
     yield _picture(
-        figures.condition_matrix(atlas, plan.num_dummy), "Similarity of the dummy sets of all conditions"
+        figures.condition_matrix(atlas, compared), "Similarity of the dummy sets of all conditions"
     )
     yield (
         "<p>Each condition (a video, a chunk, a step) has its own dummy heads; the picture compares all of "
-        f"them with all ({plan.num_dummy} dummy heads each): bright where two conditions agree. Conditions "
+        f"them with all ({compared} dummy heads each): bright where two conditions agree. Conditions "
         "are ordered by step, within a step by chunk, then by video. One bright square: the heads depend on "
         "nothing. Bright squares on the diagonal alone: they depend on the step.</p>"
     )

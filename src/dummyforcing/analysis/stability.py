@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dummyforcing.analysis.atlas import ROLES, Atlas, policy_codes, role_codes
+from dummyforcing.analysis.atlas import ROLES, Atlas, codes_of, policy_codes, role_codes, roles_of
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.policy import Policy
 
@@ -14,7 +14,7 @@ AXES = ("prompt", "seed", "chunk", "step")
 """What conditions differ in, in the order of the axes of `Atlas.mass`."""
 
 Sets = NDArray[np.bool_]
-Codes = NDArray[np.int8]
+Codes = NDArray[np.integer]
 
 
 def jaccard(sets: Sets) -> NDArray[np.float64]:
@@ -129,7 +129,7 @@ def single_videos(atlas: Atlas, policy: Policy) -> tuple[float, float]:
         As `agreement`, mean over the videos.
     """
     plan = atlas.plan(policy)
-    merged = np.array([[ROLES.index(Role(role)) for role in row] for row in plan.roles])
+    merged = codes_of(plan.roles, roles_of(policy))
     chunks = atlas.settings.chunks
     place = chunks.index(policy.classify_at_chunk) if policy.classify_at_chunk in chunks else 0
     own = policy_codes(atlas.scored(policy)[:, :, place].mean(2, dtype=np.float64), policy)

@@ -5,7 +5,7 @@ import torch
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import POLICIES
+from dummyforcing.method.policy import POLICIES, installed, is_code
 from dummyforcing.models.wan import ModelConfig
 
 
@@ -66,7 +66,7 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
 
     Args:
         policy: `dummy`; `long:N,CAP` or `long:N`, where N neighbor heads see CAP past frames, or all; or a
-            policy of `dummyforcing generate`.
+            policy of `dummyforcing generate`, of which heads are classified on the way.
         config: Sizes of the model.
 
     Returns:
@@ -80,10 +80,10 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
     if policy == "dummy":
         return fixture_plan(layers, heads)
     if name != "long":
-        if name not in (*POLICIES, "native"):
-            names = ", ".join((*POLICIES, "native"))
+        known = (*POLICIES, *installed(), "native")
+        if name not in known and not is_code(policy):
             raise BadRequest(
-                f"There is no policy '{policy}' to measure", f"the policies are {names}", "policy"
+                f"There is no policy '{policy}' to measure", f"the policies are {', '.join(known)}", "policy"
             )
         return None
     parts = numbers.split(",")

@@ -18,7 +18,7 @@ from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import ModelConfig
-from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset, find_preset
+from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset, bundled_folders, find_preset
 from dummyforcing.vae.memory import DecoderSizes
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +93,7 @@ class ModelFiles:
                     f"Preset '{preset.name}' names no base", 'give base="FOLDER", or one in it', "base"
                 )
             parts = folder if own and folder is not None else find_base(preset.base)
-        config = _config(transformer, preset, own_folder=folder is not None and weights is None)
+        config = _config(transformer, preset, parts, own_folder=folder is not None and weights is None)
         counts = {"transformer": count_parameters(config), **PARAMETERS}
         if isinstance(parts, Path):
             counts |= {part: count_stored(find_part(parts, part)) for part in PARAMETERS}
@@ -126,10 +126,18 @@ class ModelFiles:
         return path if path is not None and path.is_file() else None
 
 
-def _config(transformer: Path | HubFile, preset: Preset, own_folder: bool) -> ModelConfig:
-    """Sizes from the `config.json` beside the weights, which our own folders must have, else the preset's."""
+def _config(
+    transformer: Path | HubFile, preset: Preset, base: Path | HubFile, own_folder: bool
+) -> ModelConfig:
+    """Sizes from the `config.json` beside the weights, which our own folders must have.
+
+    Else they are those of the bundled model that the weights are for, or the preset's.
+    """
     if isinstance(transformer, Path):
         folder = transformer.parent if transformer.is_file() else transformer
         if own_folder or (folder / "config.json").is_file():
             return read_config(folder)
+    bundled = {folder.resolve() for folder in bundled_folders().values()}
+    if isinstance(base, Path) and base.resolve() in bundled:
+        return read_config(base / "transformer")
     return WAN_SIZES[preset.architecture]

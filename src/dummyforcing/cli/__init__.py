@@ -16,7 +16,7 @@ import tyro
 from dummyforcing.cli import models, teacache
 from dummyforcing.cli.bench import bench
 from dummyforcing.cli.env import env
-from dummyforcing.cli.eval import eval
+from dummyforcing.cli.eval import compare, eval
 from dummyforcing.cli.flags import told
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "serve": serve,
     "heads": heads,
     "eval": eval,
+    "eval compare": compare,
     "bench": bench,
     "teacache": Group(
         "Find the denoising steps that a model can do without.",
@@ -90,11 +91,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("always", kind)
             warnings.showwarning = say_warning
             try:
-                _run("dummyforcing", DESCRIPTION, COMMANDS, args)
+                _run("dummyforcing", DESCRIPTION, COMMANDS, _joined(args))
             finally:
                 sys.stdout.flush()
     except UserError as error:
-        print(f"Error: {told(error, getattr(_called(COMMANDS, args), 'flags', {}))}", file=sys.stderr)
+        print(
+            f"Error: {told(error, getattr(_called(COMMANDS, _joined(args)), 'flags', {}))}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -103,6 +106,12 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _joined(args: Sequence[str]) -> Sequence[str]:
+    """The arguments, with a name of two words as one."""
+    name = " ".join(args[:2])
+    return [name, *args[2:]] if name in COMMANDS else args
 
 
 def _called(commands: Mapping[str, Callable[..., None] | Group], args: Sequence[str]) -> object:

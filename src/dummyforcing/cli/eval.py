@@ -1,7 +1,8 @@
 """`dummyforcing eval`: videos of a whole prompt set, and what they measure."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from dummyforcing.pipeline.options import VideoOptions
 if TYPE_CHECKING:
     from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.evaluation.generate import Job, VideoFolder
+    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
 TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
 JsonFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")]
@@ -26,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "plan": None,
 }
 """Options of the videos that a folder keeps to, and their defaults."""
+DENSE: dict[str, Any] = {"policy": "dense", "dummy_fraction": None, "plan": None}
+"""What others are judged against."""
 
 
 @command(load=LOAD, video=FlagsOf(VideoOptions, only=(*SETTINGS, "seed")))
@@ -49,6 +53,7 @@ def eval(
     scores: Annotated[
         Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
     ] = None,
+    judge: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Make the videos of a prompt set and measure them, with VBench where it is installed.
 
@@ -58,6 +63,12 @@ def eval(
     After an interruption the same command goes on. Two processes (or machines) share the work:
       dummyforcing eval prompts.txt -o eval --shard 0/2
       dummyforcing eval prompts.txt -o eval --shard 1/2
+
+    Judge a policy of your own: what is worse than with the dense cache, from the same noise, in words:
+      dummyforcing eval prompts.txt -o mine --policy mine.py:keep_two --judge
+
+    Two finished folders, pair by pair:
+      dummyforcing eval compare mine eval
 
     The protocol of VBench, for a model that wants long prompts:
       dummyforcing eval all_dimension.txt --extended all_dimension_longer.txt -o vbench
@@ -80,13 +91,18 @@ def eval(
             With temporal_flickering, its prompts get 25 videos, for VBench's static filter to choose from.
         download_networks: Let VBench download the networks that it lacks.
         scores: Only sum up existing scores: a JSON file, or the folder that VBench wrote into.
+        judge: Also make every video with the dense cache, from the same noise, in FOLDER/dense, and say in
+            words what is worse than there. Where prompts are of the bundled models' world, exact detectors
+            tell whether objects are what the prompt says and do it.
     """
     if (prompts is None) == (scores is None):
         raise BadRequest(
             "There is either too little or too much to do",
             "give a file of prompts, to make videos, or --scores, to sum up existing ones",
         )
-    from dummyforcing.cli.scores import print_measures, print_vbench
+    from dummyforcing.cli.scores import print_detectors, print_judgement, print_measures, print_vbench
+    from dummyforcing.evaluation.judge import judge as judge_videos
+    from dummyforcing.evaluation.suite import differences
     from dummyforcing.evaluation.vbench import (
         DIMENSIONS,
         FLICKER,
@@ -114,13 +130,12 @@ def eval(
     from dummyforcing.evaluation.generate import (
         PromptSet,
         VideoFolder,
-        file_hash,
         parse_shard,
         request,
         summarize,
     )
     from dummyforcing.evaluation.results import write_results
-    from dummyforcing.pipeline.devices import choose_device, choose_dtype
+    from dummyforcing.pipeline.devices import choose_device
     from dummyforcing.presets.preset import parse_size
 
     part, parts = parse_shard(shard)
@@ -136,31 +151,32 @@ def eval(
     files = open_files(model, load)
     options = {name: video.get(name, default) for name, default in SETTINGS.items()}
     options["size"] = parse_size(video["size"]) if "size" in video else files.preset.size
-    for job in (jobs[0], jobs[-1]):  # refuses now what cannot be made
-        request(job, files, options)
-    where, plan = choose_device(load.get("device", "auto")), video.get("plan")
-    weights = load.get("weights")
-    settings = {
-        # Names of settings are as old as the folders that keep to them.
-        "frames": options["num_frames"],
-        **{name: options[name] for name in ("size", "policy", "dummy_fraction")},
-        "model": files.preset.name,
-        "weights": Path(weights).name if weights else None,
-        "lora": [Path(text).name for text in load.get("lora", ())],
-        "plan": file_hash(Path(plan)) if plan and plan != "shipped" else plan,
-        "dtype": str(choose_dtype(load.get("torch_dtype"), where)),
+    dense = {**options, **DENSE}
+    if judge and _is_dense(options):
+        raise BadRequest("Videos with the dense cache cannot be worse than themselves", "take another policy")
+    for asked in (options, dense) if judge else (options,):
+        for job in (jobs[0], jobs[-1]):  # refuses now what cannot be made
+            request(job, files, asked)
+    where = choose_device(load.get("device", "auto"))
+    fixed = {
         "samples": samples,
         "seeds": sorted({job.seed for job in jobs}),
         "dimensions": sorted(dimension),
         **chosen.hashes,
     }
+    settings, about = _settings(files, options, load, fixed)
+    dense_settings, _ = _settings(files, dense, load, fixed)
     videos = VideoFolder.open(output, settings, where)
-    _fill(videos, jobs[part::parts], files, options, load)
+    reference = VideoFolder.open(output / "dense", dense_settings, where) if judge else None
+    pipeline = _fill(videos, jobs[part::parts], files, options, load)
+    if reference is not None:
+        _fill(reference, jobs[part::parts], files, dense, load, pipeline)
 
-    done = sum(map(videos.is_done, jobs))
-    if done < len(jobs):
+    done = sum(map(videos.is_done, jobs)) + (sum(map(reference.is_done, jobs)) if reference else 0)
+    total = len(jobs) * (2 if reference else 1)
+    if done < total:
         print(
-            f"{done} of {len(jobs)} videos are there. Run the command once more without --shard when all "
+            f"{done} of {total} videos are there. Run the command once more without --shard when all "
             "shards are finished: it makes what is missing and sums up."
         )
         return
@@ -169,13 +185,98 @@ def eval(
         videos.videos, vbench_info, output / "vbench", chosen.prompts, names, str(where), download_networks
     )
     flicker = [job for job in jobs if job.prompt in members.get(FLICKER, chosen.prompts)]
-    found = summarize(videos, jobs, flicker, outcome)
-    write_results(output / "metrics.json", {"settings": settings, **found}, where)
-    print_measures(found["measures"], len(jobs))
+    measured = summarize(videos, jobs, flicker, outcome)
+    found: dict[str, object] = {"settings": settings, **about, **measured}
+    if reference is not None:
+        rows, dense_rows = videos.read_measures(jobs), reference.read_measures(jobs)
+        judgement = judge_videos(rows, dense_rows, [job.prompt for job in jobs])
+        found["against_dense"] = differences(rows, dense_rows, groups=[job.prompt for job in jobs])
+        found["judgement"] = asdict(judgement)
+        nothing = Outcome({}, dict.fromkeys(DIMENSIONS, "these videos are only compared with"))
+        beside = {"settings": dense_settings, "plan": None, **summarize(reference, jobs, flicker, nothing)}
+        write_results(reference.path / "metrics.json", beside, where)
+    write_results(output / "metrics.json", found, where)
+    print_measures(measured["measures"], len(jobs))
     print_vbench(outcome)
     if FLICKER in outcome.raw:
         print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
+    if reference is not None:
+        print_detectors(files.preset, [job for job in jobs if job.index == 0])
+        print_judgement(judgement)
     print(f"All measures, with those of every video: {output / 'metrics.json'}")
+
+
+@command()
+def compare(
+    *,
+    first: Annotated[Positional[Path], arg(metavar="FOLDER_A")],
+    second: Annotated[Positional[Path], arg(metavar="FOLDER_B")],
+) -> None:
+    """Compare two folders of dummyforcing eval pair by pair: the videos of the same prompts and noise.
+
+    What the first has and the second has not, with intervals, and what is worse, in words:
+      dummyforcing eval compare mine eval
+
+    Args:
+        first: A folder that is finished.
+        second: Another one, to compare with.
+    """
+    from dummyforcing.cli.scores import print_differences, print_judgement
+    from dummyforcing.evaluation.generate import read_folder
+    from dummyforcing.evaluation.judge import judge
+
+    (settings, rows), (theirs, others) = read_folder(first), read_folder(second)
+    names = [name for name in rows if name in others]
+    if not names:
+        raise BadRequest(
+            f"{first} and {second} have no video of the same name", "give folders of the same prompts"
+        )
+    seeds = [list(some.get("seeds", []))[:1] for some in (settings, theirs)]  # of sample 0
+    if seeds[0] != seeds[1]:
+        raise BadRequest(
+            f"The videos of {first} and {second} are not made of the same noise",
+            "take the same seed for both",
+        )
+    prompts = [name.rpartition("-")[0] for name in names]
+    pairs = [rows[name] for name in names], [others[name] for name in names]
+    if len(names) < max(len(rows), len(others)):
+        print(f"Of {len(rows)} and {len(others)} videos, {len(names)} are in both.")
+    for name in {**settings, **theirs}:
+        if settings.get(name) != theirs.get(name):
+            print(f"{name}: {settings.get(name)} in {first}, {theirs.get(name)} in {second}")
+    print_differences(*pairs, prompts, (str(first), str(second)))
+    print_judgement(judge(*pairs, prompts, str(second)), str(second))
+
+
+def _is_dense(options: Given) -> bool:
+    return options["plan"] is None and options["policy"] == "dense"
+
+
+def _settings(
+    files: "ModelFiles", options: Given, load: Given, fixed: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What decides how the videos look, and what else there is to know of the head plan."""
+    from dummyforcing.evaluation.generate import plan_source
+    from dummyforcing.pipeline.devices import choose_device, choose_dtype
+
+    policy, weights = options["policy"], load.get("weights")
+    plan = plan_source(files, options["plan"])
+    said = None if plan is None else plan[1]
+    name = policy if isinstance(policy, str) else policy.name
+    settings = {
+        # Names of settings are as old as the folders that keep to them.
+        "frames": options["num_frames"],
+        **{name: options[name] for name in ("size", "dummy_fraction")},
+        "policy": name if plan is None else plan[0].policy,
+        "policy_sha256": None if plan or isinstance(policy, str) else policy.sha256,
+        "model": files.preset.name,
+        "weights": Path(weights).name if weights else None,
+        "lora": [Path(text).name for text in load.get("lora", ())],
+        "plan": None if said is None else said["sha256"],
+        "dtype": str(choose_dtype(load.get("torch_dtype"), choose_device(load.get("device", "auto")))),
+        **fixed,
+    }
+    return settings, {"plan": said}
 
 
 def _fill(
@@ -184,20 +285,24 @@ def _fill(
     files: "ModelFiles",
     options: Given,
     load: Given,
-) -> None:
-    """Make and measure the videos that are not there yet, with a bar that tells how long it takes."""
+    pipeline: "DummyForcingPipeline | None" = None,
+) -> "DummyForcingPipeline | None":
+    """Make and measure the videos that are not there yet, with a bar that tells how long it takes.
+
+    Returns:
+        The model, if it was needed.
+    """
     from dummyforcing.evaluation.generate import request
 
     todo = [job for job in jobs if not videos.is_done(job)]
-    pipeline = None
-    if any(not videos.video(job).exists() for job in todo):
+    if pipeline is None and any(not videos.video(job).exists() for job in todo):
         pipeline = load_for(files, request(todo[0], files, options), load)
-    preset = files.preset
     done, count = len(jobs) - len(todo), len(jobs)
     with warnings.catch_warnings(), bar(total=count, initial=done, unit="video") as shown:
         warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
         for job in todo:
             if pipeline and not videos.video(job).exists():
                 videos.make(job, pipeline, options)
-            videos.measure(job, preset.chunk_frames, preset.fps)
+            videos.measure(job, files.preset)
             shown.update()
+    return pipeline

@@ -57,6 +57,10 @@ class FlagsOf:
             for name, value in values.items()
             if not (value is None or value is False or value == ())
         }
+        if re.search(r"[:.]", found.get("policy", "")):  # a name alone needs no library yet
+            from dummyforcing.method.policy import policy_of
+
+            found["policy"] = policy_of(found["policy"])
         return {**self.defaults, **found}
 
     def _field(self, one: Documented) -> tuple[str, Any, Any]:

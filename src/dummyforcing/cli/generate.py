@@ -80,6 +80,9 @@ def generate(
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget window:12
       dummyforcing generate "a yellow star spins" --seconds 30 --policy long --budget 15MB
 
+    A policy of your own, an object, class or function in a file (or MODULE:NAME):
+      dummyforcing generate "a yellow star spins" --policy mine.py:keep_two
+
     Leave out the denoising steps that the model can do without, by measurement:
       dummyforcing generate "a yellow star spins" --teacache shipped
 

@@ -1,6 +1,6 @@
-"""The tables that `dummyforcing eval` prints."""
+"""The tables and sentences that `dummyforcing eval` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,7 +10,11 @@ from dummyforcing.evaluation.vbench import DIMENSIONS, scores
 
 if TYPE_CHECKING:
     from dummyforcing.evaluation.bootstrap import EstimateJson
+    from dummyforcing.evaluation.generate import Job
+    from dummyforcing.evaluation.judge import Judgement
     from dummyforcing.evaluation.vbench import Outcome
+    from dummyforcing.evaluation.world.measures import SceneMeasures
+    from dummyforcing.presets.preset import Preset
 
 
 def print_measures(measures: "Mapping[str, EstimateJson]", videos: int) -> None:
@@ -49,3 +53,80 @@ def print_vbench(outcome: "Outcome") -> None:
         names = [name for name, why in outcome.not_computed.items() if why == reason]
         which = ", ".join(names) if len(names) < len(DIMENSIONS) else f"all {len(names)} dimensions"
         print(f"VBench, not computed: {which}; {reason}.")
+
+
+def print_differences(
+    rows: "Sequence[SceneMeasures]",
+    others: "Sequence[SceneMeasures]",
+    prompts: Sequence[str],
+    names: tuple[str, str],
+) -> None:
+    """Print the means of two sets of videos, and their differences pair by pair.
+
+    Args:
+        rows: One per video.
+        others: Of the same prompts and noise, in the same order.
+        prompts: What each video shows.
+        names: Of the two.
+    """
+    from dummyforcing.evaluation.suite import aggregate, differences
+
+    title = f"{len(rows)} pairs of videos, A {names[0]} and B {names[1]}"
+    table = Table("measure", title=title, title_justify="left")
+    for title in ("A", "B", "A - B", "95% interval", "prompts"):
+        table.add_column(title, justify="right")
+    mine, theirs = (aggregate(some, groups=prompts) for some in (rows, others))
+    for name, found in differences(rows, others, groups=prompts).items():
+        low, high = found["interval"]
+        means = (f"{some[name]['mean']:.3g}" for some in (mine, theirs))
+        interval = f"{low:+.3g} .. {high:+.3g}"
+        table.add_row(name, *means, f"{found['mean']:+.3g}", interval, str(found["n"]))
+    Console().print(table)
+
+
+def print_detectors(preset: "Preset", jobs: "Sequence[Job]") -> None:
+    """Print of which prompts exact detectors judge the videos.
+
+    Args:
+        preset: Of the model.
+        jobs: One of each prompt.
+    """
+    from dummyforcing.evaluation.generate import scene_of
+
+    if not preset.rendered_world:
+        print(
+            f"Model '{preset.name}' does not show the rendered world of the bundled models: objects are not "
+            "judged, only the measures of any video."
+        )
+        return
+    others = [job.text for job in jobs if scene_of(job, preset) is None]
+    judged = len(jobs) - len(others)
+    print(f"Exact detectors judge {judged} of {len(jobs)} prompts.")
+    if others:
+        print(f"They do not know what to look for in '{others[0]}'{' and others' if others[1:] else ''}.")
+
+
+def print_judgement(judgement: "Judgement", than: str = "dense") -> None:
+    """Print in words what is worse, what is better, and in what no loss was found.
+
+    Args:
+        judgement: From `judge`.
+        than: What was compared with.
+    """
+    from dummyforcing.evaluation.judge import FEWEST
+
+    if judgement.is_told:
+        titles = f"Worse than {than}", f"Better than {than}"
+    else:
+        count = f"{judgement.prompts} prompt{'s' * (judgement.prompts != 1)}"
+        print(f"{count} cannot tell loss from chance, {FEWEST} or more can. In these videos, as they are:")
+        titles = "worse", "better"
+    for title, sentences in zip(titles, (judgement.worse, judgement.better), strict=True):
+        if sentences:
+            print(f"{title}:")
+            for sentence in sentences:
+                print(f"- {sentence}")
+    if not judgement.worse:
+        print(f"Nothing was found to be worse than {than}.")
+    if judgement.no_loss:
+        print(f"No loss found in: {', '.join(judgement.no_loss)}.")

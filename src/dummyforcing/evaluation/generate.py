@@ -22,16 +22,21 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.evaluation.bootstrap import EstimateJson
 from dummyforcing.evaluation.results import write_results
-from dummyforcing.evaluation.suite import Measures, aggregate, measure
+from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
+from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
+from dummyforcing.evaluation.world.scene import Scene, read_prompt
 from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import to_json
 from dummyforcing.files.text import read_prompts
 from dummyforcing.files.writing import explaining, replacing
 from dummyforcing.media.clips import read_mp4
 from dummyforcing.media.video import write_mp4
+from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
+from dummyforcing.pipeline.shipped import read_plan
+from dummyforcing.presets.preset import Preset
 
 _MAX_NAME = 220  # bytes; file systems allow 255, of which number, endings and temporary names take some
 
@@ -138,7 +143,7 @@ class VideoFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
         manifest = path / "manifest.json"
         settings = json.loads(json.dumps(settings))
-        if not manifest.exists():
+        if not (manifest.exists() and any((path / "videos").iterdir())):  # nothing was made with others
             write_results(manifest, {"settings": settings}, device)
             return cls(path)
         try:
@@ -172,7 +177,13 @@ class VideoFolder:
 
     def is_done(self, job: Job) -> bool:
         """Whether the video is there and measured."""
-        return self.video(job).exists() and self.measures(job).exists()
+        if not (self.video(job).exists() and self.measures(job).exists()):
+            return False
+        try:
+            known = read_json(self.measures(job))
+            return "motion" in known  # else of version 0.1, which measured less
+        except ValueError:  # damaged: `read_measures` says so
+            return True
 
     def make(self, job: Job, pipeline: DummyForcingPipeline, options: Mapping[str, Any]) -> None:
         """Make a video; an interrupted one leaves nothing under its name.
@@ -197,17 +208,21 @@ class VideoFolder:
         finally:
             part.unlink(missing_ok=True)
 
-    def measure(self, job: Job, chunk_frames: int, fps: int) -> None:
-        """Measure a video as its file shows it.
+    def measure(self, job: Job, preset: Preset) -> None:
+        """Measure a video as its file shows it; exact detectors judge what the prompt says, where they can.
 
         Raises:
             BadFile: If the video cannot be read or the measures cannot be written.
         """
-        found = measure(read_mp4(self.video(job)), chunk_frames=chunk_frames, fps=fps)
+        frames, scene = read_mp4(self.video(job)), scene_of(job, preset)
+        if scene is not None and frames.shape[1] == frames.shape[2]:
+            found = measure_scene(frames, scene, preset.chunk_frames, preset.fps)
+        else:
+            found = SceneMeasures(**asdict(measure(frames, preset.chunk_frames, preset.fps)))
         with replacing(self.measures(job)) as part:
             part.write_text(to_json(asdict(found)))
 
-    def read_measures(self, jobs: Sequence[Job]) -> list[Measures]:
+    def read_measures(self, jobs: Sequence[Job]) -> list[SceneMeasures]:
         """Read the measures of each video.
 
         Raises:
@@ -217,7 +232,7 @@ class VideoFolder:
         for job in jobs:
             path = self.measures(job)
             try:
-                rows.append(Measures(**read_json(path)))
+                rows.append(read_row(read_json(path)))
             except (OSError, ValueError, TypeError) as error:
                 raise BadFile(f"{path} cannot be read ({error})", "delete it and run again") from error
         return rows
@@ -271,6 +286,59 @@ def request(job: Job, folder: ModelFiles, options: Mapping[str, Any]) -> Request
         UserError: If it cannot be done.
     """
     return make_request(folder, job.text, **{**options, "seed": job.seed})
+
+
+def read_row(fields: Mapping[str, Any]) -> SceneMeasures:
+    """The measures of a video as files have them.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    return SceneMeasures(**{**fields, "reasons": tuple(fields.get("reasons", ()))})
+
+
+def scene_of(job: Job, preset: Preset) -> Scene | None:
+    """What a video should show, if exact detectors can tell; None: they cannot."""
+    return read_prompt(job.text) if preset.rendered_world else None
+
+
+def plan_source(files: ModelFiles, plan: str | None) -> tuple[Plan, dict[str, object]] | None:
+    """A head plan by its file or as `shipped`, and what result files say of it; None: there is none.
+
+    Raises:
+        UserError: If there is no such plan.
+    """
+    found = read_plan(files, plan)
+    if plan is None or found is None:
+        return None
+    path = files.shipped("plan.json") if plan == "shipped" else Path(plan)
+    assert path is not None
+    said: dict[str, object] = {
+        "file": plan if plan == "shipped" else path.name,
+        "sha256": file_hash(path),
+        "policy": found.policy,
+        "heads": found.counts,
+    }
+    return found, said
+
+
+def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, SceneMeasures]]:
+    """The settings of a finished folder, and the measures of its videos by name.
+
+    Raises:
+        BadFile: If there are none.
+    """
+    file = path / "metrics.json"
+    try:
+        found = read_json(file)
+        rows = {name: read_row(row) for name, row in found["videos"].items()}
+        return dict(found["settings"]), rows
+    except OSError as error:
+        raise BadFile(
+            f"There are no results in {path}", "give a folder in which dummyforcing eval has finished"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadFile(f"{file} cannot be read ({error})", "run dummyforcing eval there again") from error
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ that `MyState` mentions in its type hints are ever built.
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -30,6 +30,28 @@ KIND = "$kind"
 """Key that tells which class an object of the JSON is of."""
 
 
+@dataclass(frozen=True)
+class NotSaved:
+    """Stands for a function, of which a file has only the name."""
+
+    name: str
+
+    @classmethod
+    def of(cls, function: object) -> "NotSaved":
+        """What stands for a function, or for what stands for one already."""
+        if isinstance(function, cls):
+            return function
+        return cls(str(getattr(function, "__qualname__", type(function).__qualname__)))
+
+    def __call__(self, *_: object) -> Any:
+        """Refuse to be called.
+
+        Raises:
+            BadFile: Always.
+        """
+        raise BadFile(f"'{self.name}' is code, which was not saved", "give it again")
+
+
 def write_state(path: Path, kind: str, version: str, state: object) -> None:
     """Write a state, whole or not at all.
 
@@ -38,6 +60,7 @@ def write_state(path: Path, kind: str, version: str, state: object) -> None:
         kind: What the file is, in words; begins the error messages of `read_state`.
         version: Of its layout.
         state: A dataclass of numbers, text, tensors, fractions, tuples, mappings, None, and such dataclasses.
+            Of functions the name is kept: `NotSaved` takes their place.
 
     Raises:
         BadFile: If it cannot be written.
@@ -99,6 +122,8 @@ def _encode(value: object, tensors: dict[str, Tensor]) -> Any:
         return {KIND: "Tensor", "name": name}
     if isinstance(value, Fraction):
         return {KIND: "Fraction", "value": str(value)}
+    if callable(value):
+        return {KIND: NotSaved.__name__, "name": NotSaved.of(value).name}
     if is_dataclass(value):
         values = {field.name: _encode(getattr(value, field.name), tensors) for field in fields(value)}
         return {KIND: type(value).__name__, **values}
@@ -119,6 +144,8 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type[A
             return tensors[data["name"]]
         case "Fraction":
             return Fraction(data["value"])
+        case NotSaved.__name__:
+            return NotSaved(data["name"])
         case "Mapping":
             return {key: _decode(item, tensors, known) for key, item in data["items"]}
         case name:

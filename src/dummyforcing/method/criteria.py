@@ -4,14 +4,19 @@ A criterion sees where all heads of a model look and names those that are to los
 stay are sorted alike by all criteria: a head that looks more at middle than at first frames is a neighbor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-Criterion = Callable[[Tensor, int, int], list[int]]
-"""`criterion(mass, count, seed) -> heads`: of `mass (heads, 3)`, on first, middle and current frames."""
+from dummyforcing.errors import BadRequest
+from dummyforcing.method.own import explained
+
+Criterion = Callable[[Tensor, int, int], Sequence[int] | Tensor]
+"""`criterion(mass, count, seed) -> heads`: the numbers of heads that become dummy, the first to go first, of
+`mass (heads, 3)` float64, on first, middle and current frames. How many were asked for is `count`; it may
+give more or fewer."""
 
 CURRENT_THRESHOLD = 0.8
 """The current mass from which the paper calls a head dummy when it looks at heads one by one."""
@@ -63,16 +68,33 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def choose_dummies(scores: Tensor, num_dummy: int, criterion: str = "dhp", seed: int = 0) -> list[int]:
+def choose_dummies(
+    scores: Tensor, num_dummy: int, criterion: str | Criterion = "dhp", seed: int = 0
+) -> list[int]:
     """The heads that become dummy, the first to go first, counted through all layers.
 
     Args:
         scores: Attention mass on first, middle and current frames, `(layers, heads, 3)`.
         num_dummy: How many heads become dummy; `threshold` finds the number itself.
-        criterion: A name of `CRITERIA`.
+        criterion: A name of `CRITERIA`, or a function like those there.
         seed: Of `random`.
+
+    Raises:
+        BadRequest: If a function of the user's own fails, or gives something else than heads.
     """
-    return CRITERIA[criterion](scores.double().cpu().flatten(0, 1), num_dummy, seed)
+    mass = scores.double().cpu().flatten(0, 1)
+    if isinstance(criterion, str):
+        return list(CRITERIA[criterion](mass, num_dummy, seed))
+    what = f"Criterion '{getattr(criterion, '__name__', type(criterion).__name__)}'"
+    with explained(what):
+        given = criterion(mass.clone(), num_dummy, seed)
+        heads = list(given.tolist() if isinstance(given, Tensor) else given)
+    known = set(range(len(mass)))
+    if wrong := [head for head in heads if isinstance(head, bool) or head not in known]:
+        raise BadRequest(
+            f"{what} chose head {wrong[0]!r}", f"give whole numbers from 0 to {len(mass) - 1}", "policy"
+        )
+    return [int(head) for head in dict.fromkeys(heads)]
 
 
 def by_look(scores: Tensor) -> list[Role]:

@@ -31,15 +31,39 @@ class HeadContext:
     """None: all of them."""
 
     def __post_init__(self) -> None:
-        if self.sink < 0 or (self.recent is not None and self.recent < 0):
+        counts = [self.sink, *([] if self.recent is None else [self.recent])]
+        if any(not isinstance(count, int) or count < 0 for count in counts):
             raise BadRequest(
-                f"A head cannot see {self.sink} first and {self.recent} recent frames", "take 0 or more"
+                f"A head cannot see {self.sink} first and {self.recent} recent frames",
+                "take whole numbers, 0 or more",
             )
 
     @property
     def total(self) -> int | None:
         """The most past frames that the head ever sees; None: no bound."""
         return None if self.recent is None else self.sink + self.recent
+
+
+def require_roles(table: Mapping[str, HeadContext], owner: str) -> None:
+    """Refuse roles that no plan can have.
+
+    Args:
+        table: What each role sees.
+        owner: Who has them; begins the sentence.
+
+    Raises:
+        BadRequest: If it is no such table, is empty, a name is not one word, or what a role sees is no
+            `HeadContext`.
+    """
+    if not isinstance(table, Mapping) or not table:
+        raise BadRequest(f"{owner} has no roles", "give roles={name: HeadContext(sink, recent), ...}")
+    for role, context in table.items():
+        if not isinstance(role, str) or len(role.split()) != 1 or role != role.strip():
+            raise BadRequest(f"{owner} calls a role {role!r}", "name each in one word")
+        if not isinstance(context, HeadContext):
+            raise BadRequest(
+                f"{owner} has role '{role}', which sees {context!r}", "give HeadContext(sink, recent)"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class Plan:
     """Of the model that the plan was made with; None: fits any model of the same size."""
 
     def __post_init__(self) -> None:
+        require_roles(self.table, f"A plan of policy '{self.policy}'")
         named = {role for row in self.roles for role in row}
         if not named <= set(self.table):
             raise ValueError(f"roles without a context: {sorted(named - set(self.table))}")

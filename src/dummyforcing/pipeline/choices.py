@@ -7,7 +7,7 @@ from dataclasses import replace
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import Plan
-from dummyforcing.method.policy import LONG_CONTEXT, Policy, parse_policy
+from dummyforcing.method.policy import LONG_CONTEXT, Policy, as_policy, parse_policy
 from dummyforcing.presets.preset import Preset
 from dummyforcing.sampling.guard import Guard
 from dummyforcing.sampling.teacache import Calibration
@@ -85,19 +85,22 @@ def check_guard(preset: Preset, guard: Guard | None, policy: Policy, plan: Plan 
     return guard
 
 
-def choose_policy(preset: Preset, policy: str | Policy, frames: int | None = None) -> Policy:
+def choose_policy(preset: Preset, policy: object, frames: int | None = None) -> Policy:
     """A policy by name gets the preset's settings where its text gives none.
+
+    Names are those that are built in or installed: no text makes this run a file, so that requests of
+    strangers and presets may hold one.
 
     Args:
         preset: Of the model.
-        policy: Name or policy.
+        policy: Name, or what `as_policy` takes.
         frames: Latent frames of the video; None: no end.
 
     Raises:
         BadRequest: If there is no such policy, or its heads see further than the model can.
     """
-    if isinstance(policy, Policy):
-        return policy
+    if not isinstance(policy, str):
+        return as_policy(policy)
     defaults, farthest = preset.dummy, preset.farthest()
     before = None if frames is None else max(frames - preset.current_frames, 1)
     cap = min(limit for limit in (LONG_CONTEXT, farthest, before) if limit is not None)
@@ -191,6 +194,8 @@ def choose_heads(
         return policy
     if given is None and policy.roles is None:
         given = f"policy '{policy.name}' has no dummy heads"
+    if given is None and policy.assign is not None:
+        given = f"policy '{policy.name}' assigns roles itself"
     if given is None and policy.budget is not None:
         given = f"policy '{policy.name}' finds it from its budget"
     if given:

@@ -167,6 +167,8 @@ def _fits(annotation: ast.expr, value: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool)
         case ast.Name("float"):
             return isinstance(value, int | float) and not isinstance(value, bool)
+        case ast.Name("OwnPolicy"):  # anything of that form
+            return hasattr(value, "roles") and hasattr(value, "assign")
         case ast.Name("Path"):
             return isinstance(value, os.PathLike)
         case ast.Attribute(ast.Name(package), name):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
     from dummyforcing.method.plan import Plan
-    from dummyforcing.method.policy import Policy
+    from dummyforcing.method.policy import OwnPolicy, Policy
     from dummyforcing.sampling.guard import Guard
     from dummyforcing.sampling.teacache import Calibration
 
@@ -101,11 +101,15 @@ class VideoOptions:
     """Draws the noise instead of a seed; of a batch, one for each prompt."""
     prompt_embeds: "torch.Tensor | None" = option(None, is_flag=False)
     """Text encoder's output instead of a prompt, `(B, text_len, text_dim)`."""
-    policy: "str | Policy" = option("dummy", metavar="NAME")
+    policy: "str | Policy | OwnPolicy | Callable[[], object]" = option(
+        "dummy", metavar="NAME|FILE.py:NAME|MODULE:NAME"
+    )
     """Which past frames the heads see: dummy (Dummy Forcing: by their roles), anchored (by their roles, one
     frame more each), dense (all) or native (as the model was trained). Also window:SINK,RECENT (so many first
     and last ones), long (by their roles, some of them far back, the others one frame, within a budget;
-    long:CAP: CAP frames back) and official (as the public code)."""
+    long:CAP: CAP frames back) and official (as the public code). Installed packages may add names. In Python
+    also a policy of your own: any object that has roles and assign(scores), or a function or class that makes
+    one."""
     dummy_fraction: float | None = option(
         None, kind=float, metavar="0..1", hint="the model's own", least=0, most=1
     )

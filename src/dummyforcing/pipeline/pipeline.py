@@ -24,6 +24,7 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.assembly import find_skips
+from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.loading import load_parts
 from dummyforcing.pipeline.memory import require_memory
@@ -33,7 +34,7 @@ from dummyforcing.pipeline.parts import Parts
 from dummyforcing.pipeline.remarks import remarks, warn
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
-from dummyforcing.pipeline.saved import read_rollout
+from dummyforcing.pipeline.saved import read_rollout, require_code, with_policy
 from dummyforcing.runtime.fused import FusedWan, arrange
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.vae.codec import VideoDecoder
@@ -267,17 +268,23 @@ class DummyForcingPipeline:
         """
         return self._begin(self.request(prompt, options))
 
-    def resume(self, path: str | Path) -> Rollout:
+    def resume(self, path: str | Path, policy: object = None) -> Rollout:
         """Take up a rollout that was saved: it goes on bit by bit as it would have.
 
         Args:
             path: From `Rollout.save`, of this model.
+            policy: The same as at the start, if it is code of your own that heads are still to be classified
+                by: code is not saved.
 
         Raises:
             BadFile: If the file is damaged or of another version, or was made with another model.
+            BadRequest: If the policy is another one, or is needed and not given.
             NotEnoughMemory: If the memory does not suffice.
         """
         state = read_rollout(Path(path), self.parts)
+        if policy is not None:
+            state = with_policy(state, choose_policy(self.files.preset, policy, state.request.frames))
+        require_code(state)
         return Rollout.from_state(state, self.parts, self._require_memory(state.request))
 
     # --- requests: what the command line and studies work with -------------------------------------------

@@ -1,12 +1,13 @@
 """Files of rollouts: their state, and what must be the same to go on from one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from dummyforcing.errors import BadFile
-from dummyforcing.files.state import read_state, write_state
+from dummyforcing.errors import BadFile, BadRequest
+from dummyforcing.files.state import NotSaved, read_state, write_state
+from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.decoding import FrameDecoderState
 from dummyforcing.pipeline.delivery import DeliveryState
@@ -77,6 +78,45 @@ def read_rollout(path: Path, parts: Parts) -> RolloutState:
                 "resume it with what it began with",
             )
     return state
+
+
+def with_policy(state: RolloutState, policy: Policy) -> RolloutState:
+    """Put the code of a policy in the place of what a file has of it.
+
+    Raises:
+        BadRequest: If it is another policy, or its file has changed.
+    """
+    saved = state.request.policy
+
+    def told(one: Policy) -> tuple[object, ...]:
+        code = (NotSaved.of(part) if callable(part) else part for part in (one.assign, one.criterion))
+        return (one.name, dict(one.roles or {}), one.sha256, *code)
+
+    if told(policy) != told(saved):
+        what = "another policy" if policy.name != saved.name else "other code"
+        raise BadRequest(
+            f"The rollout was saved with {what} than this '{policy.name}'",
+            f"resume it with '{saved.name}' as it was",
+            "policy",
+        )
+    with_code = replace(saved, assign=policy.assign, criterion=policy.criterion)
+    return replace(state, request=replace(state.request, policy=with_code))
+
+
+def require_code(state: RolloutState) -> None:
+    """Refuse to go on where heads are to be classified by code that was not saved.
+
+    Raises:
+        BadRequest: If they are.
+    """
+    request, heads = state.request, state.sampler.heads
+    is_lost = isinstance(request.policy.assign, NotSaved) or isinstance(request.policy.criterion, NotSaved)
+    if is_lost and (heads.classify_at is not None or request.guard is not None):
+        raise BadRequest(
+            f"Heads are still to be classified by policy '{request.policy.name}', whose code was not saved",
+            "give it again as policy=",
+            "policy",
+        )
 
 
 def rules_of(parts: Parts) -> tuple[tuple[str, str], ...]:

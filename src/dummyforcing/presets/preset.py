@@ -6,6 +6,8 @@ between models, and no code asks for a model's name.
 
     like = "self-forcing"
     source = { file = "my.pt", key = "generator_ema" }
+
+With `like = "tiny"`, a bundled model, the weights need not be named: they are those of that model.
 """
 
 import math
@@ -169,6 +171,8 @@ class Preset:
     VAE; empty: they come with the model."""
     note: str = ""
     """What else is to be known, one sentence."""
+    rendered_world: bool = False
+    """Whether it shows the rendered world of the bundled models, whose objects exact detectors find."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of videos that have other defaults with this model, such as `{policy = "anchored"}`."""
 
@@ -315,8 +319,8 @@ def read_preset(path: Path) -> Preset:
     """Read a preset file: TOML, or JSON as in model folders.
 
     Args:
-        path: The file. Its fields are those of `Preset`, and `like`: the name of a public model whose values
-            hold where the file has none (tables are replaced as a whole).
+        path: The file. Its fields are those of `Preset`, and `like`: the name of a public or bundled model
+            whose values hold where the file has none (tables are replaced as a whole).
 
     Returns:
         The preset; without a `name`, it has that of the file, or of the folder of a `preset.json`.
@@ -334,7 +338,7 @@ def read_preset(path: Path) -> Preset:
         old = min(renamed)
         raise BadFile(f"{path}: field '{old}' is called '{RENAMED[old]}' by now", "rename it there")
     name = path.parent.name if path.name == "preset.json" else path.stem
-    preset = build(Preset, _complete({"name": name, **data}, PUBLIC_TABLES, str(path)), str(path))
+    preset = build(Preset, _complete({"name": name, **data}, _tables(), str(path)), str(path))
     if preset.base and (path.parent / preset.base).is_dir():
         preset = replace(preset, base=str(path.parent / preset.base))
     source = preset.source
@@ -382,9 +386,23 @@ def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where:
         return data
     like = data["like"]
     if like not in tables:
-        raise BadFile(f"{where}: like '{like}' names no public model", f"{nearest(str(like), tables)}")
+        raise BadFile(
+            f"{where}: like '{like}' names no bundled and no public model", f"{nearest(str(like), tables)}"
+        )
     below = _complete(tables[like], tables, where)
     return {**below, **{name: value for name, value in data.items() if name != "like"}}
+
+
+def _tables() -> dict[str, dict[str, Any]]:
+    """What `like` can name: tables of public models, and of bundled ones with the places of their files."""
+    tables = dict(PUBLIC_TABLES)
+    for name, folder in bundled_folders().items():
+        table = read_json(folder / "preset.json")
+        source = table.get("source", {"file": "transformer"})
+        places = {key: str((folder / source[key]).resolve()) for key in ("file", "lora") if key in source}
+        base = str((folder / table.get("base", "")).resolve())
+        tables[name] = {**table, "source": {**source, **places}, "base": base}
+    return tables
 
 
 PUBLIC_TABLES: dict[str, dict[str, Any]] = read_toml(FOLDER / "public.toml")

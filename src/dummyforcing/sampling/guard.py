@@ -64,6 +64,8 @@ class Guard:
                 "guard",
             )
         none = policy.num_dummy == 0 or (policy.num_dummy is None and policy.dummy_fraction == 0)
+        if policy.assign is not None:
+            none = Role.DUMMY not in policy.roles
         if none if plan is None else not plan.counts.get(Role.DUMMY):
             raise BadRequest(
                 "A guard watches dummy heads, and there are none", "ask for some, or for no guard", "guard"

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from dummyforcing.method.plan import Plan
-from dummyforcing.method.policy import POLICIES
+from dummyforcing.method.policy import POLICIES, installed
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.settings import Settings
 from dummyforcing.server.web.problems import Problem
@@ -91,7 +91,7 @@ class Models:
             created=int(time.time()),
             description=preset.description,
             words=pipeline.text.known_words() if is_word_level else None,
-            policies=["native", *(EXAMPLES.get(name, name) for name in POLICIES)],
+            policies=["native", *(EXAMPLES.get(name, name) for name in POLICIES), *installed()],
             size=[width, height],
             fps=preset.fps,
             chunk_frames=preset.chunk_pixel_frames,

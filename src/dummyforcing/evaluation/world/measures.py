@@ -6,9 +6,9 @@ import numpy as np
 
 from dummyforcing.evaluation.metrics import Frames
 from dummyforcing.evaluation.suite import Measures, measure
-from research.detectors.detect import Detection, detect, verdict
-from research.detectors.identity import same_on_return
-from research.world.world import Scene
+from dummyforcing.evaluation.world.detect import Detection, detect, verdict
+from dummyforcing.evaluation.world.identity import same_on_return
+from dummyforcing.evaluation.world.scene import Scene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,15 @@ import torch
 from dummyforcing.evaluation.bootstrap import bootstrap, paired
 from dummyforcing.evaluation.fidelity import Fidelity
 from dummyforcing.evaluation.suite import aggregate, differences, measure
-from research.detectors.detect import detect
-from research.detectors.identity import same_on_return
-from research.detectors.measures import measure_scene
+from dummyforcing.evaluation.world.detect import detect
+from dummyforcing.evaluation.world.identity import same_on_return
+from dummyforcing.evaluation.world.measures import measure_scene
+from dummyforcing.evaluation.world.outline import shape_distance
+from dummyforcing.evaluation.world.scene import COLORS, SHAPES
 from research.world.prompts import MAX_SCENES, benchmark_scenes, return_scenes, two_object_scenes
-from research.world.render import shape_distance
-from research.world.world import COLORS, SHAPES, held_out_kinds
+from research.world.world import held_out_kinds
+from tests.evaluation.test_detect import as_frames, film, scene_of
 from tests.pictures import blur
-from tests.research.test_detect import as_frames, film, scene_of
 
 RETURN = scene_of("red", "star", "return", x=0.2, sign=-1.0)
 BEHIND = scene_of("green", "triangle", "behind", phase=0.0)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dummyforcing.evaluation.bootstrap import wilson
-from research.detectors.motion import Floats, Track, motion_scores, spread
-from research.detectors.outline import FOLDS, normalise, overlaps, turning
-from research.detectors.pieces import Piece, find_pieces
-from research.world.world import SHAPES, Scene, Thing
+from dummyforcing.evaluation.world.motion import Floats, Track, motion_scores, spread
+from dummyforcing.evaluation.world.outline import FOLDS, normalise, overlaps, turning
+from dummyforcing.evaluation.world.pieces import Piece, find_pieces
+from dummyforcing.evaluation.world.scene import SHAPES, Scene, Thing
 
 _MIN_TWIN = 0.1  # share of the frames
 _MIN_SHARE = 0.9  # of the frames in which the main object has the right color

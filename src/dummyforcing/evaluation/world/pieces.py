@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from research.detectors.motion import Bools, Floats
-from research.world.world import COLORS
+from dummyforcing.evaluation.world.motion import Bools, Floats
+from dummyforcing.evaluation.world.scene import COLORS
 
 Labels = NDArray[np.int8]  # index into `COLORS` of every pixel, -1 where nothing is bright
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from research.world.world import FPS, MOTIONS
+from dummyforcing.evaluation.world.scene import FPS, MOTIONS
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from research.detectors.detect import Detection, Found
-from research.detectors.motion import find_absences
+from dummyforcing.evaluation.world.detect import Detection, Found
+from dummyforcing.evaluation.world.motion import find_absences
 
 _NEAREST, _FEWEST = 8, 3  # frames with the whole outline on each side of an absence
 MAX_GROWTH = math.log(1.5)

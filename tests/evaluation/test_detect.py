@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dummyforcing.evaluation.bootstrap import wilson
-from research.detectors.detect import Verdict, detect, judge, summary
-from research.detectors.motion import Track, motion_scores
+from dummyforcing.evaluation.world.detect import Verdict, detect, judge, summary
+from dummyforcing.evaluation.world.motion import Track, motion_scores
+from dummyforcing.evaluation.world.scene import COLORS, FPS, MOTIONS
 from research.world.prompts import benchmark_scenes, two_object_scenes
 from research.world.render import draw, prepare
-from research.world.world import COLORS, FPS, MOTIONS, held_out_kinds, prompt_scene
+from research.world.world import held_out_kinds, prompt_scene
 from tests.pictures import blur
 
 SIZE = 96

@@ -9,15 +9,48 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from research.detectors.motion import Floats
-from research.world.render import shape_distance
-from research.world.world import SHAPES
+from dummyforcing.evaluation.world.motion import Floats
+from dummyforcing.evaluation.world.scene import SHAPES
 
 FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of a ball or a ring cannot be seen
 _REACH = 1.75  # half a patch, in equivalent radii; a star's tips are at 1.58
 _POINTS = ((np.arange(40) + 0.5) * (2 * _REACH / 40) - _REACH).astype(np.float32)
+
+
+def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to the outline of a unit-radius shape (negative inside), up to a factor near 1.
+
+    Args:
+        shape: Index into `SHAPES`, broadcastable.
+        x: Coordinates in units of the radius, in the shape's own frame.
+        y: Likewise, pointing down.
+    """
+    length = (x * x + y * y).sqrt()
+    ax, ay = x.abs(), y.abs()
+    square = torch.maximum(ax, ay) - 0.80
+    triangle = torch.maximum(0.866 * ax - 0.5 * y - 0.52, y - 0.55)
+    sector = torch.atan2(x, -y).remainder(2 * math.pi / 5) - math.pi / 5
+    star = _star_distance(length, sector)
+    ring = (length - 0.74).abs() - 0.24
+    arm, bar = torch.maximum(ax, ay) - 0.95, torch.minimum(ax, ay) - 0.33
+    cross = torch.maximum(arm, bar)
+    out = length - 0.95
+    for index, distance in enumerate((square, triangle, star, ring, cross), start=1):
+        out = torch.where(shape == index, distance, out)
+    return out
+
+
+def _star_distance(length: Tensor, sector: Tensor) -> Tensor:
+    """Distance to the edge of a five-pointed star; `sector` is the angle from the nearest valley."""
+    # The edge runs from the valley (radius 0.45, angle 0) to the tip (radius 1.05, angle pi/5).
+    tip_x, tip_y = 1.05 * math.cos(math.pi / 5), 1.05 * math.sin(math.pi / 5)
+    dx, dy = tip_x - 0.45, tip_y
+    norm = math.hypot(dx, dy)
+    px, py = length * sector.cos(), length * sector.sin().abs()
+    return ((px - 0.45) * dy - py * dx) / norm
 
 
 def normalise(light: Floats, x: Floats, y: Floats, area: Floats) -> Floats:
