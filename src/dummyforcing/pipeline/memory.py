@@ -118,6 +118,7 @@ def require_memory(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    beside: Sequence[Request] = (),
     loaded: bool = False,
     offload: bool = False,
 ) -> int:
@@ -128,6 +129,7 @@ def require_memory(
         request: What is asked for.
         dtype: Of the computation.
         device: Where it is needed.
+        beside: Other videos that are made in turns with it.
         loaded: Whether the weights are in memory already.
         offload: Whether those of text encoder and VAE are elsewhere.
 
@@ -139,14 +141,15 @@ def require_memory(
             first remedy that fits.
     """
     free = available_memory(device)
+    others = sum(need.cache + need.decoding for need in (estimate(files, other, dtype) for other in beside))
 
     def least(needs: Sequence[MemoryEstimate]) -> tuple[int, MemoryEstimate]:
         needs = [need if device.type == "cpu" else need.on_gpu() for need in needs]
-        tiles = fewest_tiles((need.total for need in needs), free)
+        tiles = fewest_tiles((need.total + others for need in needs), free)
         return tiles, needs[tiles - 1]
 
     tiles, needed = least(estimates(files, request, dtype, loaded=loaded, offload=offload))
-    if needed.total <= free:
+    if needed.total + others <= free:
         return tiles
     parts = ", ".join(
         f"{size / 1e9:.1f} GB {what}"
@@ -155,15 +158,15 @@ def require_memory(
             ("KV cache", needed.cache),
             ("activations", needed.activations + needed.waiting),
             ("decoded frames", needed.frames),
+            ("the videos made in turns with it", others),
         )
         if size
     )
-    others = (
-        (name, least(needs)[1].total) for name, needs in _remedies(files, request, dtype, device, loaded)
-    )
-    fitting = (f"{name} ({total / 1e9:.1f} GB)" for name, total in others if total <= free)
+    remedies = _remedies(files, request, dtype, device, loaded)
+    smaller = ((name, least(needs)[1].total + others) for name, needs in remedies)
+    fitting = (f"{name} ({total / 1e9:.1f} GB)" for name, total in smaller if total <= free)
     raise NotEnoughMemory(
-        f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
+        f"This video needs about {(needed.total + others) / 1e9:.1f} GB of memory ({parts}), but only "
         f"{free / 1e9:.1f} GB are free",
         f"take {next(fitting, 'a smaller size or fewer frames')}",
     )

@@ -1,6 +1,7 @@
 """Memory that a VAE's decoder takes, and how much there is."""
 
 import os
+import resource
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,10 @@ def available_memory(device: torch.device) -> float:
         free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     if (cgroup / "memory.max").exists() and (limit := (cgroup / "memory.max").read_text().strip()).isdigit():
         free.append(float(limit) - float((cgroup / "memory.current").read_text()))
+    if (used := Path("/proc/self/statm")).exists():
+        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit_of_process != resource.RLIM_INFINITY:
+            free.append(float(limit_of_process - int(used.read_text().split()[0]) * resource.getpagesize()))
     return min(free, default=float("inf"))
 
 
