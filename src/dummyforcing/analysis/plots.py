@@ -6,6 +6,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from dummyforcing.files.writing import replacing
 from dummyforcing.method.plan import HeadContext, Plan
@@ -54,13 +56,17 @@ def head_map(plan: Plan) -> Figure:
 
 def print_head_map(plan: Plan) -> None:
     """Print a plan to the terminal: one line per layer, one letter per head."""
-    console = Console(highlight=False)
+    Console(highlight=False).print(head_map_text(plan))
+
+
+def head_map_text(plan: Plan) -> Text:
+    """A plan in letters and colours, as `print_head_map` prints it."""
     width = len(str(len(plan.roles) - 1))
-    for layer, row in enumerate(plan.roles):
-        heads = " ".join(f"[{COLOURS.get(role, OTHER)}]{role[0]}[/]" for role in row)
-        console.print(f"layer {layer:{width}}  {heads}")
-    for label in _legend(plan):
-        console.print(label)
+    rows = [
+        f"layer {layer:{width}}  " + " ".join(f"[{COLOURS.get(role, OTHER)}]{role[0]}[/]" for role in row)
+        for layer, row in enumerate(plan.roles)
+    ]
+    return Text.from_markup("\n".join([*rows, *map(escape, _legend(plan))]))
 
 
 def _legend(plan: Plan) -> list[str]:

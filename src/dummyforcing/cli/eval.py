@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dummyforcing.cli.common import LOAD, Model, bar, load_for, open_files
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import tell, wrote
 from dummyforcing.errors import BadRequest, UnknownWordsWarning
 from dummyforcing.pipeline.options import VideoOptions
 
@@ -49,7 +51,7 @@ def eval(
     scores: Annotated[
         Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
     ] = None,
-) -> None:
+) -> Found:
     """Make the videos of a prompt set and measure them, with VBench where it is installed.
 
     Five videos of each line of prompts.txt in eval/videos, their measures in eval/metrics.json:
@@ -98,13 +100,14 @@ def eval(
         read_results,
         require_dimensions,
     )
+    from dummyforcing.evaluation.vbench import scores as sum_up
 
     require_dimensions(dimension)
     if scores is not None:
         raw = read_results(scores)
         missing = {name: "there is no score of it" for name in DIMENSIONS if name not in raw}
         print_vbench(Outcome(raw, missing))
-        return
+        return {"raw": raw, "not_computed": missing, **asdict(sum_up(raw))}
     assert prompts is not None
     if samples < 1:
         raise BadRequest(f"{samples} samples are no videos", "take 1 or more", "samples")
@@ -159,11 +162,12 @@ def eval(
 
     done = sum(map(videos.is_done, jobs))
     if done < len(jobs):
-        print(
+        tell(
             f"{done} of {len(jobs)} videos are there. Run the command once more without --shard when all "
             "shards are finished: it makes what is missing and sums up."
         )
-        return
+        wrote(videos.videos, f"{done} of {len(jobs)} videos", videos=done)
+        return {"settings": settings, "videos": len(jobs)}
     names = dimension or tuple(DIMENSIONS)
     outcome = evaluate(
         videos.videos, vbench_info, output / "vbench", chosen.prompts, names, str(where), download_networks
@@ -174,8 +178,10 @@ def eval(
     print_measures(found["measures"], len(jobs))
     print_vbench(outcome)
     if FLICKER in outcome.raw:
-        print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
-    print(f"All measures, with those of every video: {output / 'metrics.json'}")
+        tell(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
+    wrote(videos.videos, f"{done} videos", videos=done)
+    wrote(output / "metrics.json", "all measures, with those of every video")
+    return {"settings": settings, **found}
 
 
 def _fill(

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from dummyforcing.cli.terminal import tell
 from dummyforcing.evaluation.vbench import DIMENSIONS, scores
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def print_measures(measures: "Mapping[str, EstimateJson]", videos: int) -> None:
     for name, found in measures.items():
         low, high = found["interval"]
         table.add_row(name, f"{found['mean']:.4g}", f"{low:.4g} .. {high:.4g}", str(found["n"]))
-    Console().print(table)
+    tell(table)
 
 
 def print_vbench(outcome: "Outcome") -> None:
@@ -40,12 +40,12 @@ def print_vbench(outcome: "Outcome") -> None:
             if name in outcome.raw:
                 raw = outcome.raw[name]
                 table.add_row(name, f"{raw:.4f}", f"{100 * dimension.normalise(raw):.2f}%")
-        Console().print(table)
+        tell(table)
         for title in ("quality", "semantic", "total"):
             value = getattr(summary, title)
             shown = "not all of its dimensions are there" if value is None else f"{value:.2f}"
-            print(f"VBench {title}: {shown}")
+            tell(f"VBench {title}: {shown}")
     for reason in dict.fromkeys(outcome.not_computed.values()):
         names = [name for name, why in outcome.not_computed.items() if why == reason]
         which = ", ".join(names) if len(names) < len(DIMENSIONS) else f"all {len(names)} dimensions"
-        print(f"VBench, not computed: {which}; {reason}.")
+        tell(f"VBench, not computed: {which}; {reason}.")
