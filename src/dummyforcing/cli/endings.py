@@ -2,12 +2,12 @@
 
 import errno
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from math import inf
 from types import FrameType
 
 from dummyforcing.errors import BadRequest
@@ -58,7 +58,7 @@ def unread() -> int:
     """Say that nobody reads what is printed, such as `| head`, and give the exit code."""
     _discard(sys.stdout.fileno())  # Python would complain again at exit
     last_words("Nobody reads this output any more: the rest of it is not printed.")
-    return 128 + signal.SIGPIPE
+    return 141  # as after SIGPIPE, which Python turns into an error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,8 +68,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
         or any(words in told for words in OUT_OF_MEMORY)
-        or resource.getrlimit(resource.RLIMIT_AS)[0] in range(LIBRARIES)  # else -1: without limit
+        or _address_space() < LIBRARIES
     )
+
+
+def _address_space() -> float:
+    """Bytes that this process may have at most, as `ulimit -v` sets it."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return inf if limit == resource.RLIM_INFINITY else limit
 
 
 def last_words(*lines: str) -> None:

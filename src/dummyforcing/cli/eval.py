@@ -202,8 +202,13 @@ def _fill(
     done, count = len(jobs) - len(todo), len(jobs)
     with warnings.catch_warnings(), bar(total=count, initial=done, unit="video") as shown:
         warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
-        for job in todo:
-            if pipeline and not videos.video(job).exists():
-                videos.make(job, pipeline, options)
-            videos.measure(job, preset.chunk_frames, preset.fps)
-            shown.update()
+        try:
+            for job in todo:
+                if pipeline and not videos.video(job).exists():
+                    videos.make(job, pipeline, options)
+                videos.measure(job, preset.chunk_frames, preset.fps)
+                done += 1
+                shown.update()
+        except KeyboardInterrupt as error:
+            error.add_note(f"{done} of {count} videos are in {videos.videos}; the same command goes on.")
+            raise

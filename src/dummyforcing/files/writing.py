@@ -52,7 +52,9 @@ def _beside(path: Path) -> Path:
 
 
 def _is_running(process: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether there is a process of this number on this machine, as far as one can tell."""
+    if os.name != "posix":  # elsewhere the question would be a signal
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,7 +1,6 @@
 """Memory that a VAE's decoder takes, and how much there is."""
 
 import os
-import resource
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +82,11 @@ def available_memory(device: torch.device) -> float:
     if (cgroup / "memory.max").exists() and (limit := (cgroup / "memory.max").read_text().strip()).isdigit():
         free.append(float(limit) - float((cgroup / "memory.current").read_text()))
     if (used := Path("/proc/self/statm")).exists():
-        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit_of_process != resource.RLIM_INFINITY:
-            free.append(float(limit_of_process - int(used.read_text().split()[0]) * resource.getpagesize()))
+        import resource  # not on Windows
+
+        address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if address_space != resource.RLIM_INFINITY:
+            free.append(float(address_space - int(used.read_text().split()[0]) * resource.getpagesize()))
     return min(free, default=float("inf"))
 
 
