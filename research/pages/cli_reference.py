@@ -25,6 +25,36 @@ Written by `python -m research.pages.cli_reference` from `--help`.
 `dummyforcing COMMAND --help` shows the same; `python -m dummyforcing` is the same program. What is wrong with
 a call is said in one sentence, with exit code 2. Options of videos and models are keyword arguments in
 Python, too: see [Options](options.md).
+
+## What all commands have in common { #common }
+
+**Output.** Results are printed to stdout, with every file that was written and its length; progress,
+warnings and errors go to stderr, progress to a terminal alone. `--quiet` leaves warnings and errors.
+`--json` prints one object in place of text: what was found, such as `timings` and the counts of the `plan`,
+and in `written` the `path` and the length of every file. `NO_COLOR` is respected. `--version` tells the
+version.
+
+```
+dummyforcing generate "a yellow star spins" --json | jq '.timings.fps, .written[].path'
+```
+
+**Interruption.** Files are written under a temporary name and replace older ones when they are complete.
+Ctrl-C, SIGTERM and SIGHUP end a command in order (exit codes 130, 143, 129). `generate` then keeps the
+frames that are there: under the name that was given if there is no file yet, else as `NAME.part.mp4` beside
+it; it says where, and how many. What a killed process left under a temporary name is removed by the next
+one that writes the same file. If nobody reads the output any more (`| head`), the exit code is 141.
+
+**Completion** of commands and flags by the Tab key, for bash, zsh, fish and tcsh; start a new shell
+afterwards:
+
+```
+mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc
+dummyforcing --tyro-write-completion bash ~/.local/share/bash-completion/completions/dummyforcing
+dummyforcing --tyro-write-completion zsh ~/.zfunc/_dummyforcing  # fpath+=~/.zfunc before compinit in .zshrc
+dummyforcing --tyro-write-completion fish ~/.config/fish/completions/dummyforcing.fish
+```
+
+## Commands { #commands }
 """
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,7 @@ def test_heads(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
     picture.unlink()
     assert main(["heads", "--plan", str(plan), "-o", str(picture)]) == 0
-    assert capsys.readouterr().out == found
+    assert capsys.readouterr().out == found.replace(f"Wrote {plan}: {plan.stat().st_size} bytes.\n", "")
     assert picture.exists()
 
 
@@ -242,11 +241,6 @@ def test_shipped_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert Plan.load(tmp_path / "p.json") == Plan.load(bundled_folders()["tiny"] / "plan.json")
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dummyforcing {version('dummyforcing')}\n"
-
-
 @pytest.mark.parametrize(
     "args",
     [
@@ -282,18 +276,6 @@ def test_help_is_fast_and_teaches(args: list[str]) -> None:
             assert f"--{flag} " in result.stdout
         for flag in ("dummy-fraction", "save-plan", "compare", "device", "dtype", "output"):
             assert f"--{flag} " in result.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("args", [["models"], ["generate", "--help"], ["--help"]])
-def test_a_reader_that_has_enough(args: list[str]) -> None:
-    """As with `| head -0`: no traceback."""
-    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait() in (1, 141)  # 1: rich was printing
 
 
 def test_examples_of_the_help_use_known_words() -> None:
@@ -486,18 +468,3 @@ def test_disk_full(model: str, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "annot write" in result.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_leaves_a_playable_file_or_none(model: str, tmp_path: Path) -> None:
-    output = tmp_path / "a.mp4"
-    run = OnTerminal(command("generate", PROMPT, "-o", output, "--model", model, "--frames", 9 + 12 * 500))
-    run.wait_for(" FPS")  # the first chunk is finished
-    run.process.send_signal(signal.SIGINT)
-    code, _, shown = run.finish()
-    assert code == 130
-    assert shown.rstrip().endswith("Interrupted.")
-    assert "Traceback" not in shown
-    left = list(tmp_path.iterdir())
-    assert left in ([], [output])
-    if left:
-        assert frame_count(output) >= 9

@@ -114,6 +114,8 @@ def test_resuming_after_an_interruption(args, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generate, "write_mp4", interrupted)
     assert main([*args, "--samples", "1"]) == 130
     out = tmp_path / "out"
+    told = f"1 of 3 videos are in {out / 'videos'}; the same command goes on.\nInterrupted.\n"
+    assert capsys.readouterr().err.endswith(told)
     assert names(out) == ["manifest.json", "measures", "videos"]
     assert names(out / "videos") == [f"{PROMPTS[0]}-0.mp4"]
     stamp = (out / "videos" / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns

@@ -72,7 +72,7 @@ def test_convert_and_use(model_folder: Path, tmp_path: Path, capsys: pytest.Capt
     output = tmp_path / "mine"
     assert main(["models", "convert", str(model_folder), "-o", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "wrote transformer/diffusion_pytorch_model.safetensors" in printed
+    assert f"Wrote {output}/transformer/diffusion_pytorch_model.safetensors: " in printed
     assert f"--model {output}" in printed
     args = ["generate", PROMPT, "-o", str(tmp_path / "a.mp4"), "--model", str(output), "--frames", "9"]
     assert main(args) == 0

@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar(model_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_verbose_tells_each_message_once_and_keeps_the_bar_whole(model_folder: Path) -> None:
-    """Also the warnings, of a word that is not known; in two videos, of which each has a bar."""
+    """Also the warnings, of a word that is not known; in two videos that are made in turns."""
     args = ["generate", "a purple ball", "--frames", "21", "-o", "a.mp4", "--compare", "-v"]
     code, printed, shown = OnTerminal(run(*args, "--model", model_folder)).finish()
     assert code == 0
@@ -91,9 +91,9 @@ def test_verbose_tells_each_message_once_and_keeps_the_bar_whole(model_folder: P
     (warning,) = [line for line in lines if "purple" in line]
     assert warning.startswith("Warning: Model 'random' does not know the word purple; it knows a, ball,")
     bars = [line for line in lines if "/21" in line]
-    assert [re.sub(r": .*", "", line) for line in bars] == ["dummy", "dense"]
+    assert [re.sub(r": .*", "", line) for line in bars] == ["dummy and dense"]
     assert all("| 21/21 [" in line for line in bars)
-    assert len(lines) == len(told) + 1 + 2
+    assert len(lines) == len(told) + 1 + 1
     assert "attention backend" not in printed
 
 

@@ -34,10 +34,10 @@ def test_calibrate_show_and_use(
         "step 2 of 2, but not in the",
     ):
         assert fact in printed.out
-    assert max(map(len, printed.out.splitlines())) <= 80
+    assert max(len(line) for line in printed.out.splitlines() if str(path) not in line) <= 80
 
     assert main(["teacache", "show", str(path)]) == 0
-    assert capsys.readouterr().out == printed.out
+    assert capsys.readouterr().out == "".join(printed.out.splitlines(keepends=True)[:-1])
     assert main(["teacache", "show", f"{path}:1e-9"]) == 0
     assert "Within an error of 1e-09:\nTeaCache leaves out no step." in capsys.readouterr().out
 

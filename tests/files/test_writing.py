@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,22 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str, monkeypatch: pyt
     with pytest.raises(UserError, match="cannot write"), new_folder(Path(name)):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_what_killed_processes_left_goes(tmp_path: Path) -> None:
+    """What others that still run are writing stays, and so do files of other names."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".a.{ended.pid}.part").write_text("half")
+    (tmp_path / f".b.{ended.pid}.part").mkdir()
+    (tmp_path / f".b.{ended.pid}.part" / "file").write_text("half")
+    others = {f".a.{os.getppid()}.part", f".ab.{ended.pid}.part", f".a.x{ended.pid}.part", "a.part"}
+    for name in others:
+        (tmp_path / name).write_text("of others")
+    write(tmp_path / "a", "whole")
+    with new_folder(tmp_path / "b"):
+        pass
+    assert set(os.listdir(tmp_path)) == {*others, "a", "b"}
 
 
 def test_what_is_no_file_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -150,6 +151,27 @@ def test_ctrl_c_keeps_a_playable_part(tmp_path: Path) -> None:
     assert len(read(path)) == 7
     assert boxes(path).index("moov") < boxes(path).index("mdat")
     assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_ctrl_c_keeps_the_older_file_and_the_part_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_mp4(path, frames_of(9))
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        write_then_raise(path, frames_of(7), KeyboardInterrupt())
+    assert path.read_bytes() == before
+    assert len(read(tmp_path / "a.part.mp4")) == 7
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "a.part.mp4"]
+
+
+def test_a_whole_video_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield frames_of(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_mp4(tmp_path / "a.mp4", frames())
+    assert os.listdir(tmp_path) == []
 
 
 def test_ctrl_c_before_the_first_frame_leaves_nothing(tmp_path: Path) -> None:

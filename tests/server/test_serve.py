@@ -116,6 +116,14 @@ def test_ctrl_c_ends_it_as_other_commands(local: Process) -> None:
 
 
 @pytest.mark.slow
+def test_a_closed_terminal_ends_it_as_sigterm_does(local: Process) -> None:
+    code, seconds = local.stop(signal.SIGHUP)
+    assert code == 0
+    assert seconds < 10
+    assert "Traceback" not in local.log.read_text()
+
+
+@pytest.mark.slow
 def test_sigterm_ends_it_while_the_model_is_loaded(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dummyforcing", "serve", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from dummyforcing.files.writing import replacing
 from dummyforcing.method.plan import HeadContext, Plan
@@ -66,19 +67,25 @@ def head_map(plan: Plan) -> Figure:
 
 
 def print_head_map(plan: Plan) -> None:
-    """Print a plan to the terminal: one line per layer, one letter per head.
+    """Print a plan to the terminal; see `head_map_text`."""
+    Console(highlight=False).print(head_map_text(plan))
+
+
+def head_map_text(plan: Plan) -> Text:
+    """A plan in letters and colours: one line per layer, one letter per head.
 
     The letter is the first of the role's name that no role before it has, or a number.
     """
-    console = Console(highlight=False)
     width = len(str(len(plan.roles) - 1))
     colour_of, letters = colours(plan), _letters(list(plan.counts))
+    lines = []
     for layer, row in enumerate(plan.roles):
         heads = " ".join(f"[{colour_of[role]}]{escape(letters[role])}[/]" for role in row)
-        console.print(f"layer {layer:{width}}  {heads}")
+        lines.append(f"layer {layer:{width}}  {heads}")
     for role, label in zip(plan.counts, _legend(plan), strict=True):
         known_by = "" if letters[role] == role[0] else f"{letters[role]} is "
-        console.print(escape(f"{known_by}{label}"))
+        lines.append(escape(f"{known_by}{label}"))
+    return Text.from_markup("\n".join(lines))
 
 
 def _letters(roles: Sequence[str]) -> dict[str, str]:

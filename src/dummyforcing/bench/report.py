@@ -1,17 +1,16 @@
-"""The results of a benchmark on the terminal."""
+"""The results of a benchmark as tables and sentences."""
 
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
 
 
-def print_benchmark(results: dict[str, Any]) -> None:
-    """Print one table for every size, then what the columns mean and the speed-ups over dense."""
+def benchmark_report(results: dict[str, Any]) -> Iterator[Table | str]:
+    """One table for every size, then what the columns mean and the speed-ups over dense."""
     rows = results["configurations"]
     steps = len(results["schedule"])
     for (height, width), group in groupby(rows, lambda row: row["size"]):
@@ -20,20 +19,19 @@ def print_benchmark(results: dict[str, Any]) -> None:
             table.add_column(title, justify="right")
         for row in group:
             table.add_row(label(row, steps), *_figures(row))
-        Console().print(table)
+        yield table
     rates = " and ".join(
         f"{rate:.3g} ({results['dtype'] if name == 'plain' else name})"
         for name, rate in results["matmul_tflops"].items()
         if rate
     )
-    print(
+    yield (
         f"FPS: pixel frames per second in the second half of {results['pixel_frames']}, medians of "
         f"{results['repeats']}. First: the first pixel frame, the prompt encoded.\n"
         "p50/p99: latency of a chunk's diffusion in the second half.\n"
         f"Floor: the counted work at the rate of large matrix products, {rates} TFLOP/s."
     )
-    for line in _speed_ups(rows, steps):
-        print(line)
+    yield from _speed_ups(rows, steps)
 
 
 def label(row: Row, steps: int) -> str:

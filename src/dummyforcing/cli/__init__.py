@@ -15,6 +15,14 @@ import tyro
 
 from dummyforcing.cli import models, teacache
 from dummyforcing.cli.bench import bench
+from dummyforcing.cli.endings import (
+    ending_at_signals,
+    interrupted,
+    is_out_of_memory,
+    last_words,
+    refuse_nothing,
+    unread,
+)
 from dummyforcing.cli.env import env
 from dummyforcing.cli.eval import compare, eval
 from dummyforcing.cli.flags import told
@@ -22,12 +30,16 @@ from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.cli.serve import serve
 from dummyforcing.cli.terminal import say_warning
-from dummyforcing.errors import PictureWarning, RequestWarning, UserError
+from dummyforcing.errors import NotEnoughMemory, PictureWarning, RequestWarning, UserError
 
 DESCRIPTION = """Make videos with autoregressive diffusion models, with a small cache (Dummy Forcing).
 
 A first video, and what Dummy Forcing saves on it:
-  dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4 --compare"""
+  dummyforcing generate "a red ball bounces on a green floor" -o ball.mp4 --compare
+
+Version, and completion by the Tab key (bash, zsh, fish or tcsh):
+  dummyforcing --version
+  dummyforcing --tyro-write-completion bash ~/.local/share/bash-completion/completions/dummyforcing"""
 
 
 @dataclass(frozen=True)
@@ -76,36 +88,45 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows the program's name; None: as the program was called.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C (143 after SIGTERM, 129 after SIGHUP), 141 if
+        nobody reads what is printed any more.
     """
     if isinstance(sys.stdout, TextIOWrapper):  # what a terminal or a log cannot show is shown escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    args = sys.argv[1:] if args is None else args
-    if list(args) == ["--version"]:
+    args = _joined(sys.argv[1:] if args is None else args)
+    if "--version" in args:
         print(f"dummyforcing {version('dummyforcing')}")
         return 0
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ending_at_signals():
             warnings.simplefilter("ignore")
             for kind in (PictureWarning, RequestWarning):
                 warnings.simplefilter("always", kind)
             warnings.showwarning = say_warning
             try:
-                _run("dummyforcing", DESCRIPTION, COMMANDS, _joined(args))
+                refuse_nothing(args)
+                _run("dummyforcing", DESCRIPTION, COMMANDS, args)
             finally:
                 sys.stdout.flush()
     except UserError as error:
-        print(
-            f"Error: {told(error, getattr(_called(COMMANDS, _joined(args)), 'flags', {}))}", file=sys.stderr
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader has enough, such as `| head`; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _refused(error, args)
+    except KeyboardInterrupt as error:
+        return interrupted(error)
+    except BrokenPipeError:
+        return unread()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        remedy = "take a smaller size or fewer frames, or raise the limit of memory (ulimit -v)"
+        return _refused(NotEnoughMemory(f"The memory has run out ({reason})", remedy), args)
     return 0
+
+
+def _refused(error: UserError, args: Sequence[str]) -> int:
+    """Say what cannot be done, and give the exit code."""
+    last_words(f"Error: {told(error, getattr(_called(COMMANDS, args), 'flags', {}))}")
+    return 2
 
 
 def _joined(args: Sequence[str]) -> Sequence[str]:
@@ -128,12 +149,23 @@ def _run(
     if isinstance(group, Group):
         _run(f"{prog} {args[0]}", group.description, group.commands, args[1:] or [group.default])
         return
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
+    _app(commands, args).cli(prog=prog, description=description, args=args)
+
+
+def _app(
+    commands: Mapping[str, Callable[..., None] | Group], args: Sequence[str]
+) -> tyro.extras.SubcommandApp:
+    """A parser of commands; those of groups are only listed, but for shell completion."""
     app = tyro.extras.SubcommandApp()
+    completes = any(arg.startswith("--tyro-") for arg in args[:1])
     for name, command in commands.items():
-        if isinstance(command, Group):
-            app.command(name=name, help=command.summary)(lambda: None)  # only listed: handled above
-            continue
-        # A summary in the list of commands; a command's own help has its whole docstring.
-        summary = None if name in args[:1] else str(command.__doc__).partition("\n")[0]
-        app.command(name=name, help=summary)(command)
-    app.cli(prog=prog, description=description, args=args)
+        if isinstance(command, Group) and completes:
+            app.command(_app(command.commands, args), name=name, help=command.summary)
+        elif isinstance(command, Group):
+            app.command(name=name, help=command.summary)(lambda: None)  # `_run` goes on to its commands
+        else:
+            # A summary in the list of commands; a command's own help has its whole docstring.
+            summary = None if name in args[:1] else str(command.__doc__).partition("\n")[0]
+            app.command(name=name, help=summary)(command)
+    return app

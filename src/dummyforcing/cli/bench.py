@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from dummyforcing.cli.common import FP8, bar, check_output, open_files
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import tell, wrote
 from dummyforcing.pipeline.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def bench(
     output: Annotated[
         Path | None, arg(aliases=["-o"], metavar="FILE.json", help_behavior_hint="(default: print only)")
     ] = None,
-) -> None:
+) -> Found:
     """Measure how fast videos are made, with and without the VAE, and how much memory that takes.
 
     Every combination of size, policy and FP8 mode is measured; those of a size take turns, video by video.
@@ -78,7 +79,7 @@ def bench(
     """
     check_output(output, ".json")
 
-    from dummyforcing.bench.report import print_benchmark
+    from dummyforcing.bench.report import benchmark_report
     from dummyforcing.bench.run import Benchmark, Settings
     from dummyforcing.evaluation.results import write_results
     from dummyforcing.pipeline.devices import choose_device, choose_dtype
@@ -102,9 +103,11 @@ def bench(
     benchmark = Benchmark(files, settings, where, choose_dtype(load.get("torch_dtype"), where), is_random)
     with _counting(benchmark.videos) as report:
         results = benchmark.run(report)
-    print_benchmark(results)
+    tell(*benchmark_report(results))
     if output is not None:
         write_results(output, results, where)
+        wrote(output)
+    return results
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Types of arguments and small helpers that several commands share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from dummyforcing.cli.flags import FlagsOf, Given
-from dummyforcing.cli.terminal import IS_QUIET
+from dummyforcing.cli.terminal import VOICE
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.writing import temporary
 from dummyforcing.pipeline.options import LoadOptions, choose
@@ -37,14 +37,17 @@ def open_files(model: str, load: Given) -> "ModelFiles":
     return ModelFiles.open(model, **{name: load[name] for name in FILES.only if name in load})
 
 
-def load_for(files: "ModelFiles", request: "Request", load: Given) -> "DummyForcingPipeline":
-    """Load a model for a request that fits into the memory."""
+def load_for(
+    files: "ModelFiles", request: "Request", load: Given, beside: "Sequence[Request]" = ()
+) -> "DummyForcingPipeline":
+    """Load a model for a request that fits into the memory, with those that are made in turns with it."""
     from dummyforcing.pipeline.devices import choose_device, choose_dtype
     from dummyforcing.pipeline.memory import require_memory
 
     options = choose(LoadOptions, load)
     where = choose_device(options.device)
-    require_memory(files, request, choose_dtype(options.torch_dtype, where), where, offload=options.offload)
+    dtype = choose_dtype(options.torch_dtype, where)
+    require_memory(files, request, dtype, where, beside=beside, offload=options.offload)
 
     from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
@@ -67,16 +70,16 @@ def bar(**options: Any) -> Any:
     """A progress bar of tqdm, which shows itself on a terminal or in a notebook, unless it is to be quiet."""
     from tqdm.auto import tqdm
 
-    return tqdm(**options, disable=True if IS_QUIET.get() else None)
+    return tqdm(**options, disable=None if VOICE.get().shows_progress else True)
 
 
-def progress(chunks: "Iterator[Chunk]", total: int, label: str) -> "Iterator[Chunk]":
+def progress(turns: "Iterable[tuple[Chunk, ...]]", total: int, label: str) -> "Iterator[tuple[Chunk, ...]]":
     """Pass chunks on, with a bar that counts pixel frames and tells how many come per second so far."""
     with bar(desc=label, total=total, unit="frame") as shown:
-        for chunk in chunks:
-            shown.set_postfix_str(f"{chunk.timings.fps:.1f} FPS")
-            shown.update(chunk.frames.shape[1])
-            yield chunk
+        for chunks in turns:
+            shown.set_postfix_str(", ".join(f"{chunk.timings.fps:.1f} FPS" for chunk in chunks))
+            shown.update(chunks[0].frames.shape[1])
+            yield chunks
 
 
 def parse_list(text: str | None, option: str, *words: str) -> list[str] | None:

@@ -1,7 +1,6 @@
 """`dummyforcing env`: versions, hardware, and which fast paths they allow, to paste into a bug report."""
 
 import getpass
-import json
 import os
 import platform
 import re
@@ -14,12 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
-
-from tyro.conf import FlagCreatePairsOff, arg
+from typing import Any, TypeVar
 
 from dummyforcing import __version__
 from dummyforcing.cli.flags import command
+from dummyforcing.cli.terminal import tell
 from dummyforcing.evaluation.machine import main_memory, processor
 
 PACKAGES = {
@@ -45,7 +43,7 @@ Result = TypeVar("Result")
 
 
 @command()
-def env(*, as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False) -> None:
+def env() -> Mapping[str, Any]:
     """Tell what a bug report needs: versions, hardware, and which fast paths they allow.
 
     Nothing personal is in it. Paste all of it:
@@ -53,12 +51,10 @@ def env(*, as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = Fals
 
     For programs:
       dummyforcing env --json
-
-    Args:
-        as_json: Print JSON.
     """
     found = examine()
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    tell("\n".join(lines(found)))
+    return found
 
 
 def examine() -> Found:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dummyforcing.cli.common import LOAD, Model, bar, load_for, open_files
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import tell, wrote
 from dummyforcing.errors import BadRequest, UnknownWordsWarning
 from dummyforcing.pipeline.options import VideoOptions
 
@@ -54,7 +55,7 @@ def eval(
         Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
     ] = None,
     judge: FlagCreatePairsOff[bool] = False,
-) -> None:
+) -> Found:
     """Make the videos of a prompt set and measure them, with VBench where it is installed.
 
     Five videos of each line of prompts.txt in eval/videos, their measures in eval/metrics.json:
@@ -114,13 +115,14 @@ def eval(
         read_results,
         require_dimensions,
     )
+    from dummyforcing.evaluation.vbench import scores as sum_up
 
     require_dimensions(dimension)
     if scores is not None:
         raw = read_results(scores)
         missing = {name: "there is no score of it" for name in DIMENSIONS if name not in raw}
         print_vbench(Outcome(raw, missing))
-        return
+        return {"raw": raw, "not_computed": missing, **asdict(sum_up(raw))}
     assert prompts is not None
     if samples < 1:
         raise BadRequest(f"{samples} samples are no videos", "take 1 or more", "samples")
@@ -172,14 +174,16 @@ def eval(
     if reference is not None:
         _fill(reference, jobs[part::parts], files, dense, load, pipeline)
 
-    done = sum(map(videos.is_done, jobs)) + (sum(map(reference.is_done, jobs)) if reference else 0)
-    total = len(jobs) * (2 if reference else 1)
-    if done < total:
-        print(
-            f"{done} of {total} videos are there. Run the command once more without --shard when all "
-            "shards are finished: it makes what is missing and sums up."
+    folders = [videos] if reference is None else [videos, reference]
+    done = {folder: sum(map(folder.is_done, jobs)) for folder in folders}
+    if sum(done.values()) < len(jobs) * len(folders):
+        tell(
+            f"{sum(done.values())} of {len(jobs) * len(folders)} videos are there. Run the command once more "
+            "without --shard when all shards are finished: it makes what is missing and sums up."
         )
-        return
+        for folder, count in done.items():
+            wrote(folder.videos, f"{count} of {len(jobs)} videos", videos=count)
+        return {"settings": settings, "videos": len(jobs)}
     names = dimension or tuple(DIMENSIONS)
     outcome = evaluate(
         videos.videos, vbench_info, output / "vbench", chosen.prompts, names, str(where), download_networks
@@ -199,11 +203,14 @@ def eval(
     print_measures(measured["measures"], len(jobs))
     print_vbench(outcome)
     if FLICKER in outcome.raw:
-        print(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
+        tell(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
     if reference is not None:
         print_detectors(files.preset, [job for job in jobs if job.index == 0])
         print_judgement(judgement)
-    print(f"All measures, with those of every video: {output / 'metrics.json'}")
+    for folder, count in done.items():
+        wrote(folder.videos, f"{count} videos", videos=count)
+    wrote(output / "metrics.json", "all measures, with those of every video")
+    return found
 
 
 @command()
@@ -211,7 +218,7 @@ def compare(
     *,
     first: Annotated[Positional[Path], arg(metavar="FOLDER_A")],
     second: Annotated[Positional[Path], arg(metavar="FOLDER_B")],
-) -> None:
+) -> Found:
     """Compare two folders of dummyforcing eval pair by pair: the videos of the same prompts and noise.
 
     What the first has and the second has not, with intervals, and what is worse, in words:
@@ -224,6 +231,7 @@ def compare(
     from dummyforcing.cli.scores import print_differences, print_judgement
     from dummyforcing.evaluation.generate import read_folder
     from dummyforcing.evaluation.judge import judge
+    from dummyforcing.evaluation.suite import differences
 
     (settings, rows), (theirs, others) = read_folder(first), read_folder(second)
     names = [name for name in rows if name in others]
@@ -240,12 +248,15 @@ def compare(
     prompts = [name.rpartition("-")[0] for name in names]
     pairs = [rows[name] for name in names], [others[name] for name in names]
     if len(names) < max(len(rows), len(others)):
-        print(f"Of {len(rows)} and {len(others)} videos, {len(names)} are in both.")
+        tell(f"Of {len(rows)} and {len(others)} videos, {len(names)} are in both.")
     for name in {**settings, **theirs}:
         if settings.get(name) != theirs.get(name):
-            print(f"{name}: {settings.get(name)} in {first}, {theirs.get(name)} in {second}")
+            tell(f"{name}: {settings.get(name)} in {first}, {theirs.get(name)} in {second}")
     print_differences(*pairs, prompts, (str(first), str(second)))
-    print_judgement(judge(*pairs, prompts, str(second)), str(second))
+    judgement = judge(*pairs, prompts, str(second))
+    print_judgement(judgement, str(second))
+    found = differences(*pairs, groups=prompts)
+    return {"videos": len(names), "differences": found, "judgement": asdict(judgement)}
 
 
 def _is_dense(options: Given) -> bool:
@@ -300,9 +311,14 @@ def _fill(
     done, count = len(jobs) - len(todo), len(jobs)
     with warnings.catch_warnings(), bar(total=count, initial=done, unit="video") as shown:
         warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
-        for job in todo:
-            if pipeline and not videos.video(job).exists():
-                videos.make(job, pipeline, options)
-            videos.measure(job, files.preset)
-            shown.update()
+        try:
+            for job in todo:
+                if pipeline and not videos.video(job).exists():
+                    videos.make(job, pipeline, options)
+                videos.measure(job, files.preset)
+                done += 1
+                shown.update()
+        except KeyboardInterrupt as error:
+            error.add_note(f"{done} of {count} videos are in {videos.videos}; the same command goes on.")
+            raise
     return pipeline

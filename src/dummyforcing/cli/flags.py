@@ -11,13 +11,14 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import wraps
-from inspect import Parameter, getdoc, signature
+from inspect import Parameter, Signature, getdoc, signature
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from dummyforcing.cli.terminal import telling
 from dummyforcing.errors import UserError
+from dummyforcing.files.records import to_json
 from dummyforcing.pipeline.option import Documented, documented
 from dummyforcing.pipeline.options import LoadOptions, VideoOptions
 
@@ -89,20 +90,38 @@ Verbose = Annotated[
         help="Tell which attention backend was chosen, and why a fast path was left.",
     ),
 ]
-Quiet = Annotated[FlagCreatePairsOff[bool], arg(aliases=["-q"], help="Show no progress.")]
+Quiet = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(aliases=["-q"], help="Say nothing but warnings and errors; show no progress."),
+]
+Json = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(name="json", help="Print one JSON object in place of text: what was found, and the files written."),
+]
+
+Found = Mapping[str, Any]
+"""What a command has found, ready for JSON."""
 
 
-def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function: its arguments of these names get flags, and it gets -v and -q."""
+def command(**sets: FlagsOf) -> Callable[[Callable[..., Found | None]], Callable[..., None]]:
+    """Make a command of a function: its arguments of these names get flags, and it gets -v and -q.
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    If it returns what it has found, it gets --json, too.
+    """
+
+    def decorate(function: Callable[..., Found | None]) -> Callable[..., None]:
         made = {name: flags.flags() for name, flags in sets.items()}
+        finds = signature(function).return_annotation is not None
 
         @wraps(function)
-        def run(*, verbose: bool = False, quiet: bool = False, **arguments: Any) -> None:
+        def run(
+            *, verbose: bool = False, quiet: bool = False, as_json: bool = False, **arguments: Any
+        ) -> None:
             given = {name: flags.given(arguments.pop(name)) for name, flags in sets.items()}
-            with telling(verbose=verbose, quiet=quiet):
-                function(**arguments, **given)
+            with telling(verbose=verbose, quiet=quiet, as_json=as_json) as voice:
+                found = function(**arguments, **given)
+                if as_json:
+                    print(to_json({**(found or {}), "written": voice.written}, indent=1))
 
         parameters, hints = [], dict(function.__annotations__)
         for name, parameter in signature(function).parameters.items():
@@ -111,11 +130,11 @@ def command(**sets: FlagsOf) -> Callable[[Callable[..., None]], Callable[..., No
                 hints[name] = Annotated[made[name], arg(name="")]
                 changed = parameter.replace(annotation=hints[name], default=made[name]())
             parameters.append(changed.replace(kind=Parameter.KEYWORD_ONLY))
-        for name, hint in (("verbose", Verbose), ("quiet", Quiet)):
+        for name, hint in (("verbose", Verbose), ("quiet", Quiet), *([("as_json", Json)] if finds else [])):
             hints[name] = hint
             parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=hint))
-        run.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = hints
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {**hints, "return": None}
         del run.__wrapped__  # the parser would read its signature
         summary, args, rest = str(getdoc(function)).partition("\nArgs:\n")
         run.__doc__ = summary + args + re.sub(r"\n {8,}", " ", rest)  # the help keeps the breaks of lines

@@ -1,7 +1,6 @@
 """`dummyforcing generate`: a video from a prompt."""
 
-import warnings
-from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,15 +17,14 @@ from dummyforcing.cli.common import (
     open_files,
     progress,
 )
-from dummyforcing.cli.flags import FlagsOf, Given, command
-from dummyforcing.cli.terminal import say
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import say, tell, wrote, wrote_video
 from dummyforcing.errors import BadRequest, UserError
 from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:
     from dummyforcing.method.plan import Plan
-    from dummyforcing.pipeline.outputs import Chunk
 
 
 @command(load=LOAD, video=FlagsOf(VideoOptions))
@@ -45,7 +43,7 @@ def generate(
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     save_plan: NewPlanFile = None,
     compare: FlagCreatePairsOff[bool] = False,
-) -> None:
+) -> Found:
     """Make a video from a prompt.
 
     See what Dummy Forcing saves; ball-compare.mp4 shows both videos side by side:
@@ -95,7 +93,8 @@ def generate(
 
     Args:
         prompt: What the video shows.
-        output: The mp4 to write; an older one is replaced.
+        output: The mp4 to write; an older one is replaced. Ctrl-C keeps the frames so far, in FILE.part.mp4
+            if there is an older one.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model.
         video: Flags of the video.
@@ -107,8 +106,8 @@ def generate(
         sheet: Picture of the video to write: a row of frames for every prompt, beginning with those around
             the change to it.
         save_plan: Where to write the head plan that was found.
-        compare: Also make the video with policy native, which is dense for most, from the same noise.
-            Tells speed-up, cache ratio and PSNR, and puts both videos side by side into FILE-compare.mp4.
+        compare: Also make the video with policy native, which is dense for most, from the same noise, both in
+            turns. Tells speed-up, cache ratio and PSNR, and puts both side by side into FILE-compare.mp4.
     """
     comparison = output.parent / f"{output.stem}-compare.mp4"
     for path, suffix in (
@@ -136,15 +135,11 @@ def generate(
 
     told = None if story is None else Story.load(story)
 
-    from dummyforcing.cli.report import (
-        print_comparison,
-        print_plans,
-        print_results,
-        print_scenes,
-        print_skips,
-    )
+    from dummyforcing.cli.comparison import Comparison, made
+    from dummyforcing.cli.report import print_plans, print_results, print_scenes, print_skips
     from dummyforcing.pipeline.choices import choose_policy
     from dummyforcing.pipeline.request import make_request
+    from dummyforcing.pipeline.switches import read_switches
     from dummyforcing.sampling.teacache import Calibration
 
     files = open_files(model, load)
@@ -155,6 +150,7 @@ def generate(
         options |= told.options(preset)
     request = make_request(files, prompt, cache_dtype=cache_dtype(load), **options)
     frames, scenes = preset.pixel_frames(request.length), request.scenes
+    asked = [0.0, *sorted(seconds for seconds, _ in read_switches(options.get("switches", ())))]
     native_policy = choose_policy(preset, "native")
     native = replace(request, policy=native_policy, plan=None, guard=None, teacache=None)
     if save_plan and not request.has_plan:
@@ -163,51 +159,66 @@ def generate(
             "pixel frames",
             "take policy 'dummy' and more frames",
         )
-    pipeline = load_for(files, native if compare else request, load)
+    requests = [request, native] if compare else [request]
+    pipeline = load_for(files, request, load, beside=requests[1:])
+    skipped = pipeline.skipped_steps(request)
     if request.teacache is not None:
         is_table = isinstance(request.teacache, Calibration)
-        print_skips(pipeline.skipped_steps(request), len(preset.schedule.steps), but_first=is_table)
+        print_skips(skipped, len(preset.schedule.steps), but_first=is_table)
     if len(scenes) > 1:
-        print_scenes(scenes, preset.fps)
+        print_scenes(scenes, asked, preset.fps)
 
     from dummyforcing.media.montage import side_by_side
     from dummyforcing.media.sheet import SceneSheet
     from dummyforcing.media.video import VideoWriter
 
-    # Alone, a video may be longer than the memory.
-    chunks: deque[Chunk] = deque(maxlen=None if compare else 1)
     plans: list[tuple[float, Plan]] = [(0.0, request.plan)] if request.plan else []
     picture = SceneSheet(scenes, frames, preset.fps) if sheet else None
-    label = request.plan.policy if request.plan else request.policy.name
-    with VideoWriter(output, preset.fps) as writer:
-        for chunk in progress(pipeline.run(request), frames, label):
+    labels = [request.plan.policy if request.plan else request.policy.name, native.policy.name]
+    compared = Comparison(request, native, preset) if compare else None
+    turns = pipeline.in_turns(requests) if compare else ((chunk,) for chunk in pipeline.run(request))
+    with (
+        VideoWriter(comparison, preset.fps) if compare else nullcontext() as both,
+        VideoWriter(output, preset.fps) as writer,
+    ):
+        for chunks in progress(turns, frames, " and ".join(labels[: len(requests)])):
+            chunk = chunks[0]
             writer.write(chunk.frames[0])
+            if both and compared:
+                both.write(side_by_side([one.frames[0] for one in chunks], labels))
+                compared.see(*chunks)
             if picture:
                 picture.add(chunk.frames[0])
-            chunks.append(chunk)
             now = chunk.plans[0]
             if now.chunk is not None and (not plans or now != plans[-1][1]):
                 plans.append((chunk.timings.pixel_frames / preset.fps, now))
     if sheet and picture:
         picture.save(sheet)
     if save_plan:
-        chunks[-1].plans[0].save(save_plan)
+        chunk.plans[0].save(save_plan)
     if request.guard is not None:
         print_plans(plans)
-    if not compare:
-        print_results({label: chunks[-1]}, preset.fps)
-        return
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all was said about the first video
-        stream = pipeline.run(native)
-    against = native.policy.name
-    reference = list(progress(stream, frames, against))
-    with VideoWriter(comparison, preset.fps) as writer:
-        for mine, theirs in zip(chunks, reference, strict=True):
-            writer.write(side_by_side([mine.frames[0], theirs.frames[0]], [label, against]))
-    print_results({label: chunks[-1], against: reference[-1]}, preset.fps)
-    print_comparison(chunks, reference, against)
+    print_results(dict(zip(labels, chunks, strict=False)), preset.fps)
+    if compared:
+        compared.tell()
+    wrote_video(output, frames, preset.fps)
+    if compare:
+        wrote_video(comparison, frames, preset.fps)
+    for path in (sheet, save_plan):
+        if path is not None:
+            wrote(path)
+    return {
+        "model": preset.name,
+        "prompts": [
+            {"prompt": text, "asked_for_at": at, "from": start / preset.fps}
+            for at, (start, text) in zip(asked, scenes, strict=True)
+        ],
+        "size": list(request.size),
+        "seed": request.seed,
+        "skipped_steps": list(skipped),
+        **made(labels[0], chunk),
+        "compared": compared and compared.found(),
+    }
 
 
 def _written_out(prompt: str, expander: PromptExpander) -> str:
@@ -217,5 +228,5 @@ def _written_out(prompt: str, expander: PromptExpander) -> str:
     except UserError as error:
         say(f"Warning: {error} The prompt is taken as it is.")
         return prompt
-    print(f"Prompt: {text}", flush=True)
+    tell(f"Prompt: {text}")
     return text

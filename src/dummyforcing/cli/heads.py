@@ -19,7 +19,8 @@ from dummyforcing.cli.common import (
     open_files,
     parse_list,
 )
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import tell, wrote
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.text import read_prompts
 from dummyforcing.pipeline.options import VideoOptions
@@ -58,7 +59,7 @@ def heads(
     atlas: Annotated[Path | None, arg(metavar="FILE.npz", help_behavior_hint="(default: measure)")] = None,
     video: Given,
     save_plan: NewPlanFile = None,
-) -> None:
+) -> Found:
     """Show what every head is: print a head plan, and draw it; or measure an atlas of heads.
 
     Find the plan as a video does, in its first chunks, draw it as a map of layers x heads, and keep it:
@@ -115,7 +116,7 @@ def heads(
     watched, passes = parse_list(chunks, "--chunks"), parse_list(calls, "--steps", "commit")
     texts = read_prompts(prompts) if prompts else [str(prompt)]
 
-    from dummyforcing.analysis.plots import print_head_map, save_head_map
+    from dummyforcing.analysis.plots import head_map_text, save_head_map
     from dummyforcing.pipeline.request import make_request
     from dummyforcing.pipeline.shipped import read_plan
 
@@ -157,7 +158,11 @@ def heads(
         shown.save(save_plan)
     if output.suffix.lower() == ".png":
         save_head_map(output, shown)
-    print_head_map(shown)
+    tell(head_map_text(shown))
+    for path in (output, save, save_plan):
+        if path is not None:
+            wrote(path)
+    return {"model": files.preset.name, "policy": shown.policy, "plan": shown.counts}
 
 
 def _measure(

@@ -1,12 +1,14 @@
 """`dummyforcing models`: what there is to make videos with, and getting it onto the disk."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from dummyforcing.cli.common import FILES, open_files
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.common import FILES, bar, open_files
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import tell, wrote
 from dummyforcing.errors import BadFile
 from dummyforcing.pipeline.options import VideoOptions
 
@@ -25,11 +27,12 @@ ModelName = Annotated[Positional[str], arg(metavar="NAME|FOLDER|FILE")]
 
 
 @command()
-def list_models() -> None:
+def list_models() -> Found:
     """List the models: those that come along, and the public ones with their licences."""
-    from dummyforcing.cli.report import print_models
+    from dummyforcing.cli.report import all_models, print_models
 
     print_models()
+    return {"models": [asdict(preset) for preset in all_models()]}
 
 
 @command(load=FILES, video=FlagsOf(VideoOptions, only=("num_frames", "size", "policy")))
@@ -39,7 +42,7 @@ def show(
     load: Given,
     video: Given,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
-) -> None:
+) -> Found:
     """Show all about a model: files, licence, settings, and the memory that a video takes.
 
     What a long video at another size needs, with the cache that the model was trained for:
@@ -51,14 +54,23 @@ def show(
         video: Flags of the video.
         dtype: Precision of the computation.
     """
-    from dummyforcing.cli.report import print_memory, print_model
+    from dummyforcing.cli.report import memory_needs, print_memory, print_model
     from dummyforcing.pipeline.devices import DTYPES
     from dummyforcing.pipeline.request import make_request
 
     files = open_files(model, load)
     request = make_request(files, "a video", **video)
     print_model(files)
-    print_memory(files, request, DTYPES[dtype])
+    needs = memory_needs(files, request, DTYPES[dtype])
+    print_memory(files, request, DTYPES[dtype], needs)
+    return {
+        **asdict(files.preset),
+        "weights": str(files.transformer),
+        "loras": [[str(place), scale] for place, scale in files.loras],
+        "base": str(files.base),
+        "parameters": dict(files.parameters),
+        "bytes": {how: asdict(need[0]) for how, need in needs.items()},
+    }
 
 
 @command(load=FILES)
@@ -67,7 +79,7 @@ def check(
     model: ModelName,
     load: Given,
     deep: FlagCreatePairsOff[bool] = False,
-) -> None:
+) -> Found:
     """Check that a model's files are whole and hold the right tensors, without loading or fetching them.
 
     A model, as far as its files are here:
@@ -99,6 +111,7 @@ def check(
     problems = sum(bool(report.problem) for report in reports)
     if problems:
         raise BadFile(f"{problems} of the {len(reports)} parts of '{model}' cannot be used", "see above")
+    return {"parts": [asdict(report) for report in reports]}
 
 
 @command(load=FILES)
@@ -111,7 +124,7 @@ def convert(
         Literal["transformer"] | None, arg(metavar="transformer", help_behavior_hint="(default: all)")
     ] = None,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
-) -> None:
+) -> Found:
     """Write a model as a folder of safetensors that loads faster and needs nothing else.
 
     The public model with a LoRA merged:
@@ -130,6 +143,12 @@ def convert(
     from dummyforcing.pipeline.devices import DTYPES
 
     files = open_files(model, load)
-    for path in write(files, output, DTYPES[dtype], (only,) if only else WEIGHTS):
-        print(f"wrote {path}", flush=True)
-    print(f"{output} is ready: dummyforcing generate PROMPT --model {output}")
+    paths = []
+    with bar(desc="converting", unit="file") as shown:
+        for path in write(files, output, DTYPES[dtype], (only,) if only else WEIGHTS):
+            paths.append(output / path)
+            shown.update()
+    for path in paths:
+        wrote(path)
+    tell(f"{output} is ready: dummyforcing generate PROMPT --model {output}")
+    return {"folder": str(output)}

@@ -6,10 +6,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from dummyforcing.pipeline.memory import estimates
+from dummyforcing.cli.terminal import tell
+from dummyforcing.pipeline.memory import MemoryEstimate, estimates
 from dummyforcing.presets.preset import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def print_results(last_chunks: "Mapping[str, Chunk]", fps: int) -> None:
             f"{timings.fps:.1f}",
             f"{chunk.cache_bytes / 1e6:.1f} MB",
         )
-    Console().print(table)
+    tell(table)
     for name, chunk in last_chunks.items():
         if chunk.timings.pixel_frames >= LONG * fps:
             measures = chunk.measures[0]
-            print(
+            tell(
                 f"At the end of {name}: drift {measures.drift:.1f} gray levels since the first second, "
                 f"repetition {measures.repetition:.2f}, motion {measures.motion:.2f} gray levels a frame."
             )
@@ -68,39 +68,36 @@ def print_plans(plans: "Sequence[tuple[float, Plan]]") -> None:
     for (_, before), (seconds, after) in pairwise(plans):
         roles = zip(sum(before.roles, ()), sum(after.roles, ()), strict=True)
         changed = [role != other for role, other in roles]
-        print(
+        tell(
             f"Heads classified again at {seconds:.1f} s: {sum(changed)} of {len(changed)} have another role."
         )
     if len(plans) < 2:
-        print("No heads were classified again: where they look has stayed within the tolerance.")
+        tell("No heads were classified again: where they look has stayed within the tolerance.")
 
 
-def print_comparison(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]", policy: str) -> None:
-    """Print what a video saved against another policy from the same noise, and how far the two differ."""
-    mine, theirs = chunks[-1], reference[-1]
-    faster = mine.timings.fps_without_vae / theirs.timings.fps_without_vae
-    faster_with_vae = mine.timings.fps / theirs.timings.fps
-    print(
-        f"Against policy {policy}: speed-up {faster:.2f}x without VAE, {faster_with_vae:.2f}x with VAE; "
-        f"cache {theirs.cache_bytes / mine.cache_bytes:.2f}x smaller; PSNR {psnr(chunks, reference):.1f} dB."
-    )
-
-
-def print_scenes(scenes: "Sequence[tuple[int, str]]", fps: int) -> None:
+def print_scenes(scenes: "Sequence[tuple[int, str]]", asked: Sequence[float], fps: int) -> None:
     """Print when each prompt begins, which it does with a chunk.
 
     Args:
         scenes: From `Request.scenes`.
+        asked: The seconds that were asked for.
         fps: Pixel frames per second.
     """
     for start, prompt in scenes:
-        print(f"{start / fps:5.1f} s  {prompt}")
+        tell(f"{start / fps:5.1f} s  {prompt}")
+    later = [
+        f"at {start / fps:.1f} s for {seconds:g} s"
+        for (start, _), seconds in zip(scenes, asked, strict=True)
+        if start / fps - seconds >= 0.05
+    ]
+    if later:
+        tell(f"A prompt takes effect where a chunk begins: {', '.join(later)}.")
 
 
 def print_skips(skipped: "Sequence[int]", steps: int, but_first: bool) -> None:
     """Print which denoising steps TeaCache leaves out; a calibrated table spares the first chunk."""
     told = f"step {_numbers(skipped)} of {steps}" if skipped else "no step"
-    print(f"TeaCache leaves out {told}{', but not in the first chunk' * bool(skipped and but_first)}.")
+    tell(f"TeaCache leaves out {told}{', but not in the first chunk' * bool(skipped and but_first)}.")
 
 
 def print_calibration(table: "Calibration") -> None:
@@ -114,9 +111,9 @@ def print_calibration(table: "Calibration") -> None:
         first = [f"{fmean(found.first):.4f}"] if has_first else []
         figures = (f"{table.speed_up(found.steps):.2f}x", f"{found.error:.4f}", f"{found.spread:.4f}", *first)
         grid.add_row(_numbers(found.steps), *figures, style=style)
-    Console().print(grid)
+    tell(grid)
     count, steps = len(table.prompts) * len(table.seeds), len(table.schedule.steps)
-    print(
+    tell(
         f"Model '{table.model}', policy {table.policy}, {count} video{'s' * (count > 1)} of {table.frames} "
         f"pixel frames.\nWithin an error of {table.error:g}:"
     )
@@ -129,16 +126,6 @@ def _numbers(steps: "Sequence[int]") -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def psnr(chunks: "Sequence[Chunk]", reference: "Sequence[Chunk]") -> float:
-    """Peak signal-to-noise ratio between two videos of equal length, in dB; infinite if they are equal."""
-    errors = [
-        np.square(a.frames.astype(np.float32) - b.frames).mean(dtype=np.float64) * a.frames.size
-        for a, b in zip(chunks, reference, strict=True)
-    ]
-    mean = sum(errors) / sum(chunk.frames.size for chunk in chunks)
-    return float(10 * np.log10(255**2 / mean)) if mean else float("inf")
-
-
 def print_atlas(atlas: "Atlas", policy: "Policy") -> None:
     """Print the main figures of an atlas."""
     from dummyforcing.analysis.report import above
@@ -148,20 +135,25 @@ def print_atlas(atlas: "Atlas", policy: "Policy") -> None:
     same, _ = single_videos(atlas, policy)
     scores = atlas.scored(policy)
     quarter = stability(scores, scores.shape[-3] * scores.shape[-2] // 4)
-    print(
+    tell(
         f"Measured on {videos} videos under {conditions} conditions: {above(atlas, policy):.0%} of the heads "
         f"spend over 80% on the current chunk, the dummiest quarter has core ratio {quarter.overall:.2f}, "
         f"and a single video finds {same:.0%} of the roles of this plan."
     )
 
 
+def all_models() -> list[Preset]:
+    """The bundled models and the public ones."""
+    return [*(find_preset(name)[0] for name in bundled_folders()), *PUBLIC.values()]
+
+
 def print_models() -> None:
     """Print the bundled models and the public ones."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    for preset in [*(find_preset(name)[0] for name in bundled_folders()), *PUBLIC.values()]:
+    for preset in all_models():
         table.add_row(f"[bold]{preset.name}", "\n".join([*_facts(preset), ""]))
-    Console(highlight=False).print(table)
-    print("All about one of them, and the memory it takes: dummyforcing models show NAME")
+    tell(table)
+    tell("All about one of them, and the memory it takes: dummyforcing models show NAME")
 
 
 def _facts(preset: Preset) -> Iterator[str]:
@@ -217,7 +209,7 @@ def print_model(files: "ModelFiles") -> None:
         ("video", f"{preset.size[1]}x{preset.size[0]}, {preset.fps} frames per second"),
     ):
         table.add_row(f"[dim]{name}", value)
-    Console(highlight=False).print(table)
+    tell(table)
 
 
 STARTS = {
@@ -256,32 +248,41 @@ CARDS_GB = (12, 16, 24, 40, 80)
 """GPUs by the number on the box; that is in GiB, and the 7% between are left to CUDA."""
 
 
-def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> None:
+Needs = Mapping[str, Sequence[MemoryEstimate]]
+"""What a video needs on a GPU with everything there and with --offload, in one tile and in more."""
+
+
+def memory_needs(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> Needs:
+    """Estimate what a video needs on a GPU."""
+    return {
+        how: [estimate.on_gpu() for estimate in estimates(files, request, dtype, offload=offload)]
+        for how, offload in (("all there", False), ("--offload", True))
+    }
+
+
+def print_memory(files: "ModelFiles", request: "Request", dtype: "torch.dtype", choices: Needs) -> None:
     """Print what a video needs by part, and which GPUs can make it."""
     from dummyforcing.vae.memory import fewest_tiles
 
-    choices = {
-        how: [estimate.on_gpu() for estimate in estimates(files, request, dtype, offload=offload)]
-        for how, offload in (("fits", False), ("fits with --offload", True))
-    }
     table = Table(f"GB on a GPU, {str(dtype).removeprefix('torch.')}")
-    for title in ("all there", "--offload"):
+    for title in choices:
         table.add_column(title, justify="right")
     for name in ("text_encoder", "transformer", "vae", "cache", "activations", "total"):
         parts = (f"{getattr(needs[0], name) / 1e9:.1f}" for needs in choices.values())
         table.add_row(name.replace("_", " "), *parts, end_section=name == "activations")
     (height, width), count = request.size, files.preset.pixel_frames(request.length)
-    print(f"\n{count} pixel frames of {width}x{height}, policy {request.policy.name}:")
-    Console().print(table)
+    tell(f"\n{count} pixel frames of {width}x{height}, policy {request.policy.name}:")
+    tell(table)
     for card in CARDS_GB:
         for how, needs in choices.items():
             tiles = fewest_tiles((need.total for need in needs), card * 1e9)
             if needs[tiles - 1].total <= card * 1e9:
+                how = f"fits{' with --offload' * (how == '--offload')}"
                 verdict = how if tiles == 1 else f"{how}, decoded in {tiles} tiles"
                 break
         else:
             verdict = "does not fit"
-        print(f"{card} GB card: {verdict}")
+        tell(f"{card} GB card: {verdict}")
 
 
 def print_reports(reports: "Sequence[PartReport]") -> None:
@@ -294,8 +295,8 @@ def print_reports(reports: "Sequence[PartReport]") -> None:
         table.add_row(
             report.part.replace("_", " "), *counts, report.dtype, "problem" if report.problem else "OK"
         )
-    Console().print(table)
+    tell(table)
     for report in reports:
-        print(f"{report.part.replace('_', ' ')}: {report.problem or report.place}")
+        tell(f"{report.part.replace('_', ' ')}: {report.problem or report.place}")
         for fact in report.facts:
-            print(f"  {fact}")
+            tell(f"  {fact}")

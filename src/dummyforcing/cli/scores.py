@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from dummyforcing.cli.terminal import tell
 from dummyforcing.evaluation.vbench import DIMENSIONS, scores
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def print_measures(measures: "Mapping[str, EstimateJson]", videos: int) -> None:
     for name, found in measures.items():
         low, high = found["interval"]
         table.add_row(name, f"{found['mean']:.4g}", f"{low:.4g} .. {high:.4g}", str(found["n"]))
-    Console().print(table)
+    tell(table)
 
 
 def print_vbench(outcome: "Outcome") -> None:
@@ -44,15 +44,15 @@ def print_vbench(outcome: "Outcome") -> None:
             if name in outcome.raw:
                 raw = outcome.raw[name]
                 table.add_row(name, f"{raw:.4f}", f"{100 * dimension.normalise(raw):.2f}%")
-        Console().print(table)
+        tell(table)
         for title in ("quality", "semantic", "total"):
             value = getattr(summary, title)
             shown = "not all of its dimensions are there" if value is None else f"{value:.2f}"
-            print(f"VBench {title}: {shown}")
+            tell(f"VBench {title}: {shown}")
     for reason in dict.fromkeys(outcome.not_computed.values()):
         names = [name for name, why in outcome.not_computed.items() if why == reason]
         which = ", ".join(names) if len(names) < len(DIMENSIONS) else f"all {len(names)} dimensions"
-        print(f"VBench, not computed: {which}; {reason}.")
+        tell(f"VBench, not computed: {which}; {reason}.")
 
 
 def print_differences(
@@ -81,7 +81,7 @@ def print_differences(
         means = (f"{some[name]['mean']:.3g}" for some in (mine, theirs))
         interval = f"{low:+.3g} .. {high:+.3g}"
         table.add_row(name, *means, f"{found['mean']:+.3g}", interval, str(found["n"]))
-    Console().print(table)
+    tell(table)
 
 
 def print_detectors(preset: "Preset", jobs: "Sequence[Job]") -> None:
@@ -94,16 +94,16 @@ def print_detectors(preset: "Preset", jobs: "Sequence[Job]") -> None:
     from dummyforcing.evaluation.generate import scene_of
 
     if not preset.rendered_world:
-        print(
+        tell(
             f"Model '{preset.name}' does not show the rendered world of the bundled models: objects are not "
             "judged, only the measures of any video."
         )
         return
     others = [job.text for job in jobs if scene_of(job, preset) is None]
     judged = len(jobs) - len(others)
-    print(f"Exact detectors judge {judged} of {len(jobs)} prompts.")
+    tell(f"Exact detectors judge {judged} of {len(jobs)} prompts.")
     if others:
-        print(f"They do not know what to look for in '{others[0]}'{' and others' if others[1:] else ''}.")
+        tell(f"They do not know what to look for in '{others[0]}'{' and others' if others[1:] else ''}.")
 
 
 def print_judgement(judgement: "Judgement", than: str = "dense") -> None:
@@ -119,14 +119,14 @@ def print_judgement(judgement: "Judgement", than: str = "dense") -> None:
         titles = f"Worse than {than}", f"Better than {than}"
     else:
         count = f"{judgement.prompts} prompt{'s' * (judgement.prompts != 1)}"
-        print(f"{count} cannot tell loss from chance, {FEWEST} or more can. In these videos, as they are:")
+        tell(f"{count} cannot tell loss from chance, {FEWEST} or more can. In these videos, as they are:")
         titles = "worse", "better"
     for title, sentences in zip(titles, (judgement.worse, judgement.better), strict=True):
         if sentences:
-            print(f"{title}:")
+            tell(f"{title}:")
             for sentence in sentences:
-                print(f"- {sentence}")
+                tell(f"- {sentence}")
     if not judgement.worse:
-        print(f"Nothing was found to be worse than {than}.")
+        tell(f"Nothing was found to be worse than {than}.")
     if judgement.no_loss:
-        print(f"No loss found in: {', '.join(judgement.no_loss)}.")
+        tell(f"No loss found in: {', '.join(judgement.no_loss)}.")

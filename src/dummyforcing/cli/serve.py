@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from dummyforcing.cli.common import LOAD, Model, cache_dtype, load_for, open_files
 from dummyforcing.cli.flags import FlagsOf, Given, command
-from dummyforcing.cli.terminal import IS_QUIET, say
+from dummyforcing.cli.terminal import VOICE, say
 from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.server.settings import Settings, read_settings
@@ -51,7 +51,7 @@ def serve(
       max_disk = "50GB"
       DUMMYFORCING_MAX_DISK=50GB
 
-    Ctrl-C or SIGTERM: viewers are told, the chunk in hand is finished, and jobs go on at the next start.
+    Ctrl-C, SIGTERM, SIGHUP: viewers are told, the chunk in hand is finished, jobs go on at the next start.
 
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
@@ -131,5 +131,5 @@ def _address(host: str, port: int) -> str:
 
 
 def _tell(text: str) -> None:
-    if not IS_QUIET.get():
+    if VOICE.get().shows_progress:
         say(text)

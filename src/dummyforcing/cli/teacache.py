@@ -1,15 +1,20 @@
 """`dummyforcing teacache`: which denoising steps a model can do without, measured."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from dummyforcing.cli.common import LOAD, Model, bar, check_output, load_for, open_files
-from dummyforcing.cli.flags import FlagsOf, Given, command
+from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.terminal import wrote
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.text import read_prompts
 from dummyforcing.pipeline.options import VideoOptions
+
+if TYPE_CHECKING:
+    from dummyforcing.sampling.teacache import Calibration
 
 VIDEO = ("policy", "num_frames", "size")
 
@@ -36,7 +41,7 @@ def calibrate(
     load: Given,
     video: Given,
     seeds: Annotated[int, arg(metavar="N")] = 1,
-) -> None:
+) -> Found:
     """Measure what it does to leave out denoising steps, and write a table for generate --teacache.
 
     Every set of steps is left out of every chunk of some videos in turn, from the same noise and after the
@@ -97,6 +102,8 @@ def calibrate(
         )
     table.save(output)
     print_calibration(table)
+    wrote(output)
+    return _found(table)
 
 
 @command()
@@ -104,7 +111,7 @@ def show(
     *,
     table: Annotated[Positional[str], arg(metavar="FILE.json[:ERROR]|shipped[:ERROR]")] = "shipped",
     model: Model = "tiny",
-) -> None:
+) -> Found:
     """Show a table: what was measured of each set of steps, and which of them is left out.
 
     The table that the bundled model brings, and what it would do at another error:
@@ -119,7 +126,14 @@ def show(
     from dummyforcing.cli.report import print_calibration
     from dummyforcing.pipeline.shipped import teacache_table
 
-    print_calibration(teacache_table(open_files(model, {}), table))
+    found = teacache_table(open_files(model, {}), table)
+    print_calibration(found)
+    return _found(found)
+
+
+def _found(table: "Calibration") -> Found:
+    """A table, ready for JSON, with the steps that are left out."""
+    return {**asdict(table), "steps": list(table.steps), "speed_up": table.speed_up(table.steps)}
 
 
 def _prompts(text: str) -> list[str]:

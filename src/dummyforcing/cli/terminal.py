@@ -1,4 +1,4 @@
-"""What a command says on the terminal besides its results: log messages, warnings, progress."""
+"""What a command says: results on stdout; log messages, warnings and progress on stderr."""
 
 import logging
 import os
@@ -6,36 +6,92 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-IS_QUIET: ContextVar[bool] = ContextVar("is_quiet", default=False)
-"""Whether the command is to show no progress."""
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a command that runs is to speak."""
+
+    shows_progress: bool = True
+    tells: bool = True
+    """Whether results are printed as text."""
+    written: list[dict[str, Any]] = field(default_factory=list)
+    """Files that were written so far."""
+
+
+VOICE: ContextVar[Voice] = ContextVar("voice", default=Voice())  # noqa: B039 (frozen, and outside of commands nobody reads it)
+"""Of the command that runs."""
 
 
 @contextmanager
-def telling(*, verbose: bool, quiet: bool) -> Iterator[None]:
-    """Run a command with its -v and -q.
+def telling(*, verbose: bool, quiet: bool, as_json: bool = False) -> Iterator[Voice]:
+    """Run a command with its -v, -q and --json.
 
     Args:
         verbose: Show what the library logs.
-        quiet: Show no progress, nor that of downloads.
+        quiet: Say nothing but warnings and errors; show no progress, nor that of downloads.
+        as_json: Print no text: JSON is printed at the end.
     """
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the Hub's library is imported
     logger = logging.getLogger("dummyforcing")
     level, propagates = logger.level, logger.propagate
-    token, handler = IS_QUIET.set(quiet), _Said()
+    voice, handler = Voice(shows_progress=not quiet, tells=not (quiet or as_json)), _Said()
+    token = VOICE.set(voice)
     if verbose:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False  # else a handler of the root would say it again
     try:
-        yield
+        yield voice
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagates
-        IS_QUIET.reset(token)
+        VOICE.reset(token)
+
+
+def tell(*results: "RenderableType") -> None:
+    """Print results: lines of text, and what rich can draw; nothing with --quiet or --json."""
+    if not VOICE.get().tells:
+        return
+    for one in results:
+        if isinstance(one, str):
+            print(one)
+            continue
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        with console.capture() as drawn:
+            console.print(one)
+        print(drawn.get(), end="")  # rich would end the process where nobody reads
+
+
+def wrote(path: Path, length: str = "", **facts: Any) -> None:
+    """Tell that a file was written.
+
+    Args:
+        path: The file.
+        length: How long it is; empty: its size.
+        **facts: The same for JSON.
+    """
+    if not length:
+        facts["bytes"] = path.stat().st_size
+        length = f"{facts['bytes']:,} bytes"
+    VOICE.get().written.append({"path": str(path), **facts})
+    tell(f"Wrote {path}: {length}.")
+
+
+def wrote_video(path: Path, frames: int, fps: int) -> None:
+    """Tell that a video of so many pixel frames was written."""
+    seconds = frames / fps
+    wrote(path, f"{frames} frames, {seconds:.1f} s", frames=frames, seconds=seconds)
 
 
 def say(text: str) -> None:

@@ -9,7 +9,6 @@ A video or measure that is there is whole: both appear under their names once th
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -199,8 +198,7 @@ class VideoFolder:
         self.measures(job).unlink(missing_ok=True)
         stream = pipeline.run(request(job, pipeline.files, options))
         frames = np.concatenate([chunk.frames[0] for chunk in stream])
-        # Beside the videos' folder: an interrupted writer keeps what it has under the name that it was given.
-        part = self.path / f".{os.getpid()}.mp4"
+        part = self.path / f".{job.name}"  # beside the videos' folder, which holds whole ones alone
         try:
             write_mp4(part, frames, pipeline.files.preset.fps)
             with explaining(self.video(job)):

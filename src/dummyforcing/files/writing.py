@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,12 +39,29 @@ def temporary(path: Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """The temporary name of a new file or folder."""
+    """The temporary name of a new file or folder; what a killed process left of the same one goes."""
     if "\0" in str(path):
         raise BadFile(f"cannot write {str(path)!r}: its name has a zero character", "give another name")
     if not path.parent.is_dir():
         raise BadFile(f"cannot write {path}: the folder {path.parent} does not exist", "create it first")
+    for found in path.parent.iterdir():
+        of = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.part", found.name)
+        if of and not _is_running(int(of[1])):
+            shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine, as far as one can tell."""
+    if os.name != "posix":  # elsewhere the question would be a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
 
 
 @contextmanager

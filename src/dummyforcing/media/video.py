@@ -25,21 +25,23 @@ class VideoWriter:
     """An mp4 that is written frame by frame: H.264, yuv420p, tagged BT.709, index before the data.
 
     The file has a temporary name in its folder until it is complete. If the block ends with Ctrl-C, the
-    frames so far become a playable file under the final name (none, if there are no frames yet) and the
-    `KeyboardInterrupt` goes on. If it ends with another error, nothing is left and an older file stays.
+    frames so far, if there are any, become a playable file: under the final name, or as `NAME.part.mp4`
+    beside an older file, which stays. The `KeyboardInterrupt` goes on, with a note that says so. If the block
+    ends with another error, nothing is left and an older file stays.
     """
 
-    def __init__(self, path: str | Path, fps: int = 16) -> None:
+    def __init__(self, path: str | Path, fps: int = 16, *, keep_part: bool = True) -> None:
         """Describe the file; nothing is touched before the block begins.
 
         Args:
             path: The final name; must end in `.mp4`.
             fps: Pixel frames per second.
+            keep_part: Whether to keep frames of a video that Ctrl-C ended.
 
         Raises:
             BadFile: If the name does not end in `.mp4`.
         """
-        self.path, self.fps = Path(path), fps
+        self.path, self.fps, self._keep_part = Path(path), fps, keep_part
         if self.path.suffix.lower() != ".mp4":
             raise BadFile(f"cannot write {path}: videos are mp4 files", "give a name that ends in .mp4")
         self.frames = 0
@@ -81,13 +83,18 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An interrupt inside of a frame may have lost a packet on which later ones depend: keep nothing then.
-        interrupted = isinstance(error, KeyboardInterrupt) and self._between_frames
+        interrupted = self._keep_part and isinstance(error, KeyboardInterrupt) and self._between_frames
         try:
-            if self._encoder and (error is None or interrupted):
-                with explaining(self.path):
-                    self._container.mux(self._encoder.rest())
-                    self._container.close()
-                    self._part.replace(self.path)
+            if self._encoder and error is None:
+                self._finish(self.path)
+            elif self._encoder and error and interrupted:
+                older = self.path.exists()
+                kept = self.path.with_suffix(".part.mp4") if older else self.path
+                self._finish(kept)
+                stays = f"; {self.path} is as it was" if older else ""
+                error.add_note(
+                    f"The first {self.frames} frames ({self.frames / self.fps:.1f} s) are in {kept}{stays}."
+                )
             elif error is None:
                 raise BadFile(f"cannot write {self.path}, there are no pixel frames", "write some first")
         finally:
@@ -95,9 +102,17 @@ class VideoWriter:
                 self._container.close()
             self._part.unlink(missing_ok=True)
 
+    def _finish(self, path: Path) -> None:
+        """Complete the file, and give it its name."""
+        assert self._encoder is not None
+        with explaining(path):
+            self._container.mux(self._encoder.rest())
+            self._container.close()
+            self._part.replace(path)
+
 
 def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None:
-    """Write a whole video.
+    """Write a whole video, or nothing.
 
     Args:
         path: Must end in `.mp4`.
@@ -108,6 +123,6 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: int = 16) -> None
     Raises:
         BadFile: If there are no frames or the file cannot be written; nothing is left then.
     """
-    with VideoWriter(path, fps) as writer:
+    with VideoWriter(path, fps, keep_part=False) as writer:
         for piece in frames:
             writer.write(piece)

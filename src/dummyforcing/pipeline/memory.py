@@ -119,6 +119,7 @@ def require_memory(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    beside: Sequence[Request] = (),
     loaded: bool = False,
     offload: bool = False,
 ) -> int:
@@ -129,6 +130,7 @@ def require_memory(
         request: What is asked for.
         dtype: Of the computation.
         device: Where it is needed.
+        beside: Other videos that are made in turns with it.
         loaded: Whether the weights are in memory already.
         offload: Whether those of text encoder and VAE are elsewhere.
 
@@ -140,15 +142,16 @@ def require_memory(
             first remedy that fits.
     """
     free = available_memory(device)
+    others = sum(need.cache + need.decoding for need in (estimate(files, other, dtype) for other in beside))
 
     def least(needs: Sequence[MemoryEstimate]) -> tuple[int, MemoryEstimate]:
         needs = [need if device.type == "cpu" else need.on_gpu() for need in needs]
-        tiles = fewest_tiles((need.total for need in needs), free)
+        tiles = fewest_tiles((need.total + others for need in needs), free)
         return tiles, needs[tiles - 1]
 
     plain = _Way("", request, dtype, offload)
     tiles, needed = least(plain.estimates(files, loaded))
-    if needed.total <= free:
+    if needed.total + others <= free:
         return tiles
     parts = ", ".join(
         f"{size / 1e9:.1f} GB {what}"
@@ -157,19 +160,23 @@ def require_memory(
             ("KV cache", needed.cache),
             ("activations", needed.activations + needed.waiting),
             ("decoded frames", needed.frames),
+            ("the videos made in turns with it", others),
         )
         if size
     )
-    others = [
-        (way, least(way.estimates(files, loaded))[1].total) for way in _ways(files, plain, device, loaded)
-    ]
-    fitting = (f"take {way.words} ({total / 1e9:.1f} GB)" for way, total in others if total <= free)
-    way, total = min(others, key=lambda other: other[1], default=(plain, needed.total))
-    nothing = f"take a machine with more memory, since not even {way.words} ({total / 1e9:.1f} GB) fits"
+    totals = {
+        way.words: least(way.estimates(files, loaded))[1].total + others
+        for way in _ways(files, plain, device, loaded)
+    }
+    fitting = (f"take {words} ({total / 1e9:.1f} GB)" for words, total in totals.items() if total <= free)
+    nothing = "take a machine with more memory"
+    if totals:
+        best = min(totals, key=lambda words: totals[words])
+        nothing += f", since not even {best} ({totals[best] / 1e9:.1f} GB) fits"
     raise NotEnoughMemory(
-        f"This video needs about {needed.total / 1e9:.1f} GB of memory ({parts}), but only "
+        f"This video needs about {(needed.total + others) / 1e9:.1f} GB of memory ({parts}), but only "
         f"{free / 1e9:.1f} GB are free",
-        next(fitting, nothing if others else "take a machine with more memory"),
+        next(fitting, nothing),
     )
 
 

@@ -144,7 +144,8 @@ class VideoOptions:
     switches: "Sequence[tuple[float, str] | str]" = option(
         (), flag="switch", metavar="SECONDS:PROMPT", is_repeated=True
     )
-    """From this second on, the prompt is another one; may be several."""
+    """From this second on, the prompt is another one. It takes effect where a chunk begins, then or later:
+    every 0.75 s with 3 latent frames a chunk. May be several."""
     fade: int = option(1, kind=int, metavar="CHUNKS", unit="chunks", least=1)
     """Chunks over which a prompt fades into the next."""
     teacache: "float | str | Sequence[int] | Calibration | None" = option(

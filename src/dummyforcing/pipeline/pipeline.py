@@ -192,7 +192,9 @@ class DummyForcingPipeline:
         """
         rollout = self._begin(self._finite(prompt, options))
         fps, report = self.files.preset.fps, options.callback_on_chunk_end
-        with tqdm(total=rollout.request.length, unit="latent", disable=not options.progress) as bar:
+        with tqdm(
+            total=rollout.request.length, unit="latent", disable=None if options.progress else True
+        ) as bar:
             if options.output_type == "latent":
                 latents = []
                 while not rollout.is_done:
@@ -307,6 +309,22 @@ class DummyForcingPipeline:
         self.warn_of(request)
         return self._chunks(request, tiles)
 
+    def in_turns(self, requests: Sequence[Request]) -> Iterator[tuple[Chunk, ...]]:
+        """Make videos of equal length, in turns: all meet the same state of the machine.
+
+        Their timings can be compared. Diffusion and decoding count one after the other, also on a GPU, which
+        would do them side by side for a video by itself.
+
+        Raises:
+            NotEnoughMemory: If the memory does not suffice for all of them.
+        """
+        streams = []
+        for request in requests:
+            tiles = self._require_memory(request, [other for other in requests if other is not request])
+            streams.append(self._chunks(request, tiles))
+        self.warn_of(requests[0])
+        return (tuple(map(_by_itself, pieces)) for pieces in zip(*streams, strict=True))
+
     def rollout(self, request: Request, observer: Observer | None = None) -> Rollout:
         """Begin the videos of a request, without warnings.
 
@@ -356,10 +374,18 @@ class DummyForcingPipeline:
             )
         return self.request(prompt, options)
 
-    def _require_memory(self, request: Request) -> int:
+    def _require_memory(self, request: Request, beside: Sequence[Request] = ()) -> int:
         """Refuse what does not fit, and say in how many tiles to decode what does."""
         offload = self.vae.moves
-        return require_memory(self.files, request, self.dtype, self.device, loaded=True, offload=offload)
+        return require_memory(
+            self.files, request, self.dtype, self.device, beside=beside, loaded=True, offload=offload
+        )
+
+
+def _by_itself(piece: Chunk) -> Chunk:
+    """Pixel frames with a clock that stands still while other videos are worked on."""
+    timings = piece.timings
+    return replace(piece, timings=replace(timings, wall=timings.diffusion + timings.decode))
 
 
 def load(name_or_path: str | Path = "tiny", **options: Any) -> DummyForcingPipeline:

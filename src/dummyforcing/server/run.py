@@ -147,7 +147,11 @@ class LiveServer(uvicorn.Server):
             yield
             return
         # Uvicorn would raise them again, in the middle of our own ending.
-        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
+        taken = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+        before = {one: signal.getsignal(one) for one in taken}
+        for one, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(one, self.handle_exit)
         try:
             yield
         finally:

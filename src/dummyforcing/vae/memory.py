@@ -81,6 +81,12 @@ def available_memory(device: torch.device) -> float:
         free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     if (cgroup / "memory.max").exists() and (limit := (cgroup / "memory.max").read_text().strip()).isdigit():
         free.append(float(limit) - float((cgroup / "memory.current").read_text()))
+    if (used := Path("/proc/self/statm")).exists():
+        import resource  # not on Windows
+
+        address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if address_space != resource.RLIM_INFINITY:
+            free.append(float(address_space - int(used.read_text().split()[0]) * resource.getpagesize()))
     return min(free, default=float("inf"))
 
 
