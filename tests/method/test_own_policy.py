@@ -166,6 +166,7 @@ def test_a_role_without_a_word_or_a_context_is_refused() -> None:
     ("wrong", "message"),
     [
         ({"classify_at_chunk": "2"}, "classify_at_chunk='2'; give a whole number"),
+        ({"rows": "all"}, "cannot score 'all' rows; take a number, a Fraction of all, or None"),
         ({"score_pass": "all"}, "cannot score pass 'all'; take 'denoise' or 'commit'"),
         ({"name": 3}, "A policy cannot be called 3"),
         ({"initial": 3}, "heads cannot see 3 under policy"),

@@ -77,6 +77,11 @@ class Policy:
         for name in ("classify_at_chunk", "first_frames", "last_frames", "seed"):
             if not isinstance(value := getattr(self, name), int):
                 raise BadRequest(f"Policy '{self.name}' has {name}={value!r}", "give a whole number")
+        if self.rows is not None and not (isinstance(self.rows, int | Fraction) and self.rows > 0):
+            raise BadRequest(
+                f"Policy '{self.name}' cannot score {self.rows!r} rows",
+                "take a number, a Fraction of all, or None for all of them",
+            )
         if self.score_pass not in ("denoise", "commit"):
             raise BadRequest(
                 f"Policy '{self.name}' cannot score pass {self.score_pass!r}", "take 'denoise' or 'commit'"
