@@ -14,8 +14,9 @@ from torch import Tensor
 from dummyforcing.errors import BadRequest
 from dummyforcing.method import policy as policies
 from dummyforcing.method.criteria import CRITERIA, choose_dummies
+from dummyforcing.method.loading import load_policy
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import Policy, as_policy, dummy, load_policy, parse_policy
+from dummyforcing.method.policy import Policy, as_policy, dummy, parse_policy
 from dummyforcing.method.programming import assign_roles, make_plan
 
 NEAR, FAR = HeadContext(0, 1), HeadContext(1, 9)
