@@ -355,6 +355,7 @@ def test_other_models_and_prompts_are_told(
     ("args", "message"),
     [
         (["eval", "prompts.txt", "--policy", "dense", "--judge"], "cannot be worse than themselves"),
+        (["eval", "prompts.txt", "--policy", "native", "--judge"], "cannot be worse than themselves"),
         (["eval", "compare", "a", "nothing"], "There are no results in a; give a folder in which"),
         (["eval", "prompts.txt", "--policy", "mine.py:nothing"], "There is no 'nothing' in mine.py"),
     ],

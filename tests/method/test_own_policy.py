@@ -14,8 +14,9 @@ from torch import Tensor
 from dummyforcing.errors import BadRequest
 from dummyforcing.method import policy as policies
 from dummyforcing.method.criteria import CRITERIA, choose_dummies
+from dummyforcing.method.loading import load_policy
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import Policy, as_policy, dummy, load_policy, parse_policy
+from dummyforcing.method.policy import Policy, as_policy, dummy, parse_policy
 from dummyforcing.method.programming import assign_roles, make_plan
 
 NEAR, FAR = HeadContext(0, 1), HeadContext(1, 9)
@@ -166,6 +167,7 @@ def test_a_role_without_a_word_or_a_context_is_refused() -> None:
     ("wrong", "message"),
     [
         ({"classify_at_chunk": "2"}, "classify_at_chunk='2'; give a whole number"),
+        ({"rows": "all"}, "cannot score 'all' rows; take a number, a Fraction of all, or None"),
         ({"score_pass": "all"}, "cannot score pass 'all'; take 'denoise' or 'commit'"),
         ({"name": 3}, "A policy cannot be called 3"),
         ({"initial": 3}, "heads cannot see 3 under policy"),

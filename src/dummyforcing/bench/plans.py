@@ -4,8 +4,9 @@ import torch
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.criteria import Role
+from dummyforcing.method.loading import is_code
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.method.policy import POLICIES, installed, is_code
+from dummyforcing.method.policy import POLICIES, installed
 from dummyforcing.models.wan import ModelConfig
 
 

@@ -15,7 +15,7 @@ from dummyforcing.bench.rates import matmul_rate
 from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest, NoSuchDevice, RequestWarning
-from dummyforcing.method.policy import policy_of
+from dummyforcing.method.loading import policy_of
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request

@@ -154,7 +154,8 @@ def eval(
     options = {name: video.get(name, default) for name, default in SETTINGS.items()}
     options["size"] = parse_size(video["size"]) if "size" in video else files.preset.size
     dense = {**options, **DENSE}
-    if judge and _is_dense(options):
+    first = request(jobs[0], files, options)
+    if judge and first.plan is None and first.policy.name == "dense":  # that of policy native, too
         raise BadRequest("Videos with the dense cache cannot be worse than themselves", "take another policy")
     for asked in (options, dense) if judge else (options,):
         for job in (jobs[0], jobs[-1]):  # refuses now what cannot be made
@@ -257,10 +258,6 @@ def compare(
     print_judgement(judgement, str(second))
     found = differences(*pairs, groups=prompts)
     return {"videos": len(names), "differences": found, "judgement": asdict(judgement)}
-
-
-def _is_dense(options: Given) -> bool:
-    return options["plan"] is None and options["policy"] == "dense"
 
 
 def _settings(

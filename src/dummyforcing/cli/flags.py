@@ -59,7 +59,7 @@ class FlagsOf:
             if not (value is None or value is False or value == ())
         }
         if re.search(r"[:.]", found.get("policy", "")):  # a name alone needs no library yet
-            from dummyforcing.method.policy import policy_of
+            from dummyforcing.method.loading import policy_of
 
             found["policy"] = policy_of(found["policy"])
         return {**self.defaults, **found}

@@ -1,11 +1,9 @@
 """Policies: how the roles of heads are found, and which past frames each role sees.
 
-policy = parse_policy("dummy")               # built in, or of an installed package
-policy = load_policy("mine.py:keep_two")     # code of your own, which runs
-policy = as_policy(KeepTwo())                # any object that has `roles` and `assign`
+policy = parse_policy("dummy")     # built in, or of an installed package
+policy = as_policy(KeepTwo())      # any object that has `roles` and `assign`
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -18,7 +16,7 @@ from torch import Tensor
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.records import nearest
 from dummyforcing.method.criteria import CRITERIA, Criterion, Role
-from dummyforcing.method.own import explained, find_code
+from dummyforcing.method.own import explained
 from dummyforcing.method.plan import HeadContext, require_roles
 
 GROUP = "dummyforcing.policies"
@@ -77,6 +75,11 @@ class Policy:
         for name in ("classify_at_chunk", "first_frames", "last_frames", "seed"):
             if not isinstance(value := getattr(self, name), int):
                 raise BadRequest(f"Policy '{self.name}' has {name}={value!r}", "give a whole number")
+        if self.rows is not None and not (isinstance(self.rows, int | Fraction) and self.rows > 0):
+            raise BadRequest(
+                f"Policy '{self.name}' cannot score {self.rows!r} rows",
+                "take a number, a Fraction of all, or None for all of them",
+            )
         if self.score_pass not in ("denoise", "commit"):
             raise BadRequest(
                 f"Policy '{self.name}' cannot score pass {self.score_pass!r}", "take 'denoise' or 'commit'"
@@ -298,7 +301,7 @@ def parse_policy(text: str) -> Policy:
     """
     name, _, numbers = text.partition(":")
     if name in POLICIES:
-        made: Policy = _called(text, name, POLICIES[name], numbers)
+        made: Policy = called(text, name, POLICIES[name], numbers)
         return made
     added = installed()
     if name not in added:
@@ -306,45 +309,21 @@ def parse_policy(text: str) -> Policy:
         raise BadRequest(f"There is no policy {text!r}", nearest(name, known), "policy")
     with explained(f"Policy '{name}' of an installed package"):
         found = added[name].load()
-    return as_policy(_called(text, name, found, numbers), text)
+    return as_policy(called(text, name, found, numbers), text)
 
 
-def load_policy(text: str) -> Policy:
-    """Read a policy by name, or run a file or module of your own that has one.
+def called(text: str, name: str, build: object, numbers: str) -> Any:
+    """What a function or class makes of whole numbers; what is a policy already stays as it is.
 
     Args:
-        text: As for `parse_policy`; or `FILE.py:NAME` or `MODULE:NAME`, then optionally a colon and whole
-            numbers. NAME is a policy, an object as `as_policy` takes it, or a function or class that makes
-            one of the numbers.
+        text: What was asked for, for messages.
+        name: The part of it before the numbers.
+        build: The function, class or policy.
+        numbers: Separated by commas; empty: none.
 
     Raises:
-        BadRequest: If there is no such policy, or its code fails; says where.
+        BadRequest: If it takes no such numbers, or fails.
     """
-    if text.partition(":")[0] in (*POLICIES, *installed()):
-        return parse_policy(text)
-    code = find_code(text)
-    before = text.removesuffix(f":{code.numbers}") if code.numbers else text
-    return as_policy(_called(text, before, code.made, code.numbers), code.name, code.sha256)
-
-
-def is_code(text: str) -> bool:
-    """Whether a text names code, `FILE.py:NAME` or `MODULE:NAME`, and not a policy by its name."""
-    return bool(re.search(r"\.py(:|$)|:[A-Za-z_]", text))
-
-
-def policy_of(text: str) -> str | Policy:
-    """A policy as who runs this program writes it: code is loaded, names stay as they are.
-
-    What others write must not come here, as the code runs: `choose_policy` takes names alone.
-
-    Raises:
-        BadRequest: If there is no such code, or it fails.
-    """
-    return load_policy(text) if is_code(text) else text
-
-
-def _called(text: str, name: str, build: object, numbers: str) -> Any:
-    """What a function or class makes of numbers; what is a policy already stays as it is."""
     if not isinstance(build, type) and (not callable(build) or isinstance(build, Policy | OwnPolicy)):
         if numbers:
             raise BadRequest(f"Policy {text!r} cannot be read", f"write {name} without numbers", "policy")
