@@ -179,7 +179,7 @@ def eval(
     print_vbench(outcome)
     if FLICKER in outcome.raw:
         tell(f"{FLICKER} is of the first {SAMPLES} samples; VBench's static_filter.py was not run on them.")
-    wrote(videos.videos, f"{done} videos", videos=done)
+    wrote(videos.videos, f"{done} video{'s' * (done != 1)}", videos=done)
     wrote(output / "metrics.json", "all measures, with those of every video")
     return {"settings": settings, **found}
 
