@@ -408,7 +408,7 @@ def test_output_that_cannot_be_written(refused, tmp_path: Path, option: str) -> 
 
 def test_bad_atlas_options(refused, model: str, tmp_path: Path) -> None:
     prompts, report = tmp_path / "p.txt", tmp_path / "a.html"
-    for content, message in ((b"", "holds no prompts"), (b"\xff\xfe", "are no text")):
+    for content, message in ((b"", "holds no prompts"), (b"\xff\xfea", "are no text")):
         prompts.write_bytes(content)
         assert message in refused("heads", "--prompts", prompts, "-o", report)
     prompts.write_text(PROMPT)

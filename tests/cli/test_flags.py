@@ -171,7 +171,9 @@ def test_the_flag_to_blame_is_named_once() -> None:
     assert told(BadFile("a.json is damaged", "copy it"), flags) == "a.json is damaged; copy it."
 
 
-@pytest.mark.parametrize(("gigabytes", "remedy"), [(0.6, "--policy dummy"), (0.4, "--size 32x32")])
+@pytest.mark.parametrize(
+    ("gigabytes", "remedy"), [(0.6, "--policy dummy"), (0.4, "--policy dummy --dtype bfloat16")]
+)
 def test_what_would_fit_is_said_in_flags(
     gigabytes: float,
     remedy: str,

@@ -50,9 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def generate(model: Path, policy: str, *options: str) -> int:
-    return main(
-        ["generate", PROMPT, "--model", str(model), "--frames", "33", "--policy", policy, "-q", *options]
-    )
+    return main(["generate", PROMPT, "--model", str(model), "--frames", "33", "--policy", policy, *options])
 
 
 def test_a_policy_of_a_file_that_does_what_dummy_does(
@@ -75,7 +73,7 @@ def test_a_module_is_found_in_the_current_folder(folder: Path, model_folder: Pat
     source = Path(__file__).parents[2] / "src"
     code = f"import sys; sys.path.remove(''); sys.path.insert(0, {str(source)!r})\n"
     code += "from dummyforcing.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["--model", str(model_folder), "--frames", "21", "-o", "own.mp4", "-q"]
+    options = ["--model", str(model_folder), "--frames", "21", "-o", "own.mp4"]
     command = [sys.executable, "-c", code, "generate", PROMPT, "--policy", "mine:Same", *options]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -111,13 +109,13 @@ def test_every_command_with_a_policy_takes_one_of_a_file(
 ) -> None:
     model = ["--model", str(model_folder)]
     own = ["--policy", "mine.py:Same"]
-    assert main(["heads", PROMPT, *model, *own, "-o", "heads.png", "-q"]) == 0
+    assert main(["heads", PROMPT, *model, *own, "-o", "heads.png"]) == 0
     printed = capsys.readouterr().out
     assert "layer 0  " in printed
     assert "idle: 6 heads, see the last frame" in printed
     assert "[far]: " in printed
     Path("prompts.txt").write_text(PROMPT)
-    atlas = ["--prompts", "prompts.txt", "--frames", "33", "--steps", "all", "-q"]
+    atlas = ["--prompts", "prompts.txt", "--frames", "33", "--steps", "all"]
     assert main(["heads", *model, *own, *atlas, "-o", "atlas.html", "--save-plan", "plan.json"]) == 0
     report = Path("atlas.html").read_text()
     assert (
@@ -137,12 +135,11 @@ def test_every_command_with_a_policy_takes_one_of_a_file(
         "21",
         "-o",
         "table.json",
-        "-q",
     ]
     assert main(calibrate) == 0
     assert json.loads(Path("table.json").read_text())["policy"] == "mine.py:Same"
     bench = ["bench", *model, "--policies", "mine.py:Same", "--frames", "33", "--repeats", "1", "--no-vae"]
-    assert main([*bench, "-o", "bench.json", "-q"]) == 0
+    assert main([*bench, "-o", "bench.json"]) == 0
     (row,) = json.loads(Path("bench.json").read_text())["configurations"]
     assert (row["policy"], row["heads"]["idle"]["heads"]) == ("mine.py:Same", 6)
 
@@ -151,7 +148,7 @@ def test_the_atlas_of_own_roles_agrees_with_the_built_in_one(
     folder: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("prompts.txt").write_text(f"{PROMPT}\na blue cube spins")
-    asked = ["heads", "--model", str(model_folder), "--prompts", "prompts.txt", "--frames", "33", "-q"]
+    asked = ["heads", "--model", str(model_folder), "--prompts", "prompts.txt", "--frames", "33"]
     printed = []
     for policy in ("dummy", "mine.py:Same"):
         assert main([*asked, "--policy", policy, "-o", "atlas.html"]) == 0

@@ -35,7 +35,7 @@ WRITERS: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "eval": (
         ["eval", "p.txt", "--frames", "9", "--samples", "1", "-o", "out"],
-        {"out/videos": "1 videos", "out/metrics.json": "all measures, with those of every video"},
+        {"out/videos": "1 video", "out/metrics.json": "all measures, with those of every video"},
     ),
     "teacache": (
         ["teacache", "calibrate", PROMPT, *SHORT, "--error", "1e9", "-o", "a.json"],

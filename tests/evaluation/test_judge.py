@@ -204,7 +204,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, square: Path) -> list
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(POLICIES)
     Path("prompts.txt").write_text("\n".join(PROMPTS.read_text().splitlines()[:5]))
-    return ["eval", "prompts.txt", "--model", str(square), "--frames", "21", "--samples", "1", "-q"]
+    return ["eval", "prompts.txt", "--model", str(square), "--frames", "21", "--samples", "1"]
 
 
 def run(*args: str) -> None:
@@ -397,6 +397,5 @@ def test_the_bundled_model_without_a_past_is_judged_worse(
         "--policy",
         "mine.py:first_only",
         "--judge",
-        "-q",
     )
     assert "- objects do less often what the prompt says" in capsys.readouterr().out

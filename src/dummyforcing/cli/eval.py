@@ -209,7 +209,7 @@ def eval(
         print_detectors(files.preset, [job for job in jobs if job.index == 0])
         print_judgement(judgement)
     for folder, count in done.items():
-        wrote(folder.videos, f"{count} videos", videos=count)
+        wrote(folder.videos, f"{count} video{'s' * (count != 1)}", videos=count)
     wrote(output / "metrics.json", "all measures, with those of every video")
     return found
 
