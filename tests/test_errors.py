@@ -66,7 +66,7 @@ def filling(path: Path) -> None:
         (BadRequest, lambda folder: ModelFiles.open(folder / "bare.json")),
         (BadRequest, lambda folder: Story(5.0, ())),
         (BadRequest, lambda folder: choose_dtype("int4", torch.device("cpu"))),
-        (BadRequest, lambda folder: TextEncoder(None, None, 4).encode(" ")),
+        (BadRequest, lambda folder: TextEncoder(None, lambda texts, **_: None, 4).encode(" ")),
         (BadRequest, lambda folder: load_small_decoder(folder / "taew2_1.pth", other_latents())),
         (NoSuchDevice, lambda folder: choose_device("abacus")),
         (NoSuchDevice, lambda folder: choose_device("meta")),

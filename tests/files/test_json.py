@@ -103,7 +103,6 @@ def test_nothing_is_written(save: Callable[[Path], None], is_old: bool, tmp_path
 
 DUMPS = {  # these write no file: they compare, hash, print or send
     "src/dummyforcing/files/records.py": 1,
-    "src/dummyforcing/cli/env.py": 1,
     "src/dummyforcing/evaluation/generate.py": 3,
     "src/dummyforcing/models/wan.py": 1,
     "src/dummyforcing/pipeline/expander.py": 1,

@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             1,
             "cannot change at 4.9 s; the last chunk of this video begins at 4.31 s",
         ),
-        (0.5, [(0, "a"), (0.1, "b")], 1, "cannot change at 0.1 s; the last chunk .* begins at 0.0 s"),
+        (0.5, [(0, "a"), (0.1, "b")], 1, "cannot change at 0.1 s; the last chunk .* begins at 0.00 s"),
         (5, [(0, "a"), (2, "b"), (2.01, "c")], 1, "'b' and 'c' would begin in the same chunk; leave 0.75 s"),
         (5, [(0, "a"), (float("inf"), "b")], 1, "cannot change at inf s"),
         (5, [(0, "a"), (2, " ")], 1, "prompt to change to is empty"),

@@ -43,6 +43,10 @@ class EncodedPrompt(TextEncoder):
         """None: nothing is read."""
         return []
 
+    def without_effect(self, prompt: str) -> str:
+        """Nothing: no text is read."""
+        return ""
+
 
 def build_candidates(
     files: ModelFiles, fp8: Sequence[Fp8], device: torch.device, dtype: torch.dtype, random: bool
