@@ -41,7 +41,12 @@ def end_by(number: int, args: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_part_never_replaces_a_finished_video(
     model_folder: Path, tmp_path: Path, number: int, code: int
@@ -216,7 +221,14 @@ def test_errors_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
-@pytest.mark.parametrize("args", [["models"], ["generate", "--help"], ["heads", "--plan", "shipped"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["models"],
+        ["generate", "--help"],
+        pytest.param(["heads", "--plan", "shipped"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_pipe_is_a_sentence(args: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path

@@ -192,9 +192,9 @@ COLOUR = re.compile(r"\x1b\[[\d;]*?(3\d|4\d|9\d|10\d)[\d;]*m")
         ["--help"],
         ["generate", "--help"],
         ["generate", "--bogus"],
-        ["models"],
+        pytest.param(["models"], marks=pytest.mark.slow),
         ["heads", "--plan", "shipped"],
-        ["teacache", "show"],
+        pytest.param(["teacache", "show"], marks=pytest.mark.slow),
     ],
 )
 def test_no_color(args: list[str]) -> None:

@@ -16,7 +16,7 @@ from dummyforcing.errors import NotEnoughMemory
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import SIZE_MULTIPLE
-from dummyforcing.vae.memory import available_memory, fewest_tiles
+from dummyforcing.vae.memory import DecoderMemory, available_memory, fewest_tiles
 
 SCRATCH = 2**28
 """Bytes that scoring and the libraries take besides, whatever the size of the video."""
@@ -88,9 +88,7 @@ def estimate(
     tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
     transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
     bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in files.parameters.items()}
-    stride = files.decoder.stride
-    latents = batch, files.preset.chunk_frames, height // stride, width // stride
-    decoder = files.decoder.memory(latents, dtype.itemsize, tiles)
+    decoder = _decoder(files, request, dtype, tiles)
     pixel_frames = 0 if request.frames is None else files.preset.pixel_frames(request.frames)
     return MemoryEstimate(
         text_encoder=bytes_of["text_encoder"],
@@ -108,9 +106,18 @@ def estimates(
     files: ModelFiles, request: Request, dtype: torch.dtype, *, loaded: bool = False, offload: bool = False
 ) -> list[MemoryEstimate]:
     """Estimate the memory for decoding in one tile, in two, and so on up to one for each row."""
-    rows = range(1, request.size[0] // files.decoder.stride + 1)
-    found = (estimate(files, request, dtype, loaded=loaded, tiles=tiles) for tiles in rows)
+    whole = estimate(files, request, dtype, loaded=loaded)
+    found = [whole]
+    for tiles in range(2, request.size[0] // files.decoder.stride + 1):
+        decoder = _decoder(files, request, dtype, tiles)
+        found.append(replace(whole, decoding=decoder.working + SCRATCH, waiting=decoder.waiting))
     return [need.offloaded() if offload else need for need in found]
+
+
+def _decoder(files: ModelFiles, request: Request, dtype: torch.dtype, tiles: int) -> DecoderMemory:
+    stride, (height, width) = files.decoder.stride, request.size
+    latents = len(request.prompts), files.preset.chunk_frames, height // stride, width // stride
+    return files.decoder.memory(latents, dtype.itemsize, tiles)
 
 
 def require_memory(
