@@ -69,6 +69,16 @@ def write_model(folder: Path, seed: int = 0) -> None:
     (folder / "preset.json").write_text(json.dumps(preset))
 
 
+def link_model(model: Path, folder: Path, **changes: Any) -> Path:
+    """Make a folder a model of the same parts as another one, with other values of its preset."""
+    for part in ("transformer", "text_encoder", "tokenizer", "vae"):
+        if not (folder / part).exists():
+            (folder / part).symlink_to(model / part)
+    preset = json.loads((model / "preset.json").read_text())
+    (folder / "preset.json").write_text(json.dumps({**preset, **changes}))
+    return folder
+
+
 def write_tokenizer(folder: Path) -> None:
     """Write a word-level tokenizer that knows `WORDS`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -29,6 +29,7 @@ from dummyforcing.presets.preset import read_preset
 from dummyforcing.sampling.teacache import Calibration
 from dummyforcing.server.settings import read_settings
 from dummyforcing.server.web.access import read_keys
+from tests.conftest import link_model
 from tests.files.documents import CALIBRATION, CONFIG, PRESET
 
 PLAN = Plan.uniform(3, 2, HeadContext(1, 2)).to_fields() | {"scores": [[[0.2, 0.3, 0.5]] * 2] * 3}
@@ -106,6 +107,7 @@ def read_story(path: Path) -> object:
 VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "patch_size": 2}
 JSON: dict[str, tuple[str, dict[str, Any], Callable[[Path], object]]] = {
     "preset": ("preset.json", PRESET, read_preset),
+    "preset like another": ("a.json", {"like": "longlive", "fps": 24, "dummy": {}}, read_preset),
     "plan": ("plan.json", PLAN, Plan.load),
     "table": ("t.json", CALIBRATION, lambda path: Calibration.load(path).steps),
     "transformer": ("config.json", CONFIG, lambda path: read_config(path.parent)),
@@ -158,6 +160,22 @@ def test_changed_documents(tmp_path: Path, kind: str) -> None:
     check()
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("VAE", {"patch_size": 1e308}),
+        ("preset", {"max_frames": 10**400}),
+        ("preset", {"chunk_frames": 10**400}),
+        ("preset like another", {"like": []}),
+    ],
+)
+def test_numbers_and_names_that_were_not_refused(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    name, document, read = JSON[kind]
+    (tmp_path / name).write_text(json.dumps({**document, **changes}))
+    with pytest.raises(UserError):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("kind", TEXTS)
 def test_changed_bytes(tmp_path: Path, kind: str) -> None:
     name, text, read = TEXTS[kind]
@@ -199,8 +217,7 @@ NUMBERS_OF_PRESETS: dict[str, list[Any]] = {
 def test_a_preset_that_is_taken_makes_the_video_that_it_says(
     pipeline: DummyForcingPipeline, model_folder: Path, tmp_path: Path
 ) -> None:
-    for part in ("transformer", "text_encoder", "tokenizer", "vae"):
-        (tmp_path / part).symlink_to(model_folder / part)
+    link_model(model_folder, tmp_path)
     choices = [(name, value) for name, values in NUMBERS_OF_PRESETS.items() for value in values]
     taken = 0
 

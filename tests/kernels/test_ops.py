@@ -3,11 +3,7 @@
 Triton's interpreter must be on before Triton is imported, so these tests run in a process of their own there.
 """
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +11,9 @@ import torch
 from dummyforcing.kernels import ops
 from dummyforcing.kernels.constants import FP8
 from dummyforcing.kernels.rope import rope_table
+from tests.interpreter import INTERPRETED, run_interpreted
 
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 here = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or the interpreter"
 )
@@ -27,14 +23,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 0.02}
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here as they are")
 def test_kernels_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    assert "passed" in run_interpreted(__file__)
 
 
 def kernels():

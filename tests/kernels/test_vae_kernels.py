@@ -1,10 +1,6 @@
 """The decoder's Triton kernels against their references: on a GPU, else in Triton's interpreter."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +8,8 @@ import torch
 from torch import Tensor
 
 from dummyforcing.kernels.vae import reference_add_norm, reference_upsample
+from tests.interpreter import INTERPRETED, run_interpreted
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton looks at this once, when it is imported; so the cases run in a process of their own."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -97,15 +92,4 @@ def test_the_reference_normalises_and_activates(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "add_norm or upsample"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [*command, __file__],
-        cwd=root,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "skipped" not in done.stdout
+    assert "skipped" not in run_interpreted(__file__, "-k", "add_norm or upsample")

@@ -1,6 +1,5 @@
 """What is said of requests that can be done, but perhaps not as they are meant."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dummyforcing.errors import BadRequest, RequestWarning, TrainedSizeWarning
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
+from tests.conftest import link_model
 
 PROMPT = "a red ball"
 
@@ -73,9 +73,6 @@ def test_a_plan_wins_over_a_policy_without_roles(pipeline: DummyForcingPipeline,
 
 
 def test_a_change_of_the_prompt_that_forgets_is_said(model_folder: Path, tmp_path: Path) -> None:
-    for part in ("transformer", "text_encoder", "tokenizer", "vae"):
-        (tmp_path / part).symlink_to(model_folder / part)
-    preset = json.loads((model_folder / "preset.json").read_text())
     options: dict[str, Any] = {"num_frames": 33, "switches": [(1.0, "a blue cube")]}
     for recache, policy, sink, forgets in (
         (6, "dense", False, True),
@@ -85,9 +82,7 @@ def test_a_change_of_the_prompt_that_forgets_is_said(model_folder: Path, tmp_pat
         (6, "window:1,6", False, True),
         (6, "dummy", False, False),
     ):
-        changed = {**preset, "recache_frames": recache, "global_sink": sink}
-        (tmp_path / "preset.json").write_text(json.dumps(changed))
-        pipeline = load(tmp_path)
+        pipeline = load(link_model(model_folder, tmp_path, recache_frames=recache, global_sink=sink))
         found = [one for one in said(pipeline, policy=policy, **options) if "no head sees" in one]
         assert bool(found) == forgets, (recache, policy, sink)
     assert not [one for one in said(pipeline, policy="dense", num_frames=33) if "no head sees" in one]
@@ -101,12 +96,8 @@ def test_a_fade_longer_than_the_video_is_refused(pipeline: DummyForcingPipeline)
 
 
 def test_a_video_goes_on_from_the_end_of_a_clip(model_folder: Path, tmp_path: Path) -> None:
-    for part in ("transformer", "text_encoder", "tokenizer", "vae"):
-        (tmp_path / part).symlink_to(model_folder / part)
-    preset = {**json.loads((model_folder / "preset.json").read_text()), "start": "clip"}
-    (tmp_path / "preset.json").write_text(json.dumps(preset))
-    files = load(tmp_path).files
-    levels = np.repeat(np.arange(20, dtype=np.uint8), 1)[:, None, None, None] * 12
+    files = load(link_model(model_folder, tmp_path, start="clip")).files
+    levels = np.arange(20, dtype=np.uint8)[:, None, None, None] * 12
     write_mp4(tmp_path / "a.mp4", np.broadcast_to(levels, (20, 32, 48, 3)), 16)
     cases: list[tuple[dict[str, Any], range]] = [({}, range(11, 20)), ({"video_from": "start"}, range(9))]
     for where, expected in cases:

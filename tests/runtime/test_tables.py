@@ -3,11 +3,7 @@
 The interpreter must be on before Triton is imported, so the rollouts run in a process of their own.
 """
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,24 +11,17 @@ from torch import Tensor
 
 from dummyforcing.kernels import ops
 from dummyforcing.runtime.fused import FusedWan
+from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracles import random_plan, small_model
 from tests.runtime.test_fused import rollout
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "1 passed" in done.stdout
+    assert "1 passed" in run_interpreted(__file__)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")

@@ -103,5 +103,5 @@ def decoder_sizes(folder: Path) -> DecoderSizes:
     config = folder / "config.json"
     try:
         return DecoderSizes.of(read_json(config))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise BadFile(f"{config} does not describe a Wan VAE ({error})", "give the folder of one") from error

@@ -134,6 +134,11 @@ class Policy:
         recent = (self.roles[Role.NEIGHBOR].recent if self.roles else None) or 0
         return recent > 0 and self.roles == _roles(recent) and self.budget >= 1 and self.criterion == "dhp"
 
+    @property
+    def contexts(self) -> tuple[HeadContext, ...]:
+        """What heads see once there is a plan: what each role does, or all of them if there are no roles."""
+        return (self.initial,) if self.roles is None else tuple(self.roles.values())
+
     def dummy_heads(self, total: int) -> int:
         """Number of dummy heads among `total`.
 

@@ -136,7 +136,7 @@ def choose_policy(preset: Preset, policy: object, frames: int | None = None) -> 
 def _lost_frames(preset: Preset, policy: Policy) -> int:
     """First frames that roles are to see, where these are gone when the heads get them; 0: they are not."""
     initial = policy.initial
-    pinned = max((context.sink for context in (policy.roles or {}).values()), default=0)
+    pinned = max(context.sink for context in policy.contexts)
     seen = preset.local_attention_size if initial.total is None else initial.total
     classified = (policy.classify_at_chunk + 1) * preset.chunk_frames
     return pinned if pinned > initial.sink and seen is not None and seen < classified else 0
@@ -152,8 +152,7 @@ def check_first_frames(preset: Preset, policy: Policy) -> None:
     Raises:
         BadRequest: If there is not.
     """
-    contexts = [*(policy.roles or {}).values()] or [policy.initial]
-    pinned, span = max(context.sink for context in contexts), preset.local_attention_size
+    pinned, span = max(context.sink for context in policy.contexts), preset.local_attention_size
     if span is not None and pinned > span - preset.chunk_frames:
         raise BadRequest(
             f"A head of model '{preset.name}' cannot see {pinned} first frames: of the {span} that attention "

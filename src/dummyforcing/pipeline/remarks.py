@@ -55,9 +55,7 @@ def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[Request
 def remarks_on_change(parts: Parts, request: Request) -> Iterator[RequestWarning]:
     """What is to be said of a change of the prompt on the way."""
     preset = parts.preset
-    contexts = [request.policy.initial, *(request.policy.roles or {}).values()]
-    if request.plan is not None or request.policy.roles is not None:
-        contexts = [*(request.plan.table if request.plan else request.policy.roles or {}).values()]
+    contexts = request.policy.contexts if request.plan is None else request.plan.table.values()
     most = [math.inf if context.total is None else context.total for context in contexts]
     if 0 < preset.recache_frames < max(most) and not preset.global_sink:
         yield RequestWarning(

@@ -11,6 +11,7 @@ With `like = "tiny"`, a bundled model, the weights need not be named: they are t
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -43,17 +44,19 @@ SAMPLERS_WITH = {
 """Fields of presets that only some samplers have a use for, and which ones."""
 
 
-def _require(record: object, name: str, *, at_least: float, at_most: float = math.inf) -> None:
-    """Refuse a number that is out of range, or infinite; None is no number.
+MOST = 10**6
+"""Frames, or chunks, that nobody has more of."""
+
+
+def _require(record: object, name: str, *, at_least: int, at_most: int = MOST) -> None:
+    """Refuse a number that is out of range; None is no number.
 
     Raises:
         BadRequest: If it is.
     """
     value = getattr(record, name)
-    if value is not None and not (at_least <= value <= at_most and math.isfinite(value)):
-        bounds = f"take {at_least:g} {f'to {at_most:g}' if math.isfinite(at_most) else 'or more'}"
-        remedy = bounds if math.isfinite(at_least) else "give a finite number"
-        raise BadRequest(f"{name} cannot be {value:g}", remedy)
+    if value is not None and not at_least <= value <= at_most:
+        raise BadRequest(f"{name} cannot be {reprlib.repr(value)}", f"take {at_least} to {at_most}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Source:
     """Factor of the LoRA besides its own."""
 
     def __post_init__(self) -> None:
-        _require(self, "lora_scale", at_least=-math.inf, at_most=math.inf)
+        if not math.isfinite(self.lora_scale):
+            raise BadRequest(f"lora_scale cannot be {self.lora_scale:g}", "give a finite number")
 
 
 @dataclass(frozen=True)
@@ -338,7 +342,10 @@ def read_preset(path: Path) -> Preset:
         old = min(renamed)
         raise BadFile(f"{path}: field '{old}' is called '{RENAMED[old]}' by now", "rename it there")
     name = path.parent.name if path.name == "preset.json" else path.stem
-    preset = build(Preset, _complete({"name": name, **data}, _tables(), str(path)), str(path))
+    data = {"name": name, **data}
+    if "like" in data:
+        data = _complete(data, _tables(), str(path))
+    preset = build(Preset, data, str(path))
     if preset.base and (path.parent / preset.base).is_dir():
         preset = replace(preset, base=str(path.parent / preset.base))
     source = preset.source
@@ -385,7 +392,7 @@ def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where:
     if "like" not in data:
         return data
     like = data["like"]
-    if like not in tables:
+    if not isinstance(like, str) or like not in tables:
         raise BadFile(
             f"{where}: like '{like}' names no bundled and no public model", f"{nearest(str(like), tables)}"
         )

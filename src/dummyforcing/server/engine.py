@@ -18,7 +18,6 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.memory import estimates
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
-from dummyforcing.pipeline.remarks import remarks
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.scheduler import Scheduler, Turn
 from dummyforcing.server.threads import run_in
@@ -235,14 +234,6 @@ class Engine:
             return
         before = self._pace.get(size, seconds)
         self._pace[size] = 0.8 * before + 0.2 * seconds
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that the model was never taught."""
-        return self.pipeline.text.unknown_words(prompt)
-
-    def remarks(self, request: Request) -> list[str]:
-        """What is to be said of a video that the model was not quite made for."""
-        return [str(one) for one in remarks(self.pipeline.parts, request)]
 
     def _warm_up(self) -> None:
         """Make a few chunks, so that the first viewer waits for nothing but his own."""

@@ -21,6 +21,7 @@ from dummyforcing.errors import BadFile, BadRequest, NotEnoughMemory, NotFinite,
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.outputs import Chunk
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.remarks import remarks
 from dummyforcing.pipeline.request import Request
 from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.presets.preset import Preset
@@ -150,8 +151,9 @@ class Jobs:
     async def _checked(self, asked: VideoRequest, reference: Path | None) -> tuple[Request, list[str]]:
         """What the model is asked for, and what it was never taught of that."""
         try:
-            request = await asyncio.to_thread(_request_of, self._engine.pipeline, asked, reference)
-            return request, self._engine.remarks(request)
+            pipeline = self._engine.pipeline
+            request = await asyncio.to_thread(_request_of, pipeline, asked, reference)
+            return request, [str(one) for one in remarks(pipeline.parts, request)]
         except UserError as error:
             raise problem_of(error, NAMES) from error
 

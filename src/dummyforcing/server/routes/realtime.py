@@ -211,7 +211,7 @@ class Conversation:
             text, why_not = await self._server.expanded(text)
             if why_not:
                 await self.say(Warned(code="expansion_failed", message=why_not))
-        words = self._server.engine.unknown_words(text)
+        words = self._server.engine.pipeline.text.unknown_words(text)
         if words:
             many = "s" * (len(words) > 1)
             message = f"The model does not know the word{many} {', '.join(words)}."
