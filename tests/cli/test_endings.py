@@ -183,13 +183,12 @@ def within(megabytes: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize("megabytes", [300, 800])
 def test_too_little_address_space_is_a_sentence(model_folder: Path, tmp_path: Path, megabytes: int) -> None:
-    """First the libraries cannot be loaded; their messages differ."""
+    """The libraries would fail in odd ways, or crash."""
     args = command("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model_folder)
     done = subprocess.run(args, capture_output=True, text=True, preexec_fn=within(megabytes))
     assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r"Error: The memory has run out \(.+\); take .+ \(ulimit -v\)\.", last)
-    assert "Traceback" not in done.stderr
+    last = done.stderr.rstrip()
+    assert re.fullmatch(r"Error: This process may use 0\.[38] GB of address space, .*\(ulimit -v\)\.", last)
     assert list(tmp_path.iterdir()) == []
 
 

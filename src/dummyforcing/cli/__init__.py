@@ -20,6 +20,7 @@ from dummyforcing.cli.endings import (
     interrupted,
     is_out_of_memory,
     last_words,
+    refuse_little_address_space,
     refuse_nothing,
     unread,
 )
@@ -105,6 +106,8 @@ def main(args: Sequence[str] | None = None) -> int:
             warnings.showwarning = say_warning
             try:
                 refuse_nothing(args)
+                if not {"-h", "--help"} & set(args):
+                    refuse_little_address_space()
                 _run("dummyforcing", DESCRIPTION, COMMANDS, args)
             finally:
                 sys.stdout.flush()

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from math import inf
 from types import FrameType
 
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadRequest, NotEnoughMemory
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Those that end a command as Ctrl-C does."""
 OUT_OF_MEMORY = ("allocate memory", "map segment", "not enough memory", "out of memory", "start new thread")
 """What the libraries say then, in errors of many kinds."""
 LIBRARIES = 2**31
-"""Bytes of address space that the libraries take; with less of it, they fail in odd ways."""
+"""Bytes of address space that the libraries take; with less of it, they fail in odd ways, or crash."""
 
 
 class Ended(KeyboardInterrupt):
@@ -68,18 +67,26 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
         or any(words in told for words in OUT_OF_MEMORY)
-        or _address_space() < LIBRARIES
     )
 
 
-def _address_space() -> float:
-    """Bytes that this process may have at most, as `ulimit -v` sets it."""
+def refuse_little_address_space() -> None:
+    """Refuse a limit (`ulimit -v`) that the libraries alone exceed, while the process still can say so.
+
+    Raises:
+        NotEnoughMemory: If there is such a limit.
+    """
     try:
         import resource
     except ImportError:  # on Windows
-        return inf
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return inf if limit == resource.RLIM_INFINITY else limit
+    if limit != resource.RLIM_INFINITY and limit < LIBRARIES:
+        raise NotEnoughMemory(
+            f"This process may use {limit / 1e9:.1f} GB of address space, and the libraries alone take "
+            f"{LIBRARIES / 1e9:.1f} GB",
+            "raise the limit (ulimit -v)",
+        )
 
 
 def last_words(*lines: str) -> None:
