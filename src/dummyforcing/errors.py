@@ -17,6 +17,8 @@ UserWarning
 ```
 """
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Something that the caller can mend; its text is the problem, a semicolon and the remedy."""
@@ -71,6 +73,16 @@ class TrainedSizeWarning(RequestWarning):
 
 class UnknownWordsWarning(RequestWarning):
     """The prompt has words that the model was never taught."""
+
+    def __init__(self, message: str, words: Sequence[str] = ()) -> None:
+        """Say so.
+
+        Args:
+            message: In words.
+            words: Those that are not known.
+        """
+        super().__init__(message)
+        self.words = tuple(words)
 
 
 class PictureWarning(UserWarning):

@@ -363,6 +363,21 @@ def test_unknown_words_are_named_before_the_video(server: Serving) -> None:
         assert hear(socket, "warning")["words"] == ["mauve"]
 
 
+@pytest.mark.filterwarnings("ignore::dummyforcing.RequestWarning")
+def test_what_has_no_effect_is_told(pipeline: DummyForcingPipeline, server: Serving) -> None:
+    """The end of a prompt that the model does not read, and a size that it was not made for."""
+    longer = " ".join([RED] * pipeline.text.text_len)
+    with bare(server) as socket:
+        say(socket, type="start", prompt=longer, size="96x80", num_frames=21)
+        told = [Warned.model_validate_json(socket.recv(20)) for _ in range(2)]
+        assert [one.code for one in told] == ["trained_size", "remark"]
+        assert "96x80" in told[0].message
+        assert "no effect" in told[1].message
+        hear(socket, "chunk")
+        say(socket, type="prompt", prompt=longer)
+        assert "no effect" in hear(socket, "warning")["message"]
+
+
 def test_a_video_with_an_end_can_be_gone_back_in(server: Serving) -> None:
     with connect(server.url) as live:
         made = list(live.start(RED, num_frames=33))

@@ -43,7 +43,8 @@ def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[Request
     if words:
         yield UnknownWordsWarning(
             f"Model '{parts.preset.name}' does not know the word{'s' * (len(words) > 1)} "
-            f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}."
+            f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}.",
+            tuple(words),
         )
     for text in filter(None, map(parts.text.without_effect, prompts)):
         yield RequestWarning(

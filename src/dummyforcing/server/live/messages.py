@@ -283,7 +283,7 @@ class Warned(Message):
 
     type: Literal["warning"] = "warning"
     code: str
-    """`unknown_words` or `expansion_failed`."""
+    """`unknown_words`, `trained_size`, `trained_length`, `remark` (any other) or `expansion_failed`."""
     message: str
     """In words."""
     words: list[str] = Field(default_factory=list)

@@ -66,7 +66,7 @@ class Session:
         self.name, self.owner, self.engine, self.settings = name, owner, engine, settings
         self.archive, self._ended = archive, ended
         self.tracks: dict[int, LiveTrack] = {}
-        self.size, self.seed = request.size, request.seed
+        self.request = request
         self.beside: int | None = None
         """The track that gets the same prompts as track 0."""
         self.delivery = Delivery(engine, request.size, archive, pool, self._failed)
@@ -259,7 +259,7 @@ class Session:
     # --- what is made ------------------------------------------------------------------------------------
 
     def _arrived(self, live: LiveTrack, made: Made, seconds: float) -> None:
-        self.engine.learn(self.size, seconds)
+        self.engine.learn(self.request.size, seconds)
         self.delivery.put(Arrived(live, made, seconds))
 
     def _broke(self, live: LiveTrack, error: Exception) -> None:
@@ -309,7 +309,7 @@ class Session:
 
     def _ready(self, is_back: bool) -> Ready:
         files = self.engine.pipeline.files
-        height, width = self.size
+        height, width = self.request.size
         return Ready(
             session=self.name,
             model=files.preset.name,
@@ -319,7 +319,7 @@ class Session:
             chunk_frames=files.preset.chunk_pixel_frames,
             layers=files.config.num_layers,
             heads=files.config.num_heads,
-            seed=self.seed,
+            seed=self.request.seed,
             ahead=self.settings.ahead,
             prompt=self.tracks[0].prompt,
             tracks=[live.info() for live in self.tracks.values()],

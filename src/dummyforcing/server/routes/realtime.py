@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,16 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.background import BackgroundTask
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import (
+    RequestWarning,
+    TrainedLengthWarning,
+    TrainedSizeWarning,
+    UnknownWordsWarning,
+    UserError,
+)
 from dummyforcing.files.records import as_text
 from dummyforcing.media.fragments import save_fragments
+from dummyforcing.pipeline.remarks import remarks, remarks_on_change, remarks_on_prompts
 from dummyforcing.server.fields import options_of
 from dummyforcing.server.live.live_track import LiveTrack
 from dummyforcing.server.live.messages import (
@@ -49,6 +56,12 @@ PATIENCE = 10.0
 """Seconds that a client may take to receive a message."""
 MOST_PENDING = 16
 """Messages of a client that may be worked on at once."""
+REMARKS: dict[type[RequestWarning], str] = {
+    UnknownWordsWarning: "unknown_words",
+    TrainedSizeWarning: "trained_size",
+    TrainedLengthWarning: "trained_length",
+}
+"""Codes of warnings."""
 
 
 class Socket:
@@ -162,6 +175,7 @@ class Conversation:
         prompt = await self._prompt(message.prompt, expand=message.expand)
         async with self._options(prompt, message) as options:
             asked = await sessions.asked(prompt, options, message.beside)
+        await self._remark(remarks(self._server.engine.pipeline.parts, asked.requests[0]))
         await self._stop("replaced", keep_starting=True)
         session = await sessions.begin(self._owner, asked, self._tell)
         self._session = session
@@ -187,10 +201,14 @@ class Conversation:
 
     async def _set_prompt(self, session: Session, message: Prompt, viewed: int) -> None:
         prompt = await self._prompt(message.prompt, expand=message.expand)
+        await self._remark_on_change(session, prompt)
         await session.set_prompt(message.track, prompt, message.fade, viewed)
 
     async def _branch(self, session: Session, message: Branch) -> None:
-        prompt = None if message.prompt is None else await self._prompt(message.prompt)
+        prompt = None
+        if message.prompt is not None:
+            prompt = await self._prompt(message.prompt)
+            await self._remark_on_change(session, prompt)
         await session.branch(message.track, message.chunk, prompt, message.fade)
 
     async def _stop(self, reason: str, *, keep_starting: bool = False) -> None:
@@ -202,7 +220,7 @@ class Conversation:
             await session.end(reason)
 
     async def _prompt(self, text: str, *, expand: bool = False) -> str:
-        """Check a prompt, and say which words of it the model was never taught."""
+        """Check a prompt, and write it out if that is wished."""
         most = self._server.settings.max_prompt
         if len(text) > most:
             message = f"The prompt has {len(text)} characters; take {most} at most."
@@ -211,13 +229,18 @@ class Conversation:
             text, why_not = await self._server.expanded(text)
             if why_not:
                 await self.say(Warned(code="expansion_failed", message=why_not))
-        words = self._server.engine.pipeline.text.unknown_words(text)
-        if words:
-            many = "s" * (len(words) > 1)
-            message = f"The model does not know the word{many} {', '.join(words)}."
-            await self.say(Warned(code="unknown_words", message=message, words=words))
         log_prompt(self._server.settings, self._owner, text)
         return text
+
+    async def _remark_on_change(self, session: Session, prompt: str) -> None:
+        parts = self._server.engine.pipeline.parts
+        await self._remark([*remarks_on_prompts(parts, [prompt]), *remarks_on_change(parts, session.request)])
+
+    async def _remark(self, said: Iterable[RequestWarning]) -> None:
+        """Say what is done, but perhaps not as it was meant."""
+        for one in said:
+            words = list(one.words) if isinstance(one, UnknownWordsWarning) else []
+            await self.say(Warned(code=REMARKS.get(type(one), "remark"), message=str(one), words=words))
 
     def _require(self) -> Session:
         if self._session is None or self._session.is_over:
