@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for the c
 
 import pytest
 import torch
+
+if hasattr(signal, "SIGHUP"):  # commands that the tests run hear it, also where the tests run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 WORDS = ["a", "red", "blue", "ball", "cube", "bounces", "spins", "on", "green", "floor"]
 

@@ -1,6 +1,7 @@
 """The same videos on a GPU."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,29 @@ def test_rollouts_go_on_from_a_file(tmp_path: Path) -> None:
     for other in (fork, resumed, run):
         rest = [chunk.frames for chunk in other]
         assert np.array_equal(np.concatenate([*begun, *rest], 1), np.concatenate(whole, 1))
+
+
+@pytest.fixture
+def errors_where_the_host_waits() -> Iterator[None]:
+    """Copies that wait for all work of the GPU, and questions for its numbers, are errors."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.usefixtures("errors_where_the_host_waits")
+def test_videos_in_turns_wait_for_their_frames_alone() -> None:
+    """Between two chunks a server holds the first, and goes on with another video; the GPU goes on, too."""
+    pipeline = load("tiny", device="cuda")
+    runs = [pipeline.start("a red ball bounces", num_frames=None, seed=seed) for seed in (0, 1)]
+    for _ in range(5):  # heads are classified, graphs are recorded
+        for run in runs:
+            run.next_chunk()
+    held = [run.fork() for run in runs]
+    torch.cuda.set_sync_debug_mode("error")  # type: ignore[no-untyped-call]
+    for _ in range(3):
+        for run in [*runs, *held]:
+            assert run.next_chunk().frames.std() > 1
+            run.fork()
 
 
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

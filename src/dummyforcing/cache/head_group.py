@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dummyforcing.cache.ring import Slots, runs
 from dummyforcing.kernels.rope import apply_rope, rope_table
+from dummyforcing.kernels.transfers import send
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class GroupCache:
         self._shifts = [0] * len(self._runs)
         everyone = len(self.samples) == sizes.batch
         every_head = self.heads == tuple(range(len(slots)))
-        self._samples = None if everyone else torch.tensor(self.samples, device=sizes.device)
-        self._heads = None if every_head else torch.tensor(self.heads, device=sizes.device)
+        self._samples = None if everyone else send(torch.tensor(self.samples), sizes.device)
+        self._heads = None if every_head else send(torch.tensor(self.heads), sizes.device)
         self._pass: tuple[int, int, bool] | None = None
         self.targets: list[tuple[int, ...]] = []
         """The slot of each current frame, -1 where it has none, for each of `heads`."""
@@ -245,7 +246,7 @@ class GroupCache:
         """The tokens of some slots."""
         within = torch.arange(self.sizes.tokens_per_frame)
         tokens = torch.tensor(slots)[:, None] * self.sizes.tokens_per_frame + within
-        return tokens.flatten().to(self.sizes.device)
+        return send(tokens.flatten(), self.sizes.device)
 
 
 def _grown(buffer: Tensor, tokens: int) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup
-from dummyforcing.cache.ring import Slots
+from dummyforcing.cache.ring import Slots, runs
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
 
@@ -111,13 +111,14 @@ class LayerCache:
         for new in layer.groups:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
                 frames = slots.held(past)
-                to = [slots.slot(frame) for frame in frames]
                 for row, sample in enumerate(new.samples):
                     old = next(g for g in old_groups if sample in g.samples and head in g.heads)
                     at = (old.samples.index(sample), old.heads.index(head))
-                    source = [old.slots[at[1]].slot(frame) for frame in frames]
+                    places = [(old.slots[at[1]].slot(frame), slots.slot(frame)) for frame in frames]
                     for target, origin in ((new.k, old.k), (new.v, old.v)):
-                        self._frames(target, row, column)[to] = self._frames(origin, *at)[source]
+                        into, out_of = self._frames(target, row, column), self._frames(origin, *at)
+                        for source, to, length in runs(places):  # slices: a list of slots waits for a GPU
+                            into[to : to + length] = out_of[source : source + length]
         return layer
 
     def _frames(self, buffer: Tensor, row: int, column: int) -> Tensor:

@@ -8,6 +8,8 @@ can be cached after rotation and never touched again.
 import torch
 from torch import Tensor
 
+from dummyforcing.kernels.transfers import send
+
 THETA = 10_000.0
 
 
@@ -19,8 +21,7 @@ def rope_table(
     Angles are evaluated in float64: at frame 1000 a float32 angle would already be wrong in the 5th digit.
 
     Args:
-        frames: Absolute latent frame numbers, `(F,)`; any non-negative value, in any order. On `device`,
-            nothing waits for the host.
+        frames: Absolute latent frame numbers, `(F,)`; any non-negative value, in any order.
         height: Rows of the patch grid.
         width: Columns of the patch grid.
         head_dim: Channels of one head, `D`; even.
@@ -32,7 +33,7 @@ def rope_table(
     spatial = 2 * (head_dim // 6)
     angles = []
     for positions, size in (
-        (frames.to(device), head_dim - 2 * spatial),
+        (send(frames, device), head_dim - 2 * spatial),
         (torch.arange(height, device=device), spatial),
         (torch.arange(width, device=device), spatial),
     ):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dummyforcing.errors import NotFinite
 from dummyforcing.files.finite import all_finite
-from dummyforcing.runtime.streams import Event, to_host
+from dummyforcing.kernels.transfers import to_host
+from dummyforcing.runtime.streams import Event
 
 MAKERS = ("transformer", "VAE")
 """What makes the latents, and the pixels of them."""

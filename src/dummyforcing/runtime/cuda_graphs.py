@@ -16,9 +16,9 @@ from torch import Tensor
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import KVCache, LayerCache
 from dummyforcing.kernels.ops import Targets
+from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-from dummyforcing.runtime.streams import send
 
 
 class _Place(NamedTuple):
@@ -195,14 +195,14 @@ class GraphRunner:
             for column, head in enumerate(group.heads):
                 starts = (group.k.data_ptr() + column * step, group.v.data_ptr() + column * step)
                 rows[head] = (*starts, group.k.stride(1), group.k.stride(0), heads.index(head))
-        order = torch.tensor(heads, device=device)
+        order = send(torch.tensor(heads), device)
         out = block.out
         if heads != sorted(heads):
             # torch indexes no float8.
             weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
             grouped = weight.view(len(weight), len(heads), width)[:, order].flatten(1)
             out = out._replace(weight=grouped.view(out.weight.dtype))
-        table = torch.tensor([rows[head] for head in sorted(rows)], device=device)
+        table = send(torch.tensor([rows[head] for head in sorted(rows)]), device)
         return _Place(order, table, out)
 
 

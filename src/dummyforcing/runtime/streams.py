@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dummyforcing.kernels.transfers import to_host
+
 
 class Event:
     """A CUDA event with its time: when the current stream has done all that it was given so far.
@@ -49,20 +51,6 @@ def seconds_between(events: Sequence[Event]) -> list[float]:
     """The seconds from each event to the next; waits for the last one."""
     events[-1].wait()
     return [later.since(earlier) for earlier, later in pairwise(events)]
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the main memory to a device without waiting for the work before it."""
-    host = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
-    return host.to(device, non_blocking=True)
-
-
-def to_host(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the main memory without waiting; it is there when an event after this has happened."""
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 @cache

@@ -18,6 +18,7 @@ from torch import Tensor
 from dummyforcing.attention.attend import attend
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import CacheState, KVCache
+from dummyforcing.kernels.transfers import send
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import Attention, CausalWan, TextKV, TimeEmbedding
 from dummyforcing.runtime.cuda_graphs import GraphRunner
@@ -88,7 +89,7 @@ class Passes:
         self._place = (-1, 0)  # the frames that `_angles` are of
         with torch.inference_mode():
             self._times = {
-                timestep: model.embed_time(torch.tensor([[timestep]], device=self.device))
+                timestep: model.embed_time(send(torch.tensor([[timestep]]), self.device))
                 for timestep in {*timesteps, COMMIT_TIMESTEP}
             }
 

@@ -9,10 +9,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from dummyforcing.kernels.transfers import send
 from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import CausalWan
-from dummyforcing.runtime.streams import send
 from dummyforcing.sampling.sampler import LoopNeeds, Received, Sampler, SamplerOptions, SamplerState
 from dummyforcing.sampling.schedule import Schedule, renoise, x0_from_velocity
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import BadRequest
+from dummyforcing.kernels.transfers import send
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import CausalWan, fingerprint
 from dummyforcing.runtime.fused import FusedWan
-from dummyforcing.runtime.streams import send
 from dummyforcing.sampling.classifier import ClassifierState, HeadClassifier
 from dummyforcing.sampling.guard import Guard
 from dummyforcing.sampling.history import HistoryState, LatentHistory
