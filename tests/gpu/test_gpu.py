@@ -148,7 +148,7 @@ def test_rollouts_go_on_from_a_file(tmp_path: Path) -> None:
 def errors_where_the_host_waits() -> Iterator[None]:
     """Copies that wait for all work of the GPU, and questions for its numbers, are errors."""
     yield
-    torch.cuda.set_sync_debug_mode("default")  # type: ignore[no-untyped-call]
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.usefixtures("errors_where_the_host_waits")
@@ -160,7 +160,7 @@ def test_videos_in_turns_wait_for_their_frames_alone() -> None:
         for run in runs:
             run.next_chunk()
     held = [run.fork() for run in runs]
-    torch.cuda.set_sync_debug_mode("error")  # type: ignore[no-untyped-call]
+    torch.cuda.set_sync_debug_mode("error")
     for _ in range(3):
         for run in [*runs, *held]:
             assert run.next_chunk().frames.std() > 1

@@ -351,7 +351,7 @@ async def story(request: Request, session: str, track: int) -> Response:
         {"prompt": prompt} | ({"at": live.recording.entries[start].chunk.first_frame / fps} if start else {})
         for start, prompt in live.recording.scenes()
     ]
-    text = f"# seed {found.seed}, policy {live.policy}\n" + yaml.safe_dump(
+    text = f"# seed {found.request.seed}, policy {live.policy}\n" + yaml.safe_dump(
         {"seconds": (end.first_frame + end.frames) / fps, "scenes": scenes},
         sort_keys=False,
         allow_unicode=True,
