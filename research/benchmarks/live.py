@@ -4,8 +4,9 @@ python -m research.benchmarks.live --viewers 1 2 3 --seconds 60 --output benchma
 python -m research.benchmarks.live --viewers 1 --seconds 1200 --steer 10 --output .../live-soak.json
 python -m research.benchmarks.live --model self-forcing --random --fp8 linear --viewers 1 2 3 4 ...
 
-A viewer begins to play with the first chunk, tells which chunk the picture is at, and stalls where the next
-one is not there in time; nothing is decoded. All are let in, whatever the server would say, which is told.
+A viewer begins to play with the first chunk, and tells which chunk the picture is at. As the page does, it
+plays slower while there is little in its buffer, and stalls where nothing is left; nothing is decoded. All
+are let in, whatever the server would say, which is told.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import asyncio
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +40,8 @@ from dummyforcing.server.live.messages import PromptActive
 from dummyforcing.server.run import LiveServer, listening
 from dummyforcing.server.settings import read_settings
 
+THIN, SLOWEST, TICK = 0.75, 0.4, 0.1
+"""How the page's player slows down: see `server/page/player.js`."""
 PROMPTS = ("a red ball bounces on a green floor", "a blue star spins on a green floor")
 
 
@@ -61,6 +65,10 @@ class Viewer(threading.Thread):
         """Seconds from the request to the first picture."""
         self.stalls: list[float] = []
         """Seconds of each."""
+        self.slowed = 0.0
+        """Seconds that the video lasted longer, played slower where the buffer was thin; without stalls."""
+        self.stalled_at: list[float] = []
+        """When each began, in seconds from the first picture on."""
         self.visible: list[float] = []
         """Seconds from asking for a prompt until a picture of it is shown."""
         self.chunks_until_visible: list[int] = []
@@ -78,39 +86,44 @@ class Viewer(threading.Thread):
                 message = live.receive(60)
                 if isinstance(message, LiveChunk):
                     ready[message.index] = message
-            began = time.perf_counter()
+            began = now = time.perf_counter()
             self.first_picture = began - asked
             assert live.ready is not None
-            fps, index, start = live.ready.fps, 0, began
+            fps, index, end, played = live.ready.fps, -1, 0.0, 0.0
             next_prompt, waiting = began + self._steer, (0, 0.0)
-            prompt = 0
-            while start - began < self._seconds:
-                # A chunk begins to be shown: say so, and wait until the next one has to be there.
-                live.ack(index)
-                self.chunks += 1
-                if waiting[1] and ready[index].prompt == PROMPTS[prompt % 2]:
-                    self.visible.append(start - waiting[1])
-                    self.chunks_until_visible.append(index - waiting[0])
-                    waiting = (0, 0.0)
-                end = start + ready[index].about.frames / fps
-                while (now := time.perf_counter()) < end or index + 1 not in ready:
-                    if self._steer and not waiting[1] and now >= next_prompt:
-                        prompt += 1
-                        live.prompt(PROMPTS[prompt % 2])
-                        waiting, next_prompt = (index, now), now + self._steer
-                    try:
-                        message = live.receive(max(end - now, 0.005))
-                    except TimeoutError:
-                        continue
+            prompt, stalled_since = 0, 0.0
+            while now - began < self._seconds:
+                if played >= end and index + 1 in ready:  # it is shown from now on
+                    index += 1
+                    end += ready[index].about.frames / fps
+                    live.ack(index)
+                    self.chunks += 1
+                    if stalled_since:
+                        self.stalls.append(now - stalled_since)
+                        self.stalled_at.append(stalled_since - began)
+                        stalled_since = 0.0
+                    if waiting[1] and ready[index].prompt == PROMPTS[prompt % 2]:
+                        self.visible.append(now - waiting[1])
+                        self.chunks_until_visible.append(index - waiting[0])
+                        waiting = (0, 0.0)
+                elif played >= end and not stalled_since:
+                    stalled_since = now
+                if self._steer and not waiting[1] and now >= next_prompt:
+                    prompt += 1
+                    live.prompt(PROMPTS[prompt % 2])
+                    waiting, next_prompt = (index, now), now + self._steer
+                lead = end - played + sum(one.about.frames / fps for n, one in ready.items() if n > index)
+                speed = min(1.0, SLOWEST + (1 - SLOWEST) * lead / THIN)
+                with suppress(TimeoutError):
+                    message = live.receive(min(TICK, max((end - played) / speed, 0.001)))
                     if isinstance(message, LiveChunk):
                         ready = {n: one for n, one in ready.items() if n < message.index}
                         ready[message.index] = message
                     elif isinstance(message, PromptActive):
                         self.made.append(message.seconds)
-                start = max(end, time.perf_counter())
-                if start - end > 0.02:  # more than a third of a frame
-                    self.stalls.append(start - end)
-                index += 1
+                before, now = now, time.perf_counter()
+                played = min(end, played + speed * (now - before))
+            self.slowed = now - began - played - sum(self.stalls)
 
 
 def random_pipeline(model: str, fp8: Fp8) -> DummyForcingPipeline:
@@ -153,6 +166,8 @@ def measure(url: str, app: Any, viewers: int, args: argparse.Namespace) -> dict[
         "stalls": len(stalls),
         "viewers_with_stalls": sum(bool(viewer.stalls) for viewer in watching),
         "stalled_seconds": round(sum(stalls), 2),
+        "slowed_s": spread([viewer.slowed for viewer in watching]),
+        "last_stall_at_s": round(max((at for one in watching for at in one.stalled_at), default=0.0), 1),
         "first_picture_s": spread([viewer.first_picture for viewer in watching]),
         "rss_before_mb": round(memory / 1e6),
         "rss_peak_mb": round(peak / 1e6),

@@ -167,6 +167,15 @@ def test_videos_in_turns_wait_for_their_frames_alone() -> None:
             run.fork()
 
 
+def test_a_chunk_does_not_wait_until_the_next_one_is_asked_for_after_a_classification() -> None:
+    run = load("tiny", device="cuda").start("a red ball bounces", num_frames=None)
+    asked = []
+    for _ in range(4):
+        run.next_chunk()
+        asked.append(run.frames // run.request.chunk_frames)
+    assert asked == [1, 2, 4, 5]  # heads are classified in the second chunk
+
+
 def test_decoding_beside_denoising_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same video with all work in one stream, also where a new prompt comes in between."""
     pipeline = load("tiny", device="cuda")

@@ -27,6 +27,7 @@ from dummyforcing.media.story import Story
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.server.live.delivery import HOLD
 from dummyforcing.server.live.messages import Done, Heads, PromptActive, Queued, Rewound, Warned
 from dummyforcing.server.live.recording import Archive
 from tests.server.serving import Serving, serving
@@ -149,20 +150,17 @@ def test_two_viewers_see_what_each_would_see_alone(server: Serving) -> None:
         with connect(server.url) as live:
             alone[prompt] = [chunk.segment for chunk in take(live, 4, prompt=prompt)]
     together: dict[str, list[bytes]] = {}
-    # The time of this machine is for one of them: let the second one in all the same.
-    before, server.parts.engine._pace = server.parts.engine._pace, {}
-    learn, server.parts.engine.learn = server.parts.engine.learn, lambda size, seconds: None  # type: ignore[method-assign]
 
     def watch(prompt: str) -> None:
         with connect(server.url) as live:
             together[prompt] = [chunk.segment for chunk in take(live, 4, prompt=prompt)]
 
     threads = [threading.Thread(target=watch, args=[prompt]) for prompt in (RED, BLUE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    server.parts.engine._pace, server.parts.engine.learn = before, learn  # type: ignore[method-assign]
+    with room_for_all(server):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
     assert together == alone
 
 
@@ -205,6 +203,36 @@ def test_the_heads_are_told_when_they_are_found(server: Serving) -> None:
     assert len(told[-1].roles) == 3
     assert {len(row) for row in told[-1].roles} == {4}
     assert {role for row in told[-1].roles for role in row} <= {"dummy", "sink", "neighbor"}
+
+
+@contextmanager
+def room_for_all(server: Serving) -> Iterator[None]:
+    """The time of this machine is for one video: let others in all the same."""
+    engine = server.parts.engine
+    before, learn = engine._pace, engine.learn
+    engine._pace, engine.learn = {}, lambda size, seconds: None  # type: ignore[method-assign]
+    yield
+    engine._pace, engine.learn = before, learn  # type: ignore[method-assign]
+
+
+def test_who_comes_beside_others_gets_two_chunks_before_he_plays(server: Serving) -> None:
+    """The second one may come late; a video of one chunk comes at once, and a pause waits for nothing."""
+    with room_for_all(server), bare(server) as first:
+        say(first, type="start", prompt=RED)
+        hear(first, "chunk")
+        known = set(server.parts.sessions.all)
+        with bare(server) as second:
+            say(second, type="start", prompt=BLUE)
+            hear(second, "ready")
+            (name,) = set(server.parts.sessions.all) - known
+            track = server.parts.sessions.all[name].tracks[0]
+            assert hear(second, "chunk")["index"] == 0
+            assert track.next >= 2
+            began = time.monotonic()
+            say(second, type="start", prompt=BLUE, num_frames=9)
+            assert hear(second, "done")["reason"] == "replaced"
+            assert hear(second, "done")["reason"] == "length"
+            assert time.monotonic() - began < HOLD
 
 
 def test_not_made_further_ahead_than_it_is_watched(server: Serving) -> None:

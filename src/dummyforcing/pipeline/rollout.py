@@ -97,6 +97,7 @@ class Rollout:
         fp8 = parts.fused.fp8 if parts.fused else "none"
         self._check = FiniteCheck(preset.chunk_frames, parts.model.patch_embedding.weight.dtype, fp8)
         self._delivery = Delivery(preset, batch, parts.device, start, self._check)
+        self._was_scored = False  # in the newest chunk
 
     def __repr__(self) -> str:
         made, asked = self.frames, self.request.frames
@@ -324,8 +325,12 @@ class Rollout:
 
     @property
     def _overlaps(self) -> bool:
-        """Whether the next chunk can be asked for while this one is decoded, and nothing is waited for."""
-        return self._decoder.overlaps and not self.sampler.scores_next
+        """Whether the next chunk is asked for before the newest one is handed out.
+
+        Not where heads are scored: a GPU is waited for there. The chunk is ready then, and the one after it,
+        whose graphs are recorded, takes longer to ask for than others.
+        """
+        return self._decoder.overlaps and not self.sampler.scores_next and not self._was_scored
 
     def _next_piece(self) -> Chunk | None:
         """The next pixel frames; None: the video has its length."""
@@ -352,6 +357,7 @@ class Rollout:
             decodings.extend(self._decoder.begin(left_out))
 
         began, chunk = Event(self._parts.device), self._chunk
+        self._was_scored = self.sampler.scores_next
         self._advance(received)
         ended, sampler = Event(self._parts.device), self.sampler
         asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes, chunk)

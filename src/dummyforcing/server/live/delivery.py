@@ -30,6 +30,9 @@ from dummyforcing.server.threads import run_in
 
 logger = logging.getLogger(__name__)
 
+HOLD = 2.0
+"""Seconds that the first chunk waits for those that it is sent together with, at most."""
+
 
 class Connection(Protocol):
     """Where a client is reached."""
@@ -80,6 +83,7 @@ class Delivery:
         archive: Archive,
         pool: Executor,
         failed: Callable[[], None],
+        together: int = 1,
     ) -> None:
         """Begin without a client.
 
@@ -89,6 +93,7 @@ class Delivery:
             archive: Takes the segments.
             pool: Encodes them.
             failed: Is told when nothing can be sent any more.
+            together: So many chunks are sent together at the beginning, if they come soon.
         """
         self._engine, self._archive = engine, archive
         self._pool, self._failed = pool, failed
@@ -100,14 +105,25 @@ class Delivery:
         self._count = 0
         self._queue: asyncio.Queue[Arrived | News | Mark] = asyncio.Queue()
         self._sending = asyncio.Lock()
+        self._missing, self._enough = together, asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="delivery")
 
     def put(self, item: Arrived | News) -> None:
         """Send a chunk or a message after all that are on their way."""
         self._queue.put_nowait(item)
+        if isinstance(item, Arrived) and not item.live.is_done and self._missing > 1:
+            self._missing -= 1
+            asyncio.get_running_loop().call_later(HOLD, self.begin)
+        else:
+            self.begin()
+
+    def begin(self) -> None:
+        """Send what is there: nothing may follow soon."""
+        self._enough.set()
 
     async def caught_up(self) -> None:
         """Wait until all that waits now is sent; cancelled if nothing is sent any more."""
+        self.begin()
         mark = Mark(asyncio.get_running_loop().create_future())
         self._queue.put_nowait(mark)
         await mark.reached
@@ -166,6 +182,7 @@ class Delivery:
                 item.reached.cancel()
 
     async def _run(self) -> None:
+        await self._enough.wait()
         while True:
             item = await self._queue.get()
             try:

@@ -34,7 +34,7 @@ class LiveTrack(Stream):
     acked: int = -1
     """The chunk that the viewer is at."""
     shown_at: float = 0.0
-    """When that one began to be shown; before the first one, as if there had been one before it."""
+    """When that one began to be shown; before the first one, when one before it would have."""
     next: int = 0
     """The chunk that is made next."""
     is_paused: bool = False

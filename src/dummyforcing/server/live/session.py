@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 SOON = 2
 """A new prompt shows from the second chunk after the one at which it was asked for."""
 MOST_TRACKS = 4
+PATIENCE = 2.0
+"""Seconds that somebody may wait for his first picture rather than that others stall."""
 FAREWELL = 2.0
 """Seconds that a client may take to hear that its session is over."""
 
@@ -49,6 +51,7 @@ class Session:
         archive: Archive,
         pool: Executor,
         ended: Callable[["Session"], None],
+        together: int = 1,
     ) -> None:
         """Begin without tracks.
 
@@ -62,6 +65,7 @@ class Session:
             archive: Takes the segments.
             pool: Encodes them.
             ended: Is told when the session is over.
+            together: See `Delivery`.
         """
         self.name, self.owner, self.engine, self.settings = name, owner, engine, settings
         self.archive, self._ended = archive, ended
@@ -69,7 +73,7 @@ class Session:
         self.request = request
         self.beside: int | None = None
         """The track that gets the same prompts as track 0."""
-        self.delivery = Delivery(engine, request.size, archive, pool, self._failed)
+        self.delivery = Delivery(engine, request.size, archive, pool, self._failed, together)
         self.is_over = self.is_paused = False
         self.heard = time.monotonic()
         """When the client last asked for something."""
@@ -118,7 +122,7 @@ class Session:
             next=track.index,
             is_paused=self.is_paused,
         )
-        live.shown_at = time.monotonic() - live.chunk_seconds
+        live.shown_at = time.monotonic() + PATIENCE - live.chunk_seconds
         live.look()
         self.tracks[number] = live
         self.engine.add(live)
@@ -135,6 +139,7 @@ class Session:
     def pause(self, is_paused: bool) -> None:
         """Make nothing, or go on."""
         self.is_paused = is_paused
+        self.delivery.begin()
         for live in self.tracks.values():
             live.is_paused = is_paused
         self._look()

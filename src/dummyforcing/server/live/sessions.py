@@ -136,6 +136,8 @@ class Sessions:
             archive,
             self._pool,
             self._ended,
+            # Beside others the second chunk may come late, and the video would stop after the first one.
+            together=min(2, self.settings.ahead) if self.running else 1,
         )
         self.all[name] = session
         for track, request, one in zip(tracks, requests, claims, strict=True):
