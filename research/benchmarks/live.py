@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dummyforcing.runtime.threads import spin_briefly
+from dummyforcing.runtime.threads import run_apart, spin_briefly
 
 spin_briefly()  # before torch is imported
 
@@ -225,7 +225,9 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5, help="videos to time the first picture of")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    pipeline = random_pipeline(args.model, args.fp8) if args.random else load(args.model, fp8=args.fp8)
+    pipeline = run_apart(
+        lambda: random_pipeline(args.model, args.fp8) if args.random else load(args.model, fp8=args.fp8)
+    )
     full, engine.FULL = engine.FULL, float("inf")
     app = create_app(read_settings({"max_sessions_per_key": 64, "idle": 3600, "ahead": args.ahead}), pipeline)
     listener = listening("127.0.0.1", 0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dummyforcing.pipeline.pipeline import load
+from dummyforcing.runtime.threads import run_apart
 
 PROMPTS = ["a red ball", "a blue cube spins", "a red cube on a green floor", "a ball"]
 POLICIES = ["dummy", "dense", "window:1,2", "anchored"]
@@ -63,6 +64,29 @@ def test_threads_of_kernels_spin_briefly_before_torch_is_there(
         [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", str(expected)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize(("how", "left"), [("run_apart(work)", 0), ("work()", 1)])
+def test_what_runs_apart_leaves_no_threads_of_kernels(how: str, left: int) -> None:
+    code = (
+        "import os, torch\n"
+        "from dummyforcing.runtime.threads import run_apart\n"
+        "torch.set_num_threads(2)\n"
+        "def work():\n"
+        "    torch.set_num_threads(2)\n"
+        "    return torch.ones(4_000_000).sin().shape\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        f"assert {how} == (4_000_000,)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == left
+
+
+def test_what_goes_wrong_apart_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_apart(lambda: 1 / 0)
 
 
 def test_a_program_that_has_torch_already_is_left_alone() -> None:

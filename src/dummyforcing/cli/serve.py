@@ -17,6 +17,7 @@ from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.cli.terminal import VOICE, say
 from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.expander import PromptExpander
+from dummyforcing.runtime.threads import run_apart
 from dummyforcing.server.settings import Settings, read_settings
 
 NEEDED = ("fastapi", "uvicorn", "websockets", "pydantic", "python_multipart", "prometheus_client")
@@ -84,7 +85,8 @@ def serve(
 
         request = make_request(files, "a video", cache_dtype=cache_dtype(load))
         _tell(f"Loading {files.preset.name} ...")
-        pipeline = load_for(files, request, load)
+        # The videos are made in a thread of the server.
+        pipeline = run_apart(lambda: load_for(files, request, load))
         _tell(f"Loaded it on {pipeline.device}, in {str(pipeline.dtype).removeprefix('torch.')}.")
         stack.enter_context(logging_to_stderr(settings))
         app = create_app(settings, pipeline)

@@ -1,6 +1,13 @@
-"""Sets how the threads of CPU kernels wait for each other."""
+"""How the threads of CPU kernels wait for each other."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from threading import Thread
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 def spin_briefly() -> None:
@@ -12,3 +19,26 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def run_apart(function: Callable[[], Result]) -> Result:
+    """Run what computes in a thread of its own, which ends, and give what it gives.
+
+    For programs that make videos in another thread than the one that loads the model. libgomp keeps helpers
+    for every thread that computed on several cores, as long as it lives; where there are more of them than
+    cores, all of them go to sleep sooner: on two cores a chunk took 0.8 s in place of 0.57 s.
+    """
+    result: Future[Result] = Future()
+    context = copy_context()
+
+    def work() -> None:
+        try:
+            result.set_result(context.run(function))
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = Thread(target=work, name="apart", daemon=True)
+    thread.start()
+    found = result.result()
+    thread.join()
+    return found
