@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -292,3 +292,14 @@ def checked(sampler: Checked) -> Checked:
 
     watched(sampler, compare)
     return sampler
+
+
+def most_allocated(function: Callable[[], object]) -> float:
+    """Bytes that torch allocates on the CPU at most, at a time, while a function runs."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events: Any = profile.profiler
+    changes = sorted(
+        (e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]"
+    )
+    return float(torch.tensor([change for _, change in changes]).cumsum(0).max())

@@ -22,7 +22,8 @@ from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.presets.preset import find_preset, parse_size
+from dummyforcing.presets.catalog import find_preset
+from dummyforcing.presets.preset import parse_size
 from dummyforcing.sampling.teacache import Calibration
 from dummyforcing.vae.codec import VideoDecoder
 

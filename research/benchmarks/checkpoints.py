@@ -45,7 +45,7 @@ from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
 
 PROMPT = "a red ball bounces on a green floor"
 SMALL = ModelConfig(dim=96, ffn_dim=128, num_heads=4, num_layers=2, text_dim=64)

@@ -32,7 +32,7 @@ from dummyforcing.client import LiveChunk, connect
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.presets.preset import bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
 from dummyforcing.runtime.fused import Fp8
 from dummyforcing.server import engine
 from dummyforcing.server.app import create_app
@@ -123,6 +123,9 @@ class Viewer(threading.Thread):
                         self.made.append(message.seconds)
                 before, now = now, time.perf_counter()
                 played = min(end, played + speed * (now - before))
+            if stalled_since:
+                self.stalls.append(now - stalled_since)
+                self.stalled_at.append(stalled_since - began)
             self.slowed = now - began - played - sum(self.stalls)
 
 
@@ -229,7 +232,8 @@ def main() -> None:
         lambda: random_pipeline(args.model, args.fp8) if args.random else load(args.model, fp8=args.fp8)
     )
     full, engine.FULL = engine.FULL, float("inf")
-    app = create_app(read_settings({"max_sessions_per_key": 64, "idle": 3600, "ahead": args.ahead}), pipeline)
+    limits = {"max_sessions_per_key": 64, "idle": 3600, "max_frames": 10**6}
+    app = create_app(read_settings({**limits, "ahead": args.ahead}), pipeline)
     listener = listening("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = LiveServer(app, lambda: None)

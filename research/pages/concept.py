@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dummyforcing.method.plan import HeadContext, Plan
-from dummyforcing.presets.preset import bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
 from research.pages.making import ROOT, main
 from research.pages.svg import INK, PAPER, QUIET, Picture
 

@@ -54,6 +54,8 @@ server  {"type": "done", "reason": "stopped"}
 
 - **Pace.** A track is made at most `ahead` chunks beyond the one that was acknowledged last, so a client
   sets the pace, and a slow one slows nobody else down. Acknowledge a chunk when it begins to be shown.
+- **Beside others** the first two chunks come together, since the second one may be late. Play slower while
+  there is little in your buffer, as the page does, and a video of a busy server does not stop.
 - **Chunks are replaced.** A chunk with the `index` of one that is there takes its place, and what came
   after that is given up: that is how a new prompt comes soon although chunks were made ahead.
 - **A new prompt** shows from the second chunk after the one that was acknowledged when it was asked for.

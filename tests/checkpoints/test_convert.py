@@ -18,7 +18,7 @@ from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.errors import UserError
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.presets.preset import find_preset
+from dummyforcing.presets.catalog import find_preset
 from tests.layouts import SMALL, fsdp, random_state
 
 PROMPT = "a red ball bounces"

@@ -23,7 +23,8 @@ from dummyforcing.media.montage import CAPTION_HEIGHT
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline import request
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.presets.preset import SIZES, bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
+from dummyforcing.presets.preset import SIZES
 from tests.conftest import write_model
 from tests.terminal import OnTerminal, believe_in_terminal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dummyforcing.cli import main
-from dummyforcing.presets.preset import PUBLIC
+from dummyforcing.presets.catalog import PUBLIC
 
 PROMPT = "a red ball bounces on a green floor"
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dummyforcing.cli import main
-from dummyforcing.presets.preset import FOLDER
+from dummyforcing.presets.catalog import FOLDER
 from dummyforcing.sampling.passes import Passes
 
 PROMPT = "a red ball bounces on a green floor"

@@ -13,7 +13,7 @@ from dummyforcing.cli import main
 from dummyforcing.media.clips import read_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.presets.preset import find_preset, read_preset
+from dummyforcing.presets.catalog import find_preset, read_preset
 
 PROMPT = "a red ball bounces"
 CODE = """

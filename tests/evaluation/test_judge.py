@@ -22,7 +22,7 @@ from dummyforcing.evaluation.world.scene import MOTIONS, Scene, read_prompt
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.presets.preset import find_preset
+from dummyforcing.presets.catalog import find_preset
 from research.world.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from research.world.render import render
 from research.world.world import random_scene

@@ -25,7 +25,7 @@ from dummyforcing.media.story import Story
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import read_preset
+from dummyforcing.presets.catalog import read_preset
 from dummyforcing.sampling.teacache import Calibration
 from dummyforcing.server.settings import read_settings
 from dummyforcing.server.web.access import read_keys

@@ -16,7 +16,7 @@ from dummyforcing.files.text import read_prompts
 from dummyforcing.media.story import Scene, Story
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import read_preset
+from dummyforcing.presets.catalog import read_preset
 from dummyforcing.sampling.teacache import Calibration
 from dummyforcing.server.settings import read_settings
 from dummyforcing.server.web.access import read_keys

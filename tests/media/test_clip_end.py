@@ -10,7 +10,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from dummyforcing.errors import UserError
-from dummyforcing.media.clips import Clip, read_video
+from dummyforcing.media.clips import Clip, read_before_last, read_video
 from tests.footage import numbered, numbers, write_clip
 
 SIZE = (64, 96)
@@ -40,6 +40,22 @@ def on_screen_last(path: Path, count: int) -> list[int]:
 def test_the_last_frames(tmp_path: Path, times: Sequence[int], name: str, how: dict[str, Any]) -> None:
     path = write_clip(tmp_path / name, numbered(len(times)), times, **how)
     assert numbers(read_video(path, 9, SIZE, FPS, from_end=True)) == on_screen_last(path, 9)
+
+
+@pytest.mark.parametrize(
+    "times", [EVEN, VARIABLE, TWICE_AS_FAST, EVEN[:5]], ids=["even", "variable", "fast", "5"]
+)
+@pytest.mark.parametrize(("name", "how"), [("a.mkv", {}), ("b.mp4", B_FRAMES)], ids=["mkv", "mp4"])
+def test_what_comes_before_them(tmp_path: Path, times: Sequence[int], name: str, how: dict[str, Any]) -> None:
+    """At the instants before those of the last frames, as long as there is something on the screen."""
+    path = write_clip(tmp_path / name, numbered(len(times)), times, **how)
+    with Clip(path) as clip:
+        ends = [end for _, end in clip.shown(FPS)]
+    instants = [ends[-1] - Fraction(k, FPS) + Fraction(1, 16 * FPS) for k in range(1, 1000)]
+    shown = [next(i for i, end in enumerate(ends) if at < end) for at in instants if at >= 0]
+    before = list(read_before_last(path, 9, SIZE, FPS))
+    assert [numbers(frame[None])[0] for frame in before] == shown[9:][::-1]
+    assert len(before) > 5 or len(times) == 5
 
 
 def test_at_its_own_rate_they_are_its_last_frames(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dummyforcing.errors import UserError
 from dummyforcing.media.story import Scene, Story
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import bundled_folders, read_preset
+from dummyforcing.presets.catalog import bundled_folders, read_preset
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a red cube bounces"]
 STORY = f"""

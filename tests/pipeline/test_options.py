@@ -30,7 +30,7 @@ from dummyforcing.pipeline.options import (
 )
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import read_preset
+from dummyforcing.presets.catalog import read_preset
 
 PROMPT = "a red ball bounces"
 KINDS = (LoadOptions, VideoOptions, CallOptions)

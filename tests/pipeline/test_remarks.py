@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dummyforcing.cli import main
 from dummyforcing.errors import BadRequest, RequestWarning, TrainedSizeWarning
+from dummyforcing.media.clips import read_mp4
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
@@ -93,6 +95,26 @@ def test_a_fade_longer_than_the_video_is_refused(pipeline: DummyForcingPipeline)
     assert make_request(pipeline.files, PROMPT, fade=3, **options).fade == 3
     with pytest.raises(BadRequest, match="A fade of 4 chunks is longer than the video; take 3 or less"):
         make_request(pipeline.files, PROMPT, fade=4, **options)
+
+
+def test_the_clip_comes_before_what_goes_on_from_it(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """31 frames of a clip, of which the last 9 are the first of the new video."""
+    model = link_model(model_folder, tmp_path, start="clip")
+    levels = np.arange(31, dtype=np.uint8)[:, None, None, None] * 8
+    write_mp4(tmp_path / "a.mp4", np.broadcast_to(levels, (31, 32, 48, 3)), 16)
+    args = ["generate", PROMPT, "--model", str(model), "--size", "48x32", "--frames", "21", "--seed", "3"]
+    args += ["--video", str(tmp_path / "a.mp4")]
+    assert main([*args, "-o", str(tmp_path / "new.mp4")]) == 0
+    assert main([*args, "-o", str(tmp_path / "all.mp4"), "--with-clip"]) == 0
+    assert "all.mp4: 43 frames" in capsys.readouterr().out
+    new, whole = read_mp4(tmp_path / "new.mp4"), read_mp4(tmp_path / "all.mp4")
+    np.testing.assert_allclose(whole[:22].reshape(22, -1).mean(1) / 8, range(22), atol=0.4)
+    assert np.abs(whole[22:].astype(int) - new).mean() < 3  # both are compressed
+    for wrong in (["--video-from", "start"], ["--video", ""]):
+        assert main([*args, *wrong, "-o", str(tmp_path / "no.mp4"), "--with-clip"]) == 2
+    assert not (tmp_path / "no.mp4").exists()
 
 
 def test_a_video_goes_on_from_the_end_of_a_clip(model_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.pipeline.shipped import read_plan, teacache_table
-from dummyforcing.presets.preset import bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
 from research.world.prompts import benchmark_scenes
 from research.world.world import held_out_kinds, random_scene
 

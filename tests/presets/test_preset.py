@@ -7,9 +7,8 @@ import pytest
 from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.errors import BadFile, UserError
 from dummyforcing.method.policy import parse_policy
+from dummyforcing.presets.catalog import PUBLIC, PUBLIC_TABLES, bundled_folders, find_preset, read_preset
 from dummyforcing.presets.preset import (
-    PUBLIC,
-    PUBLIC_TABLES,
     SAMPLERS_WITH,
     SIZE_MULTIPLE,
     SIZES,
@@ -17,10 +16,7 @@ from dummyforcing.presets.preset import (
     Preset,
     ScheduleArgs,
     Source,
-    bundled_folders,
-    find_preset,
     parse_size,
-    read_preset,
 )
 from dummyforcing.sampling.schedule import make_schedule
 

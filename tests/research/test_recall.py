@@ -11,7 +11,7 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.world.scene import COLORS, SHAPES, Thing
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import find_preset
+from dummyforcing.presets.catalog import find_preset
 from research.detectors.recall import (
     CHUNK,
     Recall,

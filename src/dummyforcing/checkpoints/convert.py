@@ -38,7 +38,8 @@ from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import new_folder
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.presets.preset import Preset, bundled_folders
+from dummyforcing.presets.catalog import bundled_folders
+from dummyforcing.presets.preset import Preset
 
 WEIGHTS = ("transformer", "text_encoder", "vae")
 SHARD_BYTES = 5 * 10**9

@@ -18,7 +18,8 @@ from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import ModelConfig
-from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset, bundled_folders, find_preset
+from dummyforcing.presets.catalog import bundled_folders, find_preset
+from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset
 from dummyforcing.vae.memory import DecoderSizes
 
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

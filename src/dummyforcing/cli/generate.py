@@ -1,5 +1,6 @@
 """`dummyforcing generate`: a video from a prompt."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from dummyforcing.cli.common import (
 )
 from dummyforcing.cli.flags import FlagsOf, Found, Given, command
 from dummyforcing.cli.terminal import say, tell, wrote, wrote_video
-from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.errors import BadRequest, PictureWarning, UserError
 from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.pipeline.options import VideoOptions
 
@@ -42,6 +43,7 @@ def generate(
     expand_model: Annotated[str, arg(metavar="NAME")] = "default",
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     save_plan: NewPlanFile = None,
+    with_clip: FlagCreatePairsOff[bool] = False,
     compare: FlagCreatePairsOff[bool] = False,
 ) -> Found:
     """Make a video from a prompt.
@@ -69,7 +71,7 @@ def generate(
 
     Change the prompt on the way; go on from a clip:
       dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
-      dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4
+      dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4 --with-clip
 
     A very long video whose heads are classified again when they look elsewhere than they did:
       dummyforcing generate "a red ball bounces" --seconds 60 --switch "30:a star spins" --reclassify 0.01
@@ -106,6 +108,7 @@ def generate(
         sheet: Picture of the video to write: a row of frames for every prompt, beginning with those around
             the change to it.
         save_plan: Where to write the head plan that was found.
+        with_clip: Put the clip of --video before what goes on from it, as large and as fast as the new video.
         compare: Also make the video with policy native, which is dense for most, from the same noise, both in
             turns. Tells speed-up, cache ratio and PSNR, and puts both side by side into FILE-compare.mp4.
     """
@@ -159,6 +162,15 @@ def generate(
             "pixel frames",
             "take policy 'dummy' and more frames",
         )
+    if with_clip and request.start is None:
+        raise BadRequest(
+            "There is no clip that the video goes on from", "give --video, with a model that goes on from one"
+        )
+    if with_clip and (options.get("video") is None or options.get("video_from", "end") != "end"):
+        raise BadRequest(
+            "Only a clip that the video goes on from at its end can come before it",
+            "give --video without --video-from start",
+        )
     requests = [request, native] if compare else [request]
     pipeline = load_for(files, request, load, beside=requests[1:])
     skipped = pipeline.skipped_steps(request)
@@ -168,6 +180,7 @@ def generate(
     if len(scenes) > 1:
         print_scenes(scenes, asked, preset.fps)
 
+    from dummyforcing.media.clips import read_before_last
     from dummyforcing.media.montage import side_by_side
     from dummyforcing.media.sheet import SceneSheet
     from dummyforcing.media.video import VideoWriter
@@ -181,6 +194,11 @@ def generate(
         VideoWriter(comparison, preset.fps) if compare else nullcontext() as both,
         VideoWriter(output, preset.fps) as writer,
     ):
+        if with_clip:
+            given = preset.pixel_frames(preset.chunk_frames)
+            with warnings.catch_warnings(action="ignore", category=PictureWarning):  # they were said
+                for frame in read_before_last(options["video"], given, request.size, preset.fps):
+                    writer.write(frame)
         for chunks in progress(turns, frames, " and ".join(labels[: len(requests)])):
             chunk = chunks[0]
             writer.write(chunk.frames[0])
@@ -201,7 +219,7 @@ def generate(
     print_results(dict(zip(labels, chunks, strict=False)), preset.fps)
     if compared:
         compared.tell()
-    wrote_video(output, frames, preset.fps)
+    wrote_video(output, writer.frames, preset.fps)
     if compare:
         wrote_video(comparison, frames, preset.fps)
     for path in (sheet, save_plan):

@@ -99,7 +99,7 @@ def check(
     """
     from dummyforcing.checkpoints.convert import check_file, check_model
     from dummyforcing.cli.report import print_reports
-    from dummyforcing.presets.preset import PUBLIC, bundled_folders
+    from dummyforcing.presets.catalog import PUBLIC, bundled_folders
 
     path = Path(model)
     is_model = path.suffix in (".toml", ".json") or (path / "preset.json").exists()

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from dummyforcing.cli.terminal import tell
 from dummyforcing.pipeline.memory import MemoryEstimate, estimates
-from dummyforcing.presets.preset import PUBLIC, Preset, ScheduleArgs, bundled_folders, find_preset
+from dummyforcing.presets.catalog import PUBLIC, bundled_folders, find_preset
+from dummyforcing.presets.preset import Preset, ScheduleArgs
 
 if TYPE_CHECKING:
     import torch

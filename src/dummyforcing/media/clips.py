@@ -212,6 +212,35 @@ def read_video(
         return _picked(clip, _last(clip.shown(fps), count, fps), count, size, fps)
 
 
+def read_before_last(path: str | Path, count: int, size: tuple[int, int], fps: int = 16) -> Iterator[Frames]:
+    """Read what comes before the last frames of a video, which `read_video` gives with `from_end`.
+
+    Args:
+        path: As for `read_video`.
+        count: How many frames are the last ones.
+        size: Height and width in pixels.
+        fps: Frames per second to read; the instants go on into those of the last frames.
+
+    Yields:
+        One frame after the other, `(H, W, 3)`; none, if there are no more than `count`.
+
+    Raises:
+        UserError: If there is no video that can be read.
+    """
+    with Clip(path) as clip:
+        end = max((end for _, end in clip.shown(fps)), default=Fraction(0))
+    begin = max(end - Fraction(count, fps), Fraction(0))
+    before = int(begin * fps + Fraction(1, 16))  # a 16th forgives rounded time stamps
+    with Clip(path) as clip:
+        read = 0
+        for frame, end in clip.shown(fps):
+            pixels = None
+            while read < before and begin - Fraction(16 * (before - read) - 1, 16 * fps) < end:
+                pixels = clip.covering(frame, size) if pixels is None else pixels
+                yield pixels
+                read += 1
+
+
 def _picked(
     clip: Clip, shown: Iterable[tuple[VideoFrame, Fraction]], count: int, size: tuple[int, int], fps: int
 ) -> Frames:

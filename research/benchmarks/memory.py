@@ -1,0 +1,76 @@
+"""What a chunk takes of a GPU's memory, beside what `pipeline.memory` estimates for it.
+
+python -m research.benchmarks.memory --sizes 480p 720p 1080p --output benchmarks/results/memory.json
+
+The shapes of a model with random weights. Of every size and float8 mode: what denoising takes besides weights
+and cache, in a chunk in which heads are scored (the plain path) and in a later one (the fused path), and what
+decoding takes besides weights.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dummyforcing.evaluation.results import write_results
+from dummyforcing.pipeline.memory import SCRATCH, estimate
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from research.benchmarks.live import PROMPTS, random_pipeline
+
+
+def taken(function: Callable[[], object]) -> int:
+    """Bytes that a function allocates at most, besides what it leaves behind."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+
+
+def measure(pipeline: DummyForcingPipeline, size: str) -> dict[str, Any]:
+    """One size, with the model as it is loaded."""
+    run = pipeline.start(PROMPTS[0], num_frames=None, size=size)
+    need = estimate(pipeline.files, run.request, pipeline.dtype, loaded=True)
+    chunks = [taken(run.next_latents) for _ in range(6)]
+    latents = run.next_latents()
+    stream = pipeline.vae.stream(1)
+    stream.decode(latents)
+    stream.decode(latents)
+    return {
+        "size": f"{run.request.size[1]}x{run.request.size[0]}",
+        "denoising": {
+            "estimated": need.denoising - SCRATCH,
+            "scored": chunks[1],
+            "fused": max(chunks[2:]),
+            "chunks": chunks,
+        },
+        "decoding": {"estimated": need.decoding - SCRATCH, "taken": taken(lambda: stream.decode(latents))},
+    }
+
+
+def main() -> None:
+    """Measure, and write down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="self-forcing")
+    parser.add_argument("--sizes", nargs="+", default=["480p", "720p", "1080p"])
+    parser.add_argument("--fp8", nargs="+", default=["none", "linear"], choices=("none", "linear", "all"))
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    rows = []
+    for fp8 in args.fp8:
+        pipeline = random_pipeline(args.model, fp8)
+        for size in args.sizes:
+            rows.append({"fp8": fp8, **measure(pipeline, size)})
+            print(rows[-1], flush=True)
+        device = pipeline.device
+        del pipeline
+        torch.cuda.empty_cache()
+    write_results(args.output, {"model": args.model, "weights": "random", "rows": rows}, device)
+
+
+if __name__ == "__main__":
+    main()
