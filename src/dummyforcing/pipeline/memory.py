@@ -75,7 +75,8 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate the memory that a request needs.
 
-    Measured: the transformer holds some 10 vectors per token besides its FFN.
+    Measured on an H200 (`benchmarks/results/memory.json`): where heads are scored, the transformer holds 10.3
+    vectors of its width per token, and two of its FFN's.
 
     Args:
         files: The model.
@@ -86,7 +87,7 @@ def estimate(
     """
     (height, width), batch, config = request.size, len(request.prompts), files.config
     tokens = batch * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
-    transformer = request.current * tokens * (10 * config.dim + 3 * config.ffn_dim) * dtype.itemsize
+    transformer = request.current * tokens * (10.5 * config.dim + 2 * config.ffn_dim) * dtype.itemsize
     bytes_of = {part: 0 if loaded else n * dtype.itemsize for part, n in files.parameters.items()}
     decoder = _decoder(files, request, dtype, tiles)
     pixel_frames = 0 if request.frames is None else files.preset.pixel_frames(request.frames)
