@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,34 @@ import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import NotEnoughMemory
-from dummyforcing.pipeline.memory import MemoryEstimate, estimate, estimates, require_memory
+from dummyforcing.pipeline.memory import (
+    SCRATCH,
+    MemoryEstimate,
+    estimate,
+    estimates,
+    require_memory,
+)
 from dummyforcing.pipeline.request import Request, make_request
 from dummyforcing.vae.memory import available_memory, fewest_tiles
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = MemoryEstimate(text_encoder=8, transformer=4, vae=1, cache=3, denoising=5, decoding=6, frames=20)
+
+
+def test_estimates_are_what_was_measured_and_little_more() -> None:
+    """On an H200, of intermediate values; what libraries take besides is not in there."""
+    measured = json.loads((RESULTS / "memory.json").read_text())
+    files = ModelFiles.open(measured["model"])
+    for row in measured["rows"]:
+        request = make_request(files, "a fox", size=row["size"], num_frames=None)
+        need = estimate(files, request, torch.bfloat16, loaded=True)
+        for estimated, taken in (
+            (need.denoising - SCRATCH, row["denoising"]["scored"]),
+            (need.decoding - SCRATCH, row["decoding"]["taken"]),
+        ):
+            assert 0.98 * estimated < taken < estimated
+        assert row["denoising"]["fused"] < row["denoising"]["scored"]
 
 
 def test_parts_add_up() -> None:
@@ -70,7 +93,7 @@ def test_fewest_tiles() -> None:
     assert [fewest_tiles([9, 5, 4, 6], free) for free in (9, 8, 5, 4, 3)] == [1, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize(("free", "tiles"), [(50e9, 1), (40e9, 2), (32e9, 7)])
+@pytest.mark.parametrize(("free", "tiles"), [(50e9, 1), (40e9, 2), (32e9, 6)])
 def test_what_fits_only_in_tiles(free: float, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """1080p on a GPU; what waits in the main memory does not count there, and does on a CPU."""
     monkeypatch.setattr("dummyforcing.pipeline.memory.available_memory", lambda device: free)
