@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,6 +86,31 @@ def test_what_runs_apart_leaves_no_threads_of_kernels(how: str, left: int) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_what_runs_apart_ends_with_a_signal() -> None:
+    """In the middle of kernels, and before the interpreter ends: it would be aborted there."""
+    code = (
+        "import signal, sys, torch\n"
+        "from dummyforcing.runtime.threads import run_apart\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "def work():\n"
+        "    print('begun', flush=True)\n"
+        "    while True:\n"
+        "        torch.ones(1_000_000).sin()\n"
+        "run_apart(work)\n"
+    )
+    for wait in (0.0, 0.01, 0.05):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        time.sleep(wait)
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, b"")
 
 
 def test_what_goes_wrong_apart_is_raised() -> None:

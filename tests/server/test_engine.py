@@ -10,7 +10,10 @@ from dummyforcing.pipeline.memory import estimates
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request
+from dummyforcing.server.allowed import require_allowed
 from dummyforcing.server.engine import FULL, Claim, Engine
+from dummyforcing.server.settings import read_settings
+from dummyforcing.server.web.problems import Problem
 
 
 @pytest.fixture
@@ -85,6 +88,19 @@ def test_the_pace_of_a_size_that_was_not_made_yet_follows_its_pixels(engine: Eng
     assert engine.pace((64, 96)) == pytest.approx(0.8)
     engine.learn((64, 96), 1.0)
     assert engine.pace((64, 96)) == 1.0
+
+
+def test_a_busy_hour_refuses_nothing_for_ever(engine: Engine, pipeline: DummyForcingPipeline) -> None:
+    request, settings = request_of(pipeline, num_frames=45), read_settings({"max_chunk": 1})
+    engine.learn(request.size, 0.5)
+    for _ in range(50):
+        engine.learn(request.size, 5.0)
+    assert engine.pace(request.size) > 4
+    require_allowed(settings, engine, request)
+    engine._fastest.clear()
+    engine.learn(request.size, 1.5)
+    with pytest.raises(Problem, match="take a smaller size"):
+        require_allowed(settings, engine, request)
 
 
 def test_a_cache_in_another_precision_has_its_own_size(pipeline: DummyForcingPipeline) -> None:

@@ -391,6 +391,45 @@ def test_unknown_words_are_named_before_the_video(server: Serving) -> None:
         assert hear(socket, "warning")["words"] == ["mauve"]
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_prompt_is_refused_and_the_video_goes_on(server: Serving, text: str) -> None:
+    with bare(server) as socket:
+        say(socket, type="start", prompt=RED)
+        hear(socket, "chunk")
+        for wrong in ({"type": "prompt"}, {"type": "branch", "chunk": 0}):
+            say(socket, prompt=text, **wrong)
+            error = hear(socket, "error")
+            assert (error["code"], error["param"]) == ("bad_request", "prompt")
+        assert 1 in {len(session.tracks) for session in server.parts.sessions.running}
+        say(socket, type="ack", chunk=0)
+        assert hear(socket, "chunk")["index"] >= 1
+        say(socket, type="stop")
+        hear(socket, "done")
+
+
+def test_a_branch_of_a_session_that_ends_leaves_nothing(server: Serving) -> None:
+    """It is refused, or is part of the session that ends; before, it waited for ever."""
+
+    def until(socket: ClientConnection, kind: str) -> None:
+        while True:
+            text = socket.recv(20)
+            if isinstance(text, str) and json.loads(text)["type"] == kind:
+                return
+
+    with bare(server) as socket:
+        for _ in range(20):
+            say(socket, type="start", prompt=RED)
+            until(socket, "chunk")
+            say(socket, type="branch", chunk=0)
+            say(socket, type="stop")
+            until(socket, "done")
+    loop = next(iter(server.parts.sessions.all.values())).delivery._task.get_loop()
+    end = time.monotonic() + 10
+    while waiting := [task for task in asyncio.all_tasks(loop) if "guarded" in repr(task)]:
+        assert time.monotonic() < end, waiting
+        time.sleep(0.05)
+
+
 @pytest.mark.filterwarnings("ignore::dummyforcing.RequestWarning")
 def test_what_has_no_effect_is_told(pipeline: DummyForcingPipeline, server: Serving) -> None:
     """The end of a prompt that the model does not read, and a size that it was not made for."""

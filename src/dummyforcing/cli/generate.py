@@ -109,6 +109,7 @@ def generate(
             the change to it.
         save_plan: Where to write the head plan that was found.
         with_clip: Put the clip of --video before what goes on from it, as large and as fast as the new video.
+            Times that are told count from where it goes on; --sheet and FILE-compare.mp4 show that alone.
         compare: Also make the video with policy native, which is dense for most, from the same noise, both in
             turns. Tells speed-up, cache ratio and PSNR, and puts both side by side into FILE-compare.mp4.
     """
@@ -162,6 +163,8 @@ def generate(
             "pixel frames",
             "take policy 'dummy' and more frames",
         )
+    if options.get("video") is not None and output.exists() and output.samefile(options["video"]):
+        raise BadRequest(f"{output} is the clip itself", "give the new video another name")
     if with_clip and request.start is None:
         raise BadRequest(
             "There is no clip that the video goes on from", "give --video, with a model that goes on from one"
@@ -170,6 +173,10 @@ def generate(
         raise BadRequest(
             "Only a clip that the video goes on from at its end can come before it",
             "give --video without --video-from start",
+        )
+    if with_clip and not Path(options["video"]).is_file():
+        raise BadRequest(
+            f"--with-clip reads {options['video']} twice, which is no plain file", "copy it into one"
         )
     requests = [request, native] if compare else [request]
     pipeline = load_for(files, request, load, beside=requests[1:])
@@ -194,11 +201,13 @@ def generate(
         VideoWriter(comparison, preset.fps) if compare else nullcontext() as both,
         VideoWriter(output, preset.fps) as writer,
     ):
+        clip_frames = 0
         if with_clip:
             given = preset.pixel_frames(preset.chunk_frames)
             with warnings.catch_warnings(action="ignore", category=PictureWarning):  # they were said
                 for frame in read_before_last(options["video"], given, request.size, preset.fps):
                     writer.write(frame)
+            clip_frames = writer.frames
         for chunks in progress(turns, frames, " and ".join(labels[: len(requests)])):
             chunk = chunks[0]
             writer.write(chunk.frames[0])
@@ -233,6 +242,7 @@ def generate(
         ],
         "size": list(request.size),
         "seed": request.seed,
+        "clip_frames": clip_frames,
         "skipped_steps": list(skipped),
         **made(labels[0], chunk),
         "compared": compared and compared.found(),

@@ -1,6 +1,7 @@
 """The live protocol from Python."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_socket
 
-from dummyforcing.errors import UserError
+from dummyforcing.errors import RequestWarning, UnknownWordsWarning, UserError
 from dummyforcing.media.frames import Frames
 from dummyforcing.server.live.messages import (
     SERVER_MESSAGE,
@@ -34,6 +35,7 @@ from dummyforcing.server.live.messages import (
     Rewind,
     Start,
     Stop,
+    Warned,
 )
 
 ATTEMPTS = 5
@@ -155,7 +157,7 @@ class Live:
                         yield message
                         self.ack(message.index, track=message.track)
                 case Failed():
-                    raise LiveError(message.message.rstrip("."), "see what it says", message.param)
+                    raise _refused(message)
                 case Done(track=None):
                     return
                 case Done():
@@ -190,6 +192,9 @@ class Live:
                 return LiveChunk(message, segment)
             if isinstance(message, Ready):
                 self.ready = message
+            if isinstance(message, Warned):
+                kind = UnknownWordsWarning if message.words else RequestWarning
+                warnings.warn(kind(message.message), stacklevel=4)
             self.messages.append(message)
             return message
 
@@ -225,7 +230,7 @@ class Live:
         self._send(Branch(chunk=chunk, prompt=prompt, track=track, fade=fade))
         while not isinstance(message := self._receive(), Branched):
             if isinstance(message, Failed):
-                raise LiveError(message.message.rstrip("."), "see what it says", message.param)
+                raise _refused(message)
             self._waiting.append(message)
         return message.track
 
@@ -281,3 +286,9 @@ class Live:
 def connect(url: str = "http://127.0.0.1:8000", key: str | None = None) -> Live:
     """Connect to a live server: see `Live`."""
     return Live(url, key)
+
+
+def _refused(message: Failed) -> LiveError:
+    """The error of a message, whose sentence has the remedy after a semicolon."""
+    problem, _, remedy = message.message.rstrip(".").partition("; ")
+    return LiveError(problem, remedy or "ask for something else", message.param)

@@ -54,7 +54,8 @@ def read_begin(
     if preset.start is None:
         raise BadRequest(
             f"Model '{preset.name}' starts from a prompt alone",
-            "leave out image and video, or take another model, such as causal-forcing-frame",
+            "leave out image and video, or take another model, such as "
+            f"{'self-forcing' if image is None else 'causal-forcing-frame'}",
         )
     if image is not None and video is not None:
         raise BadRequest("An image and a video both say how the video begins", "give one of them")
@@ -69,6 +70,13 @@ def read_begin(
     from dummyforcing.media.images import read_image
 
     chunk = preset.pixel_frames(preset.chunk_frames)
+    if preset.start != "chunk" and frames is not None and frames <= preset.chunk_frames:
+        raise BadRequest(
+            f"A video of {preset.pixel_frames(frames)} pixel frames has nothing new: it begins with as many "
+            "that are given",
+            f"take {preset.pixel_frames(preset.chunk_frames + preset.chunk_frames)} or more",
+            "num_frames",
+        )
     if image is not None:
         return {"start": read_image(image, size).repeat(chunk, 0)}
     assert video is not None

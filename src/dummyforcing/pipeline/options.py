@@ -136,7 +136,7 @@ class VideoOptions:
     transparent."""
     video: "str | Path | None" = option(None, metavar="FILE", hint="none")
     """Video that the new one goes on from: it begins with the last 9 pixel frames of that one, with 3 latent
-    frames a chunk. Krea Realtime makes the whole video from it instead."""
+    frames a chunk, which count in its length. Krea Realtime makes the whole video from it instead."""
     video_from: Literal["end", "start"] = option("end", choices=("end", "start"))
     """Where in that video to begin: with its last frames, or its first ones."""
     strength: float | None = option(None, kind=float, metavar="0..1", hint="0.7", above=0, most=1)

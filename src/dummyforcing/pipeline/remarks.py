@@ -10,6 +10,8 @@ from dummyforcing.pipeline.request import Request
 
 FAR = 4
 """So many times as many pixels as a model was trained with, or as few, are another kind of picture to it."""
+QUOTED = 200
+"""Characters of what has no effect that are told."""
 
 
 def remarks(parts: Parts, request: Request) -> Iterator[RequestWarning]:
@@ -49,7 +51,7 @@ def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[Request
     for text in filter(None, map(parts.text.without_effect, prompts)):
         yield RequestWarning(
             f"The prompt is longer than the {parts.text.text_len} tokens that model '{parts.preset.name}' "
-            f"reads; this end of it has no effect: {text!r}."
+            f"reads; this end of it has no effect: {text[:QUOTED]!r}{' ...' * (len(text) > QUOTED)}."
         )
 
 

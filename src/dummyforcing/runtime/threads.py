@@ -1,9 +1,12 @@
 """How the threads of CPU kernels wait for each other."""
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
+from ctypes import c_ulong, py_object, pythonapi
+from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
@@ -39,6 +42,13 @@ def run_apart(function: Callable[[], Result]) -> Result:
 
     thread = Thread(target=work, name="apart", daemon=True)
     thread.start()
-    found = result.result()
-    thread.join()
-    return found
+    try:
+        return result.result()
+    finally:
+        if not result.done() and thread.ident is not None:
+            # A signal ends it here: it ends there as it would have here, and before the interpreter does.
+            pythonapi.PyThreadState_SetAsyncExc(c_ulong(thread.ident), py_object(SystemExit))
+        thread.join()
+        # That returns before the thread has given back all that it has, and a process may end meanwhile.
+        while Path(f"/proc/self/task/{thread.native_id}").exists():
+            time.sleep(0.001)

@@ -25,7 +25,7 @@ def require_allowed(settings: Settings, engine: Engine, request: Request) -> Non
     if max(height, width) > LONGEST_SIDE:
         message = f"A side of {max(height, width)} pixels is too long; take {LONGEST_SIDE} at most."
         raise Problem(400, "too_large", message, "size")
-    seconds = engine.pace(request.size)
+    seconds = engine.fastest(request.size)
     if seconds > settings.max_chunk:
         message = f"A chunk of {width}x{height} would take about {seconds:.0f} s here; take a smaller size."
         raise Problem(400, "too_slow", message, "size")

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 from dummyforcing.errors import NotEnoughMemory
@@ -103,7 +104,9 @@ class Engine:
         self.capacity = 0.9 * available_memory(pipeline.device)
         """Bytes for videos."""
         self._claims: dict[str, Claim] = {}
-        self._pace: dict[tuple[int, int], float] = {}  # seconds of the device for a chunk, by size
+        # Seconds of the device for a chunk, by size; that of the first video first.
+        self._pace: dict[tuple[int, int], float] = {}
+        self._fastest: dict[tuple[int, int], float] = {}
         self._thread = ThreadPoolExecutor(1, "model")
         self._wake = asyncio.Event()
         self._is_closing = False
@@ -217,12 +220,14 @@ class Engine:
 
     def pace(self, size: tuple[int, int]) -> float:
         """Seconds of the device for a chunk of a size, height and width, by measurement."""
-        if size in self._pace:
-            return self._pace[size]
-        if not self._pace:
-            return 0.0
-        known, seconds = next(iter(self._pace.items()))
-        return seconds * size[0] * size[1] / (known[0] * known[1])
+        return self._pace[size] if size in self._pace else _scaled(self._pace, size)
+
+    def fastest(self, size: tuple[int, int]) -> float:
+        """The least that `pace` could be: what is refused for its pace is not measured again.
+
+        So an hour in which the machine was busy with something else must not decide.
+        """
+        return min(self._fastest.get(size, inf), _scaled(self._fastest, size))
 
     def learn(self, size: tuple[int, int], seconds: float) -> None:
         """Take a chunk's time into account.
@@ -234,16 +239,27 @@ class Engine:
             return
         before = self._pace.get(size, seconds)
         self._pace[size] = 0.8 * before + 0.2 * seconds
+        self._fastest[size] = min(self._fastest.get(size, inf), seconds)
 
     def _warm_up(self) -> None:
         """Make a few chunks, so that the first viewer waits for nothing but his own."""
         options = choose(VideoOptions, {"num_frames": None}, self.pipeline.option_defaults)
         rollout = self.pipeline.rollout(self.pipeline.request("a video", options))
+        taken: list[float] = []
         for _ in range(WARM_UP[self.pipeline.device.type]):
-            _, seconds = _timed(rollout.next_chunk)
+            taken.append(_timed(rollout.next_chunk)[1])
             if self._is_closing:
                 return
-        self._pace[rollout.request.size] = seconds
+        size = rollout.request.size
+        self._pace[size], self._fastest[size] = taken[-1], min(taken[1:])
+
+
+def _scaled(known: Mapping[tuple[int, int], float], size: tuple[int, int]) -> float:
+    """Seconds for a size by those for the first one that is known, and their pixels; 0: none is known."""
+    if not known:
+        return 0.0
+    first, seconds = next(iter(known.items()))
+    return seconds * size[0] * size[1] / (first[0] * first[1])
 
 
 def _timed(function: Callable[[], Result]) -> tuple[Result, float]:

@@ -6,6 +6,7 @@ A client may lose its connection and come back: what it has not got is sent agai
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Delivery:
             archive: Takes the segments.
             pool: Encodes them.
             failed: Is told when nothing can be sent any more.
-            together: So many chunks are sent together at the beginning, if they come soon.
+            together: So many chunks of a track are sent together at the beginning, if they come soon.
         """
         self._engine, self._archive = engine, archive
         self._pool, self._failed = pool, failed
@@ -105,17 +106,19 @@ class Delivery:
         self._count = 0
         self._queue: asyncio.Queue[Arrived | News | Mark] = asyncio.Queue()
         self._sending = asyncio.Lock()
-        self._missing, self._enough = together, asyncio.Event()
+        self._together, self._enough = together, asyncio.Event()
+        self._arrived: Counter[int] = Counter()  # chunks of each track
         self._task = asyncio.create_task(self._run(), name="delivery")
 
     def put(self, item: Arrived | News) -> None:
         """Send a chunk or a message after all that are on their way."""
         self._queue.put_nowait(item)
-        if isinstance(item, Arrived) and not item.live.is_done and self._missing > 1:
-            self._missing -= 1
-            asyncio.get_running_loop().call_later(HOLD, self.begin)
-        else:
-            self.begin()
+        if isinstance(item, Arrived) and not item.live.is_done:
+            self._arrived[item.live.number] += 1
+            if self._arrived[item.live.number] < self._together:
+                asyncio.get_running_loop().call_later(HOLD, self.begin)
+                return
+        self.begin()
 
     def begin(self) -> None:
         """Send what is there: nothing may follow soon."""

@@ -187,6 +187,7 @@ class Session:
                 return other
 
             other = await self.engine.call(fork)
+            self._require_going()  # nothing is sent any more, and nobody catches up
             await self.delivery.caught_up()  # the recording has all that the two have in common then
             if self.is_over:
                 return

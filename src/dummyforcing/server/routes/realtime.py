@@ -26,6 +26,7 @@ from dummyforcing.errors import (
 from dummyforcing.files.records import as_text
 from dummyforcing.media.fragments import save_fragments
 from dummyforcing.pipeline.remarks import remarks, remarks_on_change, remarks_on_prompts
+from dummyforcing.pipeline.request import check_prompts
 from dummyforcing.server.fields import options_of
 from dummyforcing.server.live.live_track import LiveTrack
 from dummyforcing.server.live.messages import (
@@ -175,7 +176,9 @@ class Conversation:
         prompt = await self._prompt(message.prompt, expand=message.expand)
         async with self._options(prompt, message) as options:
             asked = await sessions.asked(prompt, options, message.beside)
-        await self._remark(remarks(self._server.engine.pipeline.parts, asked.requests[0]))
+        parts = self._server.engine.pipeline.parts
+        said = {str(one): one for request in asked.requests for one in remarks(parts, request)}
+        await self._remark(said.values())
         await self._stop("replaced", keep_starting=True)
         session = await sessions.begin(self._owner, asked, self._tell)
         self._session = session
@@ -205,11 +208,10 @@ class Conversation:
         await session.set_prompt(message.track, prompt, message.fade, viewed)
 
     async def _branch(self, session: Session, message: Branch) -> None:
-        prompt = None
-        if message.prompt is not None:
-            prompt = await self._prompt(message.prompt)
-            await self._remark_on_change(session, prompt)
+        prompt = None if message.prompt is None else await self._prompt(message.prompt)
         await session.branch(message.track, message.chunk, prompt, message.fade)
+        if prompt is not None:
+            await self._remark_on_change(session, prompt)
 
     async def _stop(self, reason: str, *, keep_starting: bool = False) -> None:
         if self._starting is not None and not keep_starting:
@@ -220,7 +222,12 @@ class Conversation:
             await session.end(reason)
 
     async def _prompt(self, text: str, *, expand: bool = False) -> str:
-        """Check a prompt, and write it out if that is wished."""
+        """Check a prompt, and write it out if that is wished.
+
+        Raises:
+            Problem: If it is too long.
+            BadRequest: If there is nothing in it.
+        """
         most = self._server.settings.max_prompt
         if len(text) > most:
             message = f"The prompt has {len(text)} characters; take {most} at most."
@@ -229,6 +236,7 @@ class Conversation:
             text, why_not = await self._server.expanded(text)
             if why_not:
                 await self.say(Warned(code="expansion_failed", message=why_not))
+        (text,) = check_prompts(text)
         log_prompt(self._server.settings, self._owner, text)
         return text
 
