@@ -136,16 +136,17 @@ def test_a_video_goes_on_from_a_clip(bundled_server: Serving, tmp_path: Path) ->
     )
     old, other = decoded(clip, tmp_path).astype(int), decoded(usual, tmp_path)
     file = client.files.create(file=clip, purpose="vision")
+    longer = {**SHORT, "num_frames": 21}
     calls: Any = [
-        {"input_reference": clip, "extra_body": SHORT},
-        {"extra_body": {**SHORT, "input_reference": {"file_id": file.id}}},
+        {"input_reference": clip, "extra_body": longer},
+        {"extra_body": {**longer, "input_reference": {"file_id": file.id}}},
     ]
     made = [client.videos.create(prompt=PROMPT, **call).id for call in calls]
     client.files.delete(file.id)
     made.append(client.videos.remix(made[0], prompt="a blue ball bounces on a green floor").id)
     for id in made:
         assert client.videos.poll(id).status == "completed"
-        new = decoded(client.videos.download_content(id).read(), tmp_path)
+        new = decoded(client.videos.download_content(id).read(), tmp_path)[:9]
         assert np.abs(new - old).mean() < 6  # through the VAE, and H.264 twice
         assert np.abs(new - other.astype(int)).mean() > 12
 
