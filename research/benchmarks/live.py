@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dummyforcing.runtime.threads import run_apart, spin_briefly
+from dummyforcing.runtime.threads import spin_briefly
 
 spin_briefly()  # before torch is imported
 
@@ -33,6 +33,7 @@ from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.presets.catalog import bundled_folders
+from dummyforcing.runtime.apart import run_apart
 from dummyforcing.runtime.fused import Fp8
 from dummyforcing.server import engine
 from dummyforcing.server.app import create_app

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dummyforcing.pipeline.pipeline import load
-from dummyforcing.runtime.threads import run_apart
+from dummyforcing.runtime.apart import run_apart
 
 PROMPTS = ["a red ball", "a blue cube spins", "a red cube on a green floor", "a ball"]
 POLICIES = ["dummy", "dense", "window:1,2", "anchored"]
@@ -72,7 +72,7 @@ def test_threads_of_kernels_spin_briefly_before_torch_is_there(
 def test_what_runs_apart_leaves_no_threads_of_kernels(how: str, left: int) -> None:
     code = (
         "import os, time, torch\n"
-        "from dummyforcing.runtime.threads import run_apart\n"
+        "from dummyforcing.runtime.apart import run_apart\n"
         "torch.set_num_threads(2)\n"
         "def work():\n"
         "    torch.set_num_threads(2)\n"
@@ -93,7 +93,7 @@ def test_what_runs_apart_ends_with_a_signal() -> None:
     """In the middle of kernels, and before the interpreter ends: it would be aborted there."""
     code = (
         "import signal, sys, torch\n"
-        "from dummyforcing.runtime.threads import run_apart\n"
+        "from dummyforcing.runtime.apart import run_apart\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
         "def work():\n"
         "    print('begun', flush=True)\n"

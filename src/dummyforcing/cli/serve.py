@@ -17,7 +17,6 @@ from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.cli.terminal import VOICE, say
 from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.expander import PromptExpander
-from dummyforcing.runtime.threads import run_apart
 from dummyforcing.server.settings import Settings, read_settings
 
 NEEDED = ("fastapi", "uvicorn", "websockets", "pydantic", "python_multipart", "prometheus_client")
@@ -81,6 +80,7 @@ def serve(
         address = _address(settings.host, listener.getsockname()[1])
 
         from dummyforcing.pipeline.request import make_request
+        from dummyforcing.runtime.apart import run_apart
         from dummyforcing.server.app import create_app
 
         request = make_request(files, "a video", cache_dtype=cache_dtype(load))

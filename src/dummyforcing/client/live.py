@@ -193,8 +193,10 @@ class Live:
             if isinstance(message, Ready):
                 self.ready = message
             if isinstance(message, Warned):
-                kind = UnknownWordsWarning if message.words else RequestWarning
-                warnings.warn(kind(message.message), stacklevel=4)
+                said = RequestWarning(message.message)
+                if message.words:
+                    said = UnknownWordsWarning(message.message, message.words)
+                warnings.warn(said, stacklevel=4)
             self.messages.append(message)
             return message
 

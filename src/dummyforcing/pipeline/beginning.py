@@ -74,7 +74,7 @@ def read_begin(
         raise BadRequest(
             f"A video of {preset.pixel_frames(frames)} pixel frames has nothing new: it begins with as many "
             "that are given",
-            f"take {preset.pixel_frames(preset.chunk_frames + preset.chunk_frames)} or more",
+            f"take {preset.pixel_frames(2 * preset.chunk_frames)} or more",
             "num_frames",
         )
     if image is not None:
