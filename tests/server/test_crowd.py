@@ -23,6 +23,8 @@ from tests.server.process import Process, running
 
 PROMPT, OTHER = "a red ball bounces on a green floor", "a blue cube spins"
 SOCKETS, JOBS, ROUNDS = 30, 200, 3
+POOLS = 12
+"""Threads that pools may still start, each when all its others are busy; sockets and jobs are far more."""
 
 
 def live_url(server: Process) -> str:
@@ -158,7 +160,7 @@ def test_a_crowd(model_folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
     print(sizes)
     first, last = sizes[1], sizes[-1]
-    assert last["threads"] <= first["threads"] + 2
+    assert last["threads"] <= first["threads"] + POOLS
     assert last["files"] <= first["files"] + 4
     assert last["rss"] < first["rss"] + 60_000  # what allocators keep
 
