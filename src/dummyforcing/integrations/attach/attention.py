@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from inspect import signature
+from math import prod
 from typing import Any
 
 import torch
@@ -44,10 +45,7 @@ class Passes:
         """
         layers, self.layers = self.layers, 0
         if layers != self._count and (layers or kwargs.get("kv_cache") is not None):
-            raise BadRequest(
-                f"Of {self._count} layers, {layers} came to the attached attention",
-                "attach before torch.compile, or call torch._dynamo.reset() after attaching",
-            )
+            raise _passed_by(f"Of {self._count} layers, {layers} came to the attached attention")
 
     def begin(self, start: int, batch: int, dtype: torch.dtype, device: torch.device, **told: Any) -> None:
         """Begin a pass.
@@ -58,6 +56,9 @@ class Passes:
             dtype: Of queries, keys and values.
             device: Where it runs.
             **told: What the pass says of itself; see `Pass`.
+
+        Raises:
+            BadRequest: If it goes on from nothing that is known.
         """
         frames, rows, columns = self.size
         self.video = self.follower.begin(
@@ -93,7 +94,7 @@ class AttachedAttention:
         """
         self._passes, self._layer, self._original = passes, layer, original
         self._module: Any = passes.upstream.attentions[layer]
-        self._signature = signature(original)
+        self.__signature__ = self._signature = signature(original)
         self._family = passes.upstream.family.name
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -126,6 +127,8 @@ class AttachedAttention:
         q, k, v = self._project(x)
         if self._layer == 0:
             passes.layers = 0
+            if prod(passes.size) != x.shape[1]:
+                raise _passed_by(f"A pass has {x.shape[1]} tokens, and {prod(passes.size)} were embedded")
             start, told = self._place(call)
             passes.begin(start, len(x), q.dtype, q.device, **told)
         passes.layers += 1
@@ -157,3 +160,8 @@ class AttachedAttention:
         if self._family == "longlive":
             told["restarts"] = bool(call.get("sink_recache_after_switch", False))
         return self._passes.start_of(call.get("current_start", 0)), told
+
+
+def _passed_by(problem: str) -> BadRequest:
+    """Parts of the transformer were compiled as they were before."""
+    return BadRequest(problem, "attach before torch.compile, or call torch._dynamo.reset() after attaching")

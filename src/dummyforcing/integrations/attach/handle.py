@@ -16,7 +16,9 @@ from typing import Any, Literal, Self, get_args
 
 from torch import nn
 
+from dummyforcing.attention.backends import BACKENDS
 from dummyforcing.errors import BadRequest
+from dummyforcing.files.records import nearest
 from dummyforcing.integrations.attach import buffers
 from dummyforcing.integrations.attach.attention import AttachedAttention, Passes
 from dummyforcing.integrations.attach.families import Upstream, recognise
@@ -25,10 +27,15 @@ from dummyforcing.integrations.attach.fused import FusedForward, shared_model
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import fingerprint
-from dummyforcing.pipeline.choices import check_first_frames, choose_heads, choose_policy
+from dummyforcing.pipeline.choices import (
+    check_first_frames,
+    check_teacache,
+    choose_heads,
+    choose_policy,
+)
 from dummyforcing.presets.catalog import find_preset
 from dummyforcing.presets.preset import Preset
-from dummyforcing.runtime.fused import Fp8
+from dummyforcing.runtime.fused import Fp8, require_fp8
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +97,12 @@ def attach(
         check_first_frames(found, chosen)
         return Rules(found, chosen, plan, backend)
 
-    now = rules(0)
+    if backend is not None and backend not in BACKENDS:
+        raise BadRequest(f"There is no attention backend {backend!r}", nearest(backend, BACKENDS), "backend")
+    require_fp8(fp8, upstream.attentions[0].norm_q.weight)  # type: ignore[arg-type, union-attr]
+    check_teacache(rules(0).preset, teacache)
     if plan is not None:
         plan.require(upstream.config.num_layers, upstream.config.num_heads)
-    if teacache is not None and now.preset.sampler != "block":
-        raise BadRequest(
-            f"TeaCache leaves out steps of a chunk by itself, which {upstream.family.title} does not have",
-            "leave it out",
-            "teacache",
-        )
     return Attachment(upstream, rules, engine, fp8, teacache)
 
 
@@ -150,6 +154,7 @@ class Attachment:
         """
         self.family = upstream.family.name
         """Whose code it is."""
+        self.is_attached = True
         self._undo = ExitStack()
         shared = shared_model(upstream)
         name = None if isinstance(shared, str) else fingerprint(shared)
@@ -219,6 +224,7 @@ class Attachment:
     def detach(self) -> None:
         """Give everything back as it was; what the heads saw is still told. Again: nothing happens."""
         self._undo.close()
+        self.is_attached = False
 
     def __enter__(self) -> Self:
         return self
@@ -229,8 +235,8 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
-        state = f"{len(self.plans)} videos, {self.cache_bytes / 1e6:.1f} MB" if self.plans else "no video yet"
-        return f"Attachment({self.family}, engine {self.engine}, {state})"
+        state = f"KV cache {self.cache_bytes / 1e6:.1f} MB" if self.plans else "no video yet"
+        return f"Attachment({self.family}, {self.engine if self.is_attached else 'detached'}, {state})"
 
     def _replace(self, owner: Any, name: str, new: object) -> None:
         """Set an attribute until `detach`, of this one object alone."""
