@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dummyforcing.checkpoints.lora_strength import Strength, Strengths
@@ -93,8 +94,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """Weight + scale * up @ down, in float32; `down (rank, in)`, `up (out, rank)`."""
-    return weight.float().addmm(up.float(), down.float(), alpha=scale)
+    """Weight + scale * up @ down, in float32, where the weight is; `down (rank, in)`, `up (out, rank)`."""
+    up, down = (part.to(weight.device, torch.float32) for part in (up, down))
+    return weight.float().addmm(up, down, alpha=scale)
 
 
 def merge_loras(tensors: Mapping[str, StoredTensor], loras: Sequence[LoRA]) -> dict[str, StoredTensor]:
