@@ -1,0 +1,1 @@
+"""Dummy Forcing inside the tools that people use already."""
