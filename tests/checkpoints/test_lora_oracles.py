@@ -125,7 +125,7 @@ def native(layer: str) -> str:
 
 
 def theirs(layer: str) -> str:
-    return "transformer." + NAMES[f"{layer}.weight"].removesuffix(".weight")
+    return f"transformer.{NAMES[f'{layer}.weight'].removesuffix('.weight')}"
 
 
 FILES: dict[str, Callable[[], dict[str, Tensor]]] = {

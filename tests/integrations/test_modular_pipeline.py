@@ -1,6 +1,7 @@
 """Dummy Forcing as a modular pipeline, which diffusers loads and runs; the oracle is our own pipeline."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -160,5 +161,21 @@ def test_a_saved_model_is_a_repository_of_its_own(pipe: DummyForcingPipeline, tm
 @pytest.mark.slow
 def test_the_bundled_model() -> None:
     pipe = DummyForcingPipeline.from_pretrained("tiny", device="cpu")
-    videos = modular(pipe, "tiny")(prompt=PROMPT, num_frames=33, seed=1, output="videos")
-    assert np.array_equal(videos, pipe(PROMPT, num_frames=33, seed=1).frames)
+    videos = modular(pipe, "tiny")(prompt=PROMPT, num_frames=21, seed=1, output="videos")
+    assert np.array_equal(videos, pipe(PROMPT, num_frames=21, seed=1).frames)
+
+
+@pytest.mark.slow
+def test_the_code_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block after the other, with a shorter video."""
+    pytest.importorskip("accelerate")
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "diffusers.md"
+    code = "".join(re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL))
+    assert code.count("num_frames=81") == 1
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("num_frames=81", "num_frames=45"), names)
+    again, prompt = names["again"], "a red ball bounces on a green floor"
+    assert np.array_equal(again, names["pipe"](prompt, num_frames=33, seed=3).frames)
+    assert np.array_equal(names["videos"][:, :33], again)
+    assert names["videos"].shape == (1, 45, 160, 160, 3)

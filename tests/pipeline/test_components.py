@@ -108,6 +108,17 @@ def test_weights_are_shared_and_nothing_of_the_object_changes() -> None:
     assert not any(weight.requires_grad for weight in ours.parameters())
 
 
+def test_an_arrangement_for_speed_leaves_the_object_alone(saved: Path) -> None:
+    """Weights of queries, keys and values become parts of one matrix, as on every GPU."""
+    parts = loaded(saved)
+    weights = dict(parts["transformer"].named_parameters())
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in weights.items()}
+    assert DummyForcingPipeline(**parts, preset=saved, fp8="linear").fused is not None
+    for name, (place, values) in before.items():
+        assert weights[name].data_ptr() == place
+        assert torch.equal(weights[name], values)
+
+
 def test_what_diffusers_keeps_in_float32_is_converted() -> None:
     """As `from_pretrained(..., torch_dtype=torch.bfloat16)` leaves a transformer."""
     theirs = random_diffusers().to(torch.bfloat16)

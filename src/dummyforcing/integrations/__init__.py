@@ -1,1 +1,1 @@
-"""Dummy Forcing inside the tools that people use already."""
+"""The method inside the code of others."""

@@ -196,9 +196,12 @@ class MakeChunks(LoopSequentialPipelineBlocks):
             UserError: If anything that was asked for cannot be done.
         """
         block = self.get_block_state(state)
-        parts = {name: getattr(components, name, None) for name in ("text_encoder", "tokenizer")}
         pipe = DummyForcingPipeline(
-            components.transformer, components.vae, **parts, preset=components.config.preset
+            components.transformer,
+            components.vae,
+            getattr(components, "text_encoder", None),  # for prompts that change on the way
+            getattr(components, "tokenizer", None),
+            components.config.preset,
         )
         asked = {one.name: block[one.name] for one in OPTIONS if block[one.name] is not None}
         block.rollout = pipe.start(prompt_embeds=block.prompt_embeds, **asked)
