@@ -63,9 +63,10 @@ class DummyForcingPipeline:
     ) -> None:
         """Put loaded components together; `from_pretrained` loads them.
 
-        Each stays where it is, in its dtype. The transformer's weights are shared, but for the few that
-        diffusers keeps in another dtype than the rest, and on a GPU those that are laid side by side for
-        speed (queries', keys' and values').
+        Each stays where it is, in its dtype; the VAE and the text encoder go into evaluation mode. The
+        transformer's weights are shared, but for the few that diffusers keeps in another dtype than the rest,
+        on a GPU those that are laid side by side for speed (queries', keys' and values'), and on a CPU those
+        that are not aligned.
 
         Args:
             transformer: Diffusers', or that of another pipeline's `components`.
