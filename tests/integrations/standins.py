@@ -281,7 +281,7 @@ class Transformer(CausalWan):
             else:
                 seen = (None, grid_sizes, None, None, kv, current_start)
             if self.family == "causvid":
-                seen = (*seen, current_start + tokens.shape[1])
+                seen = (*seen, told.pop("current_end", current_start + tokens.shape[1]))
             tokens, info = block(tokens, time.blocks, text, cross, *seen, **told)
             infos.append(info)
         if self.family == "longlive":
@@ -379,12 +379,14 @@ def transformer(family: str, seed: int = 0, layers: int = 2, heads: int = 4, **w
 class Wrapper(nn.Module):
     """What stands between a pipeline and its transformer."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tokens: int) -> None:
         super().__init__()
-        self.model, self.seq_len = model, CAPACITY * TOKENS
+        self.model, self.seq_len = model, CAPACITY * tokens
 
     def forward(self, noisy: Tensor, prompt: Tensor, timestep: Tensor, **told: Any) -> Tensor:
         x = noisy.transpose(1, 2)
+        if self.model.family == "causvid":
+            told["current_end"] = told["current_start"] + x.shape[2] * x.shape[3] * x.shape[4] // 4
         if self.model.family == "comfyui":
             caches = {"kv_caches": told["kv_cache"], "crossattn_caches": told["crossattn_cache"]}
             state = {"start_frame": told["current_start"] // TOKENS, **caches}
@@ -398,16 +400,25 @@ class Pipeline:
     """The sampling loop of a family, with its caches and its draws of noise."""
 
     def __init__(
-        self, model: Transformer, chunk: int = 3, steps: list[int] | None = None, global_sink: bool = True
+        self,
+        model: Any,
+        chunk: int = 3,
+        steps: list[Any] | None = None,
+        global_sink: bool = True,
+        sizes: tuple[int, int, int] | None = None,
+        tokens: int = TOKENS,
     ) -> None:
+        """Make one of a transformer; `sizes`: layers, heads and their width of one that is not ours."""
         self.family = model.family
+        config = model.config
+        self.sizes = sizes or (config.num_layers, config.num_heads, config.head_dim)
         steps = steps or STEPS.get(self.family, [1000, 500])
-        self.generator = Wrapper(model)
+        self.generator = Wrapper(model, tokens)
         self.schedule = make_schedule(steps, shift=5.0)
         self.denoising_step_list = torch.tensor(self.schedule.timesteps)
-        self.frame_seq_length = TOKENS
+        self.frame_seq_length = tokens
         self.num_frame_per_block = chunk
-        self.local_attn_size = model.local_attn_size
+        self.local_attn_size = getattr(model, "local_attn_size", -1)
         self.args = SimpleNamespace(context_noise=0)
         self.global_sink = global_sink
         self.kv_cache1: Any = None
@@ -421,11 +432,11 @@ class Pipeline:
         return self.generator.model
 
     def _initialize_kv_cache(self, batch_size: int, dtype: torch.dtype, device: Any) -> None:
-        config = self.model.config
+        layers, heads, width = self.sizes
         frames = CAPACITY if self.local_attn_size == -1 else self.local_attn_size
-        shape = (batch_size, frames * self.frame_seq_length, config.num_heads, config.head_dim)
+        shape = (batch_size, frames * self.frame_seq_length, heads, width)
         self.kv_cache1 = []
-        for _ in range(config.num_layers):
+        for _ in range(layers):
             cache: dict[str, Any] = {n: torch.zeros(shape, dtype=dtype, device=device) for n in ("k", "v")}
             if self.family in ("self-forcing", "longlive", "rolling-forcing"):
                 for name in ("global_end_index", "local_end_index"):

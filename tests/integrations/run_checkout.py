@@ -1,0 +1,259 @@
+"""Runs a checkout of a public repository with and without an attachment, and compares.
+
+    python -m tests.integrations.run_checkout longlive-interactive PATH
+
+A program of its own, because the repositories call their packages alike. Its transformer is small, random and
+in float32. What such code imports and does not need for this is stubbed, and so are kernels that want a GPU.
+"""
+
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import diffusers.configuration_utils  # this and the next ones before the stubs, which they take for real
+import diffusers.models.modeling_utils  # noqa: F401
+import torch
+import torch.nn.functional as F
+import transformers  # noqa: F401
+from torch import Tensor, nn
+
+import dummyforcing
+from dummyforcing.integrations.attach.buffers import is_kv_cache
+from dummyforcing.integrations.attach.families import recognise
+from dummyforcing.integrations.attach.fused import shared_model
+from dummyforcing.pipeline.choices import choose_policy
+from dummyforcing.presets.catalog import find_preset
+from dummyforcing.sampling.samplers import SAMPLERS
+from dummyforcing.sampling.schedule import make_schedule
+from tests.integrations.standins import Pipeline
+
+TOLERANCE = 2e-5
+HEADS, CHANNELS = 12, 16
+SIZES = {
+    "dim": 128 * HEADS,  # what their caches are made for
+    "ffn_dim": 64,
+    "num_heads": HEADS,
+    "text_dim": 16,
+    "freq_dim": 32,
+}
+CASES = {
+    "self-forcing": ("self-forcing", 15, 3),
+    "causal-forcing": ("causal-forcing", 15, 3),
+    "causal-forcing-frame": ("causal-forcing-frame", 8, 1),
+    "longlive": ("longlive", 24, 3),
+    "longlive-interactive": ("longlive", 30, 3),
+    "rolling-forcing": ("rolling-forcing", 36, 3),
+    "causvid": ("causvid", 15, 3),
+    "krea": ("krea-realtime", 6, 3),
+}
+"""The public model, latent frames of the video, and of a chunk."""
+LATENTS = {"krea": (60, 104)}
+"""Height and width of the latents, where they are not 8x8: its positions count 1560 tokens a frame."""
+SWITCHES = (6, 18)
+NOT_NEEDED = {
+    "accelerate", "antlr4", "clip", "cv2", "dashscope", "decord", "dominate", "dotenv", "easydict", "einops",
+    "flash_attn", "ftfy",
+    "gradio", "imageio", "imageio_ffmpeg", "lmdb", "moviepy", "msgpack", "nvtx", "omegaconf",
+    "open_clip", "peft", "pycocotools", "sentencepiece", "skimage", "skvideo", "torchao",
+    "torchvision", "wandb", "xfuser",
+}  # fmt: skip
+"""Packages that their modules import, where they are not there."""
+
+
+class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds packages that are not there, and makes them of nothing."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        known = name.partition(".")[0] in NOT_NEEDED
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: Any) -> Any:
+        module = MagicMock(name=spec.name)
+        module.__spec__, module.__path__, module.__name__ = spec, [], spec.name
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        pass
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands for kernels that want a GPU, or compute in bfloat16."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def small(model: Any) -> Any:
+    """A transformer with random weights that are large enough for every part to matter."""
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        weight.data = torch.randn_like(weight) * (weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.2)
+        if "norm" in name and name.endswith("weight"):
+            weight.data += 1
+    return model.eval().requires_grad_(False)
+
+
+class TextEncoder(nn.Module):
+    """Embeds a prompt by its letters."""
+
+    def forward(self, text_prompts: list[str]) -> dict[str, Tensor]:
+        generators = [torch.Generator().manual_seed(sum(map(ord, text))) for text in text_prompts]
+        return {"prompt_embeds": torch.stack([torch.randn(512, 16, generator=one) for one in generators])}
+
+
+class VAE(nn.Module):
+    """Shows the latents."""
+
+    def decode_to_pixel(self, latents: Tensor, use_cache: bool = False) -> Tensor:
+        return latents
+
+
+def sizes(case: str) -> tuple[int, int, int, int]:
+    """Height and width of the latents, tokens of a latent frame, and layers."""
+    height, width = LATENTS.get(case, (8, 8))
+    return height, width, height * width // 4, 1 if case in LATENTS else 2
+
+
+def prompt(text: str) -> Tensor:
+    return TextEncoder()([text])["prompt_embeds"]
+
+
+def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
+    """The pipeline of a checkout that is on the path, and a function that makes its video."""
+    module = importlib.import_module(
+        "causvid.models.wan.causal_model" if case == "causvid" else "wan.modules.causal_model"
+    )
+    base = importlib.import_module(
+        "causvid.models.wan.wan_base.modules.model" if case == "causvid" else "wan.modules.model"
+    )
+    for one in (module, base):
+        for name in ("attention", "flash_attention"):
+            if hasattr(one, name):
+                setattr(one, name, attention)
+    *_, tokens, layers = sizes(case)
+    window = {"local_attn_size": 12, "sink_size": 3} if case.startswith("longlive") else {}
+    model = small(module.CausalWanModel(**SIZES, num_layers=layers, **window))
+    for block in model.blocks:  # of what counts tokens of 832x480
+        for name, value in vars(block.self_attn).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % 1560 == 0:
+                setattr(block.self_attn, name, value // 1560 * tokens)
+    if case in ("causvid", "krea"):  # their pipelines load weights where they are made
+        model.family = case
+        preset = find_preset(CASES[case][0])[0]
+        pipe: Any = Pipeline(model, chunk, list(steps), sizes=(layers, HEADS, 128), tokens=tokens)
+        pipe.schedule = make_schedule(steps, preset.schedule.shift, preset.schedule.warp)
+        return pipe, lambda noise: pipe.inference(noise, [prompt("a")])
+
+    from utils.scheduler import FlowMatchScheduler  # type: ignore[import-not-found]
+    from utils.wan_wrapper import WanDiffusionWrapper  # type: ignore[import-not-found]
+
+    generator = WanDiffusionWrapper.__new__(WanDiffusionWrapper)
+    nn.Module.__init__(generator)
+    generator.model, generator.uniform_timestep, generator.seq_len = model, False, 32760
+    generator.scheduler = FlowMatchScheduler(shift=5.0, sigma_min=0.0, extra_one_step=True)
+    generator.scheduler.set_timesteps(1000, training=True)
+    generator.post_init()
+    args = SimpleNamespace(
+        denoising_step_list=steps,
+        warp_denoising_step=True,
+        num_frame_per_block=chunk,
+        independent_first_frame=False,
+        context_noise=0,
+        global_sink=True,
+        model_kwargs=SimpleNamespace(**window),
+    )
+    name, kind = {
+        "rolling-forcing": ("rolling_forcing_inference", "CausalInferencePipeline"),
+        "longlive-interactive": ("interactive_causal_inference", "InteractiveCausalInferencePipeline"),
+    }.get(case, ("causal_inference", "CausalInferencePipeline"))
+    made = getattr(importlib.import_module(f"pipeline.{name}"), kind)
+    pipe = made(args, torch.device("cpu"), generator=generator, text_encoder=TextEncoder(), vae=VAE())
+    pipe.num_transformer_blocks, pipe.frame_seq_length = layers, tokens
+    if case == "rolling-forcing":
+        return pipe, lambda noise: pipe.inference_rolling_forcing(noise, ["a"], return_latents=True)[1]
+    if case == "longlive-interactive":
+        prompts = {"text_prompts_list": [["a"], ["b"], ["c"]], "switch_frame_indices": list(SWITCHES)}
+        return pipe, lambda noise: pipe.inference(noise, **prompts, return_latents=True)[1]
+    return pipe, lambda noise: pipe.inference(noise, ["a"], return_latents=True)[1]
+
+
+def our_video(case: str, pipe: Any, policy: str, noise: Tensor) -> Tensor:
+    """The video of our own engine from the same noise."""
+    name, frames, chunk = CASES[case]
+    preset = find_preset(name)[0]
+    steps, chunks, drawn = len(preset.schedule.steps), torch.split(noise, chunk, 1), 0
+
+    def source(shape: Any) -> Tensor:
+        nonlocal drawn
+        number, step = divmod(drawn, steps)
+        drawn += 1
+        return torch.randn(shape) if step else chunks[number]
+
+    options: dict[str, Any] = {}
+    if preset.sampler == "block":
+        options = {"recache_frames": preset.recache_frames, "global_sink": True}
+    if preset.sampler == "recompute":
+        options = {"context_frames": preset.context_frames}
+    sampler = SAMPLERS[preset.sampler](
+        shared_model(recognise(pipe)),
+        prompt("a"),
+        choose_policy(preset, policy),
+        make_schedule(preset.schedule.steps, preset.schedule.shift, preset.schedule.warp),
+        (1, CHANNELS, *sizes(case)[:2]),
+        chunk_frames=chunk,
+        seeds=source,
+        frames=frames,
+        **options,
+    )
+    made = []
+    while sampler.frames < frames:
+        if case == "longlive-interactive" and sampler.frames in SWITCHES:
+            sampler.set_prompt(prompt("bc"[SWITCHES.index(sampler.frames)]))
+        made.append(sampler.next_chunk())
+    return torch.cat(made, 1)
+
+
+def main(case: str, path: str) -> None:
+    """Compare; raises an AssertionError where something differs."""
+    sys.path.insert(0, path)
+    sys.meta_path.append(Stubs())
+    # Asked for where some modules are imported, and by Krea's as the device of a tensor.
+    torch.cuda.current_device = lambda: "cpu" if case == "krea" else 0
+    say, builtins.print = print, lambda *args, **kwargs: None
+    name, frames, chunk = CASES[case]
+    pipe, make = build(case, chunk, list(find_preset(name)[0].schedule.steps))
+    noise = torch.randn(1, frames, CHANNELS, *sizes(case)[:2], generator=torch.Generator().manual_seed(1))
+
+    def video() -> Tensor:
+        torch.manual_seed(5)
+        return make(noise)  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        alone = video()
+        for engine in ("attention", "fused"):
+            for policy in ("native", "dummy") if case not in LATENTS else ("native",):
+                with dummyforcing.attach(pipe, policy, engine=engine) as handle:
+                    found = video()
+                    apart = (found - alone).abs().max().item()
+                    say(f"{case}, {engine}, {policy}: {apart:.1e} from its own code, {handle}")
+                    assert handle.engine == engine, handle.note
+                    assert apart <= TOLERANCE if policy == "native" else apart > 1e-3
+                    torch.testing.assert_close(video(), found, rtol=0, atol=TOLERANCE)
+                    caches = next(value for value in vars(pipe).values() if is_kv_cache(value))
+                    assert all(cache["k"].device.type == cache["v"].device.type == "meta" for cache in caches)
+                if case != "rolling-forcing":  # which draws its noise in an order of its own
+                    torch.manual_seed(5)
+                    ours = our_video(case, pipe, policy, noise)
+                    say(
+                        f"{case}, {engine}, {policy}: {(found - ours).abs().max().item():.1e} from our engine"
+                    )
+                    torch.testing.assert_close(found, ours, rtol=0, atol=TOLERANCE)
+        assert torch.equal(video(), alone)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
