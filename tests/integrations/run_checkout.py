@@ -47,6 +47,7 @@ CASES = {
     "causal-forcing-frame": ("causal-forcing-frame", 8, 1),
     "longlive": ("longlive", 24, 3),
     "longlive-interactive": ("longlive", 30, 3),
+    "longlive-infinite": ("longlive-infinite", 24, 3),
     "rolling-forcing": ("rolling-forcing", 36, 3),
     "causvid": ("causvid", 15, 3),
     "krea": ("krea-realtime", 6, 3),
@@ -111,6 +112,8 @@ class VAE(nn.Module):
     def decode_to_pixel(self, latents: Tensor, use_cache: bool = False) -> Tensor:
         return latents
 
+    decode_to_pixel_chunk = decode_to_pixel
+
 
 def sizes(case: str) -> tuple[int, int, int, int]:
     """Height and width of the latents, tokens of a latent frame, and layers."""
@@ -124,9 +127,11 @@ def prompt(text: str) -> Tensor:
 
 def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
     """The pipeline of a checkout that is on the path, and a function that makes its video."""
-    module = importlib.import_module(
-        "causvid.models.wan.causal_model" if case == "causvid" else "wan.modules.causal_model"
-    )
+    places = {
+        "causvid": "causvid.models.wan.causal_model",
+        "longlive-infinite": "wan.modules.causal_model_infinity",
+    }
+    module = importlib.import_module(places.get(case, "wan.modules.causal_model"))
     base = importlib.import_module(
         "causvid.models.wan.wan_base.modules.model" if case == "causvid" else "wan.modules.model"
     )
@@ -164,7 +169,7 @@ def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
         independent_first_frame=False,
         context_noise=0,
         global_sink=True,
-        model_kwargs=SimpleNamespace(**window),
+        model_kwargs=SimpleNamespace(**window, use_infinite_attention=case == "longlive-infinite"),
     )
     name, kind = {
         "rolling-forcing": ("rolling_forcing_inference", "CausalInferencePipeline"),
@@ -207,6 +212,7 @@ def our_video(case: str, pipe: Any, policy: str, noise: Tensor) -> Tensor:
         chunk_frames=chunk,
         seeds=source,
         frames=frames,
+        local_attention_size=preset.local_attention_size,
         **options,
     )
     made = []

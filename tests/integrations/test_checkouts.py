@@ -11,6 +11,7 @@ from tests.integrations.run_checkout import CASES
 CHECKOUTS = {
     "causal-forcing-frame": "causal-forcing",
     "longlive-interactive": "longlive",
+    "longlive-infinite": "longlive",
 }
 """Cases that share the checkout of another."""
 FOLDERS = dict(

@@ -43,6 +43,10 @@ Engine = Literal["attention", "fused"]
 """What is replaced: self-attention with its cache, or the whole transformer."""
 
 
+INFINITE = "use_infinite_attention"
+"""Setting of LongLive's pipelines under which positions are relative to the window."""
+
+
 def attach(
     target: object,
     policy: str | Policy = "dummy",
@@ -108,6 +112,8 @@ def attach(
 
 def _preset(upstream: Upstream, frames: int, name: str | None) -> Preset:
     """The settings of a video whose first pass has so many latent frames; 0: that is not known yet."""
+    if name is None and getattr(getattr(upstream.setting("args"), "model_kwargs", None), INFINITE, False):
+        name = "longlive-infinite"
     if name is not None:
         return find_preset(name)[0]
     chunk = upstream.setting("num_frame_per_block") if upstream.owners else None
