@@ -158,8 +158,7 @@ class DummyForcingPipeline:
         fp8 = self.fused.fp8 if self.fused else "none"
         self.fused = None
         self.model.to(where, precision)
-        moves = self.vae.moves
-        self.text.model.to("cpu" if moves else where, precision)
+        self.text.model.to("cpu" if self.vae.offload else where, precision)
         self.vae = self.vae.at(where, self.files.vae_dtype(precision))
         self.fused = arrange(self.model, fp8)
         return self
