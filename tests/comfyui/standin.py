@@ -138,7 +138,7 @@ class ComfyExtension:
 
 def _kind(name: str, words: Sequence[str]) -> Any:
     """A type of ComfyUI: its inputs and outputs."""
-    given = [("id", str), *((word, Any, field(default=None, kw_only=True)) for word in words)]
+    given = [("id", str, field()), *((word, Any, field(default=None, kw_only=True)) for word in words)]
     known = make_dataclass(f"{name}Input", given, frozen=True, namespace={"kind": name})
     made = make_dataclass(
         f"{name}Output",

@@ -165,6 +165,20 @@ def test_example_workflows_are_of_these_nodes(nodes: dict[str, Any], path: Path)
     assert (ROOT / "docs" / "images" / "comfyui" / f"{path.stem}.png").exists()
 
 
+def test_the_guide_has_every_node_and_every_input(nodes: dict[str, Any]) -> None:
+    guide = (ROOT / "docs" / "guides" / "comfyui.md").read_text()
+    schemas = {name: node.define_schema() for name, node in nodes.items()}
+    for schema in schemas.values():
+        assert f"\n| {schema.display_name} |" in guide
+    for name in ("LoadModel", "MakeVideo"):
+        _, _, section = guide.partition(f"### {schemas[name].display_name}\n")
+        rows = [
+            row.split("|")[1] for row in section.partition("\n#")[0].splitlines() if row.startswith("| `")
+        ]
+        inputs = [one.id for one in schemas[name].inputs if one.id != "model" or name == "LoadModel"]
+        assert re.findall(r"`(\w+)`", " ".join(rows)) == inputs
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
