@@ -180,7 +180,7 @@ def load(files: ModelFiles, device: str, stages: dict[str, dict[str, float]]) ->
         decoder = load_vae(vae, where, files.vae_dtype(dtype))
     with stage("encode prompt", stages):
         encode.encode(PROMPT)
-    return DummyForcingPipeline(files, model, encode, decoder)
+    return DummyForcingPipeline.from_parts(files, model, encode, decoder)
 
 
 def sample(

@@ -50,7 +50,9 @@ def begin(
         frames = preset.pixel_frames(chunks * preset.chunk_frames)
         own = replace(files, preset=preset)
         request = make_request(own, PROMPTS[0], num_frames=frames, size=size, policy=policy)
-        same = DummyForcingPipeline(own, pipeline.model, pipeline.text, pipeline.vae, pipeline.fused)
+        same = DummyForcingPipeline.from_parts(
+            own, pipeline.model, pipeline.text, pipeline.vae, pipeline.fused
+        )
         samplers[policy, recached] = same.rollout(request).sampler
     return samplers
 

@@ -24,6 +24,7 @@ COLUMNS = {
     "cli": 300,
     "client": 620,
     "server": 620,
+    "integrations": 460,
     "analysis": 140,
     "bench": 300,
     "evaluation": 460,

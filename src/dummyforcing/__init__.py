@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnknownWordsWarning,
         UserError,
     )
+    from dummyforcing.integrations.attach.handle import Attachment, attach
     from dummyforcing.media.monitor import Measures
     from dummyforcing.method.plan import HeadContext, Plan
     from dummyforcing.method.policy import Policy
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "Attachment": "integrations.attach.handle",
     "BadFile": "errors",
     "BadRequest": "errors",
     "Chunk": "pipeline.outputs",
@@ -63,11 +65,13 @@ _HOMES = {
     "UserError": "errors",
     "Video": "pipeline.outputs",
     "VideoOutput": "pipeline.outputs",
+    "attach": "integrations.attach.handle",
     "load": "pipeline.pipeline",
 }
 """The module of each public name."""
 
 __all__ = [
+    "Attachment",
     "BadFile",
     "BadRequest",
     "Chunk",
@@ -90,6 +94,7 @@ __all__ = [
     "UserError",
     "Video",
     "VideoOutput",
+    "attach",
     "load",
 ]
 

@@ -49,7 +49,7 @@ def pipeline(model_folder: Path) -> DummyForcingPipeline:
 def with_preset(pipeline: DummyForcingPipeline, **changes: Any) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = replace(pipeline.files, preset=replace(pipeline.files.preset, **changes))
-    return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+    return DummyForcingPipeline.from_parts(files, pipeline.model, pipeline.text, pipeline.vae)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from tests.layouts import SMALL, State, diffusers, random_state
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "longlive_lora.safetensors"
 RANK = 4
+Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def layers(state: State) -> list[str]:
@@ -27,7 +28,7 @@ def layers(state: State) -> list[str]:
     ]
 
 
-def random_lora(state: State) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def random_lora(state: State) -> Lora:
     torch.manual_seed(1)
     sizes = {layer: state[f"{layer}.weight"].shape for layer in layers(state)}
     return {
@@ -36,7 +37,7 @@ def random_lora(state: State) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     }
 
 
-def named(lora: dict[str, tuple[torch.Tensor, torch.Tensor]], down: str, up: str) -> State:
+def named(lora: Lora, down: str, up: str) -> State:
     """Both patterns get the name of the layer."""
     return {down.format(n): a for n, (a, _) in lora.items()} | {up.format(n): b for n, (_, b) in lora.items()}
 
@@ -48,7 +49,7 @@ def merged(path: Path, state: State, *loras: LoRA) -> State:
     ).state_dict()
 
 
-def expected(state: State, lora: dict[str, tuple[torch.Tensor, torch.Tensor]], scale: float) -> State:
+def expected(state: State, lora: Lora, scale: float) -> State:
     """The sum in float64."""
     result = {name: tensor.double() for name, tensor in state.items()}
     for layer, (down, up) in lora.items():
@@ -75,7 +76,18 @@ def test_there_are_600_tensors_in_longlives() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["longlive", "peft", "peft alpha", "bare", "diffusers", "down up", "kohya"]
+    "layout",
+    [
+        "longlive",
+        "peft",
+        "peft alpha",
+        "peft, diffusers' names",
+        "bare",
+        "diffusers",
+        "down up",
+        "kohya",
+        "kohya, diffusers' names",
+    ],
 )
 def test_layouts(layout: str, tmp_path: Path) -> None:
     state = random_state()
@@ -97,17 +109,13 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         case "bare":
             save_file(named(lora, "{}.lora_A.weight", "{}.lora_B.weight"), path)
         case "diffusers":
-            theirs = diffusers(
-                {f"{n}.weight": torch.tensor(i) for i, n in enumerate(lora)} | _rest(state, lora)
-            )
-            names = list(lora)
-            lora_theirs = {
-                name.removesuffix(".weight"): lora[names[int(i)]] for name, i in theirs.items() if i.ndim == 0
-            }
-            assert len(lora_theirs) == len(lora)
             save_file(
-                named(lora_theirs, "transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight"), path
+                named(theirs(state, lora), "transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight"),
+                path,
             )
+        case "peft, diffusers' names":
+            before = "base_model.model.{}.lora_"
+            save_file(named(theirs(state, lora), before + "A.weight", before + "B.weight"), path)
         case "down up":
             tensors = named(lora, "diffusion_model.{}.lora_down.weight", "diffusion_model.{}.lora_up.weight")
             alphas = {f"diffusion_model.{n}.alpha": torch.tensor(RANK / 2) for n in lora}
@@ -116,9 +124,21 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
         case "kohya":
             save_file(kohya(named(lora, "{}.lora_down.weight", "{}.lora_up.weight")), path)
             scale *= 8 / RANK
+        case "kohya, diffusers' names":
+            save_file(kohya(named(theirs(state, lora), "{}.lora_down.weight", "{}.lora_up.weight")), path)
+            scale *= 8 / RANK
     result = merged(tmp_path, state, LoRA(path, 0.5))
     for name, tensor in expected(state, lora, scale).items():
         torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-6, msg=name)
+
+
+def theirs(state: State, lora: Lora) -> Lora:
+    """Under the names that diffusers gives the layers."""
+    numbers = {f"{n}.weight": torch.tensor(i) for i, n in enumerate(lora)}
+    found, names = diffusers(numbers | _rest(state, lora)), list(lora)
+    renamed = {name.removesuffix(".weight"): lora[names[int(i)]] for name, i in found.items() if i.ndim == 0}
+    assert len(renamed) == len(lora)
+    return renamed
 
 
 def _rest(state: State, lora: Container[str]) -> State:
@@ -161,6 +181,11 @@ def test_golden_merge(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("unknown", r"changes blocks\.9\.ffn\.0, which is no linear layer there"),
+        (
+            "several",
+            r"changes blocks\.5\.ffn\.0, blocks\.6\.ffn\.0, blocks\.7\.ffn\.0 and 1 more, which are no",
+        ),
+        ("its own names", r"changes lora_unet_blocks_9_ffn_0, which is no linear layer there"),
         ("not linear", r"changes blocks\.0\.norm3, which is no linear layer there"),
         ("half", r"of blocks\.0\.ffn\.0 it has only down"),
         ("shape", r"blocks\.0\.ffn\.0 is \[96, 48\], its changes are \[96, 4\] times \[4, 64\]"),
@@ -174,6 +199,14 @@ def test_loras_that_do_not_fit(change: str, message: str, tmp_path: Path) -> Non
     match change:
         case "unknown":
             tensors = {name.replace(".0.ffn", ".9.ffn"): tensor for name, tensor in tensors.items()}
+        case "several":
+            tensors |= {
+                n.replace("s.0.", f"s.{i}."): t.clone() for n, t in tensors.items() for i in (5, 6, 7, 8)
+            }
+        case "its own names":
+            tensors = {
+                name.replace("blocks.0.ffn.0", "lora_unet_blocks_9_ffn_0"): t for name, t in tensors.items()
+            }
         case "not linear":
             tensors = {name.replace("ffn.0", "norm3"): tensor for name, tensor in tensors.items()}
         case "half":

@@ -230,7 +230,7 @@ def test_a_preset_that_is_taken_makes_the_video_that_it_says(
             files = ModelFiles.open(tmp_path)
             chunks = 3
             frames = files.preset.pixel_frames(chunks * files.preset.chunk_frames)
-            made = DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+            made = DummyForcingPipeline.from_parts(files, pipeline.model, pipeline.text, pipeline.vae)
             video = made.generate("a red ball", num_frames=frames)
         except UserError:
             return

@@ -31,7 +31,7 @@ def pipe(model_folder: Path) -> DummyForcingPipeline:
 
 def with_preset(pipe: DummyForcingPipeline, **changes: Any) -> DummyForcingPipeline:
     files = dataclasses.replace(pipe.files, preset=dataclasses.replace(pipe.files.preset, **changes))
-    return DummyForcingPipeline(files, pipe.model, pipe.text, pipe.vae)
+    return DummyForcingPipeline.from_parts(files, pipe.model, pipe.text, pipe.vae)
 
 
 def spoil_latents(monkeypatch: pytest.MonkeyPatch, chunk: int, value: float = NAN) -> None:

@@ -207,7 +207,7 @@ def test_unknown_words(pipeline: DummyForcingPipeline) -> None:
 
 def test_longer_than_trained_for(pipeline: DummyForcingPipeline) -> None:
     preset = replace(pipeline.files.preset, max_frames=6)
-    trained = DummyForcingPipeline(
+    trained = DummyForcingPipeline.from_parts(
         replace(pipeline.files, preset=preset), pipeline.model, pipeline.text, pipeline.vae
     )
     with pytest.warns(TrainedLengthWarning, match=r"trained for videos of 21 pixel frames; a longer one"):

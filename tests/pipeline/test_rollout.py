@@ -38,7 +38,7 @@ def pipeline(model_folder: Path) -> DummyForcingPipeline:
 def with_preset(pipeline: DummyForcingPipeline, **changes: Any) -> DummyForcingPipeline:
     """The same weights under another preset."""
     files = dataclasses.replace(pipeline.files, preset=dataclasses.replace(pipeline.files.preset, **changes))
-    return DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+    return DummyForcingPipeline.from_parts(files, pipeline.model, pipeline.text, pipeline.vae)
 
 
 def sampler(

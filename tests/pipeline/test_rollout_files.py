@@ -69,7 +69,7 @@ class Case:
         if self.small:
             torch.manual_seed(1)
             vae = SmallDecoder(SmallLayers().eval().requires_grad_(False), vae)
-        return DummyForcingPipeline(
+        return DummyForcingPipeline.from_parts(
             files, pipe.model, pipe.text, vae, FusedWan(pipe.model) if self.fused else None
         )
 

@@ -555,7 +555,7 @@ def upload(server: Serving, path: Path) -> str:
 
 def test_a_video_goes_on_from_a_clip(pipeline: DummyForcingPipeline, tmp_path: Path) -> None:
     files = replace(pipeline.files, preset=replace(pipeline.files.preset, start="clip"))
-    model = DummyForcingPipeline(files, pipeline.model, pipeline.text, pipeline.vae)
+    model = DummyForcingPipeline.from_parts(files, pipeline.model, pipeline.text, pipeline.vae)
     rng = np.random.default_rng(0)
     clip = np.repeat(rng.integers(0, 255, (3, 32, 48, 3), np.uint8), 4, 0)
     write_mp4(tmp_path / "clip.mp4", clip, 16)

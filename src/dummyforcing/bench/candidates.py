@@ -70,12 +70,12 @@ def build_candidates(
     if random:
         embeddings = _normal((1, files.config.text_len, files.config.text_dim), device, dtype, SEED + 1)
         vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)))
-        base = DummyForcingPipeline(
+        base = DummyForcingPipeline.from_parts(
             files, random_model(files.config, device, dtype), EncodedPrompt(embeddings), vae
         )
     else:
         loaded = DummyForcingPipeline.from_files(files, LoadOptions(device=device, torch_dtype=dtype))
-        base = DummyForcingPipeline(
+        base = DummyForcingPipeline.from_parts(
             files, loaded.model, EncodedPrompt(loaded.text.encode(PROMPT)), loaded.vae
         )
         del loaded  # and with it the text encoder
@@ -92,7 +92,9 @@ def build_candidates(
 
 def _with_fp8(base: DummyForcingPipeline, mode: Fp8) -> DummyForcingPipeline:
     """The same pipeline in another precision of its linear maps and attention."""
-    return DummyForcingPipeline(base.files, base.model, base.text, base.vae, arrange(base.model, mode))
+    return DummyForcingPipeline.from_parts(
+        base.files, base.model, base.text, base.vae, arrange(base.model, mode)
+    )
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalWan:

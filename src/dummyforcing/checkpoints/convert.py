@@ -1,4 +1,7 @@
-"""Models as folders: what is wrong with one, and writing one in our own layout.
+"""Models as folders: what is wrong with one, and writing one.
+
+A folder is laid out as pipelines of diffusers are, with `preset.json` beside: the loaders of diffusers and
+transformers read every part of it, the transformer too, which has diffusers' names and config there.
 
     for report in check_model(ModelFiles.open("self-forcing")): ...
     for path in convert(ModelFiles.open("self-forcing"), Path("self-forcing"), torch.bfloat16): ...
@@ -11,7 +14,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,9 @@ from dummyforcing.checkpoints.lora import DoesNotFit, LayerChange, LoRA, describ
 from dummyforcing.checkpoints.lora_strength import CONFIG
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, tensors_of
 from dummyforcing.checkpoints.text_encoder import load_tokenizer, open_text_encoder
-from dummyforcing.checkpoints.transformer import WAN_SIZES, open_transformer, read_config
+from dummyforcing.checkpoints.transformer import WAN_SIZES, empty_diffusers, open_transformer, read_config
 from dummyforcing.checkpoints.vae import open_vae
 from dummyforcing.checkpoints.weights import require_finite
 from dummyforcing.errors import BadFile, UserError
@@ -198,15 +200,7 @@ def save_model(
     parts: dict[str, nn.Module] = {"transformer": model, "text_encoder": text.model, "vae": vae}
     with new_folder(folder) as new:
         for part, module in parts.items():
-            weights = dict(module.named_parameters())
-            tensors = {
-                name: StoredTensor(
-                    tuple(weight.shape), str(weight.dtype), partial(Tensor.cpu, weight.detach())
-                )
-                for name, weight in weights.items()
-            }
-            dtype = next(iter(weights.values())).dtype
-            _write_part(module, tensors, new / part, dtype)
+            _write_part(module, tensors_of(module), new / part, next(module.parameters()).dtype)
         text.tokenizer.save_pretrained(new / "tokenizer")
         _write_preset(replace(preset, source=None, base=""), new)
 
@@ -217,11 +211,17 @@ def _write_preset(preset: Preset, folder: Path) -> None:
 
 
 def _write_part(
-    module: nn.Module, tensors: Mapping[str, StoredTensor], folder: Path, dtype: torch.dtype
+    module: Any, tensors: Mapping[str, StoredTensor], folder: Path, dtype: torch.dtype
 ) -> list[Path]:
-    """Write the configuration and the weights of a part into a new folder."""
+    """Write the configuration and the weights of a part into a new folder, as its library's loader wants."""
     folder.mkdir()
-    _write_config(module, folder)
+    if isinstance(module, CausalWan):
+        module = empty_diffusers(module.config)
+        tensors = {name: tensors[native_name(name)] for name, _ in module.named_parameters()}
+    if hasattr(module, "save_config"):
+        module.save_config(folder)  # diffusers
+    else:
+        module.config.save_pretrained(folder)
     return list(_write_weights(tensors, folder, STEMS.get(folder.name, "diffusion_pytorch_model"), dtype))
 
 
@@ -245,16 +245,7 @@ def _write_weights(
 
 
 def _converted(name: str, tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
-    return require_finite(name, tensor, tensor.read().to(dtype, copy=True).contiguous())
-
-
-def _write_config(module: Any, folder: Path) -> None:
-    if isinstance(module, CausalWan):
-        (folder / "config.json").write_text(to_json(asdict(module.config), indent=1), encoding="utf-8")
-    elif hasattr(module, "save_config"):
-        module.save_config(folder)  # diffusers
-    else:
-        module.config.save_pretrained(folder)
+    return require_finite(name, tensor, tensor.read().to("cpu", dtype, copy=True).contiguous())
 
 
 def _changed_fields(preset: Preset) -> dict[str, object]:

@@ -30,11 +30,11 @@ PARTS = {
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file on the Hub, or all that `PARTS` names."""
+    """A file on the Hub, a folder of safetensors there, or all that `PARTS` names."""
 
     repo: str
     file: str = ""
-    """Empty: the files of `PARTS`, in whichever layout they are."""
+    """Without a suffix: a folder. Empty: the files of `PARTS`, in whichever layout they are."""
 
     def __str__(self) -> str:
         return f"{self.repo}: {self.file}" if self.file else self.repo
@@ -56,7 +56,7 @@ def find_base(text: str) -> Path | HubFile:
 
 
 def find_weights(text: str) -> Path | HubFile:
-    """Read the name of a file, a folder, or a file of a repository on the Hub, `OWNER/NAME:FILE`.
+    """Read the name of a file or folder, here or in a repository on the Hub, `OWNER/NAME:FILE`.
 
     Raises:
         BadFile: If it is none of these.
@@ -64,10 +64,10 @@ def find_weights(text: str) -> Path | HubFile:
     if Path(text).exists():
         return Path(text)
     if found := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):(.+)", text):
-        return HubFile(found[1], found[2])
+        return HubFile(found[1], found[2].rstrip("/"))
     raise BadFile(
         f"There is no file or folder {text}",
-        "give the transformer's weights, or OWNER/NAME:FILE on the Hub",
+        "give the transformer's weights, or OWNER/NAME:FILE or OWNER/NAME:FOLDER on the Hub",
         "weights",
     )
 
@@ -88,8 +88,12 @@ def fetch(place: Path | HubFile, *, here: bool = False) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        if place.file:
+        if PurePosixPath(place.file).suffix:
             return Path(hf_hub_download(place.repo, place.file, local_files_only=here))
+        if place.file:
+            patterns = [f"{place.file}/*.safetensors", f"{place.file}/*.json"]
+            found = snapshot_download(place.repo, allow_patterns=patterns, local_files_only=here)
+            return Path(found, place.file)
         patterns = [pattern for names in PARTS.values() for name in names for pattern in (name, f"{name}/*")]
         return Path(snapshot_download(place.repo, allow_patterns=patterns, local_files_only=here))
     except (OSError, HfHubHTTPError, HFValidationError) as error:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dummyforcing.checkpoints.lora_strength import Strength, Strengths
-from dummyforcing.checkpoints.names import OTHER_ADAPTERS, WRAPPERS, native_name
+from dummyforcing.checkpoints.names import OTHER_ADAPTERS, WRAPPERS, flat_name, native_name
 from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, read_notes
 from dummyforcing.checkpoints.weights import require_finite
 from dummyforcing.errors import BadFile, NotFinite
@@ -93,8 +94,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """Weight + scale * up @ down, in float32; `down (rank, in)`, `up (out, rank)`."""
-    return weight.float().addmm(up.float(), down.float(), alpha=scale)
+    """Weight + scale * up @ down, in float32, where the weight is; `down (rank, in)`, `up (out, rank)`."""
+    up, down = (part.to(weight.device, torch.float32) for part in (up, down))
+    return weight.float().addmm(up, down, alpha=scale)
 
 
 def merge_loras(tensors: Mapping[str, StoredTensor], loras: Sequence[LoRA]) -> dict[str, StoredTensor]:
@@ -140,6 +142,7 @@ def read_lora(path: Path, tensors: Mapping[str, StoredTensor]) -> list[LayerChan
             layer = _layer(name.removesuffix(".alpha"), tensors)
             _add(parts, layer, "alpha", value, name, path)
             del notes[name]
+    _require_layers(path, {layer: raw_names.get(layer, layer) for layer in parts}, tensors)
     strengths = Strengths.of(path, notes)
     changes = [
         _change(path, layer, found, raw_names.get(layer, layer), layer in is_kohya, strengths, tensors)
@@ -218,11 +221,9 @@ def _layer(name: str, tensors: Mapping[str, StoredTensor]) -> str:
     """Wan's own name of a layer."""
     layer = AROUND.sub("", name)
     if UNDERSCORES.match(layer):
-        short = UNDERSCORES.sub("", layer)
-        flat = (
-            known.removesuffix(".weight") for known in tensors if known.replace(".", "_") == f"{short}_weight"
-        )
-        layer = next(flat, layer)
+        flat = flat_name(f"{UNDERSCORES.sub('', layer)}_weight")
+        known = (name for name in tensors if name.replace(".", "_") == flat)
+        return next(known, layer).removesuffix(".weight")
     return native_name(f"{layer}.weight").removesuffix(".weight")
 
 
@@ -235,6 +236,26 @@ def _add(parts: Parts, layer: str, part: str, found: Part, name: str, path: Path
     mine[part] = (name, found)
 
 
+def _require_layers(path: Path, layers: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse changes of layers that the transformer does not have.
+
+    Args:
+        path: Of the LoRA.
+        layers: Wan's own name of each layer -> its name in the file.
+        tensors: Of the transformer.
+    """
+    linear = {name.removesuffix(".weight") for name, tensor in tensors.items() if len(tensor.shape) == 2}
+    others = [name for layer, name in layers.items() if layer not in linear]
+    if not others:
+        return
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    what = "is no linear layer" if len(others) == 1 else "are no linear layers"
+    raise DoesNotFit(
+        f"{path} does not fit the transformer: it changes {', '.join(others[:3])}{more}, which {what} there",
+        "take another",
+    )
+
+
 def _change(
     path: Path,
     layer: str,
@@ -245,9 +266,7 @@ def _change(
     tensors: Mapping[str, StoredTensor],
 ) -> LayerChange:
     """Put the parts of a layer together."""
-    weight, where = tensors.get(f"{layer}.weight"), f"{path} does not fit the transformer"
-    if weight is None or len(weight.shape) != 2:
-        raise DoesNotFit(f"{where}: it changes {layer}, which is no linear layer there", "take another")
+    weight, where = tensors[f"{layer}.weight"], f"{path} does not fit the transformer"
     if not {"down", "up"} <= set(parts):
         raise BadFile(f"{where}: of {layer} it has only {', '.join(parts)}", "download it again")
     down, up = parts["down"][1], parts["up"][1]

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import WanTransformer3DModel
 
 from dummyforcing.checkpoints.hub import HubFile, find_base, find_part, find_weights
 from dummyforcing.checkpoints.lora import parse_lora
-from dummyforcing.checkpoints.transformer import PARAMETERS, WAN_SIZES, count_parameters, read_config
+from dummyforcing.checkpoints.transformer import (
+    PARAMETERS,
+    WAN_SIZES,
+    config_of,
+    count_parameters,
+    read_config,
+)
 from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
 from dummyforcing.errors import BadRequest
-from dummyforcing.models.wan import ModelConfig
+from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.presets.catalog import bundled_folders, find_preset
 from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset
 from dummyforcing.vae.memory import DecoderSizes
@@ -51,6 +58,7 @@ class ModelFiles:
         weights: str | Path | None = None,
         base: str | Path | None = None,
         lora: str | Sequence[str] = (),
+        transformer: WanTransformer3DModel | CausalWan | None = None,
     ) -> "ModelFiles":
         """Find a model and read everything about it except its weights; nothing is downloaded.
 
@@ -60,6 +68,7 @@ class ModelFiles:
                 the model's own and its LoRA.
             base: Folder or Hub repository with text encoder, tokenizer and VAE, instead of the model's own.
             lora: LoRA files to merge, each as FILE or FILE:SCALE.
+            transformer: One that is loaded already, likewise; the sizes are its own.
 
         Raises:
             UserError: If there is no such model, or files are missing or damaged.
@@ -69,20 +78,21 @@ class ModelFiles:
         loras: list[tuple[Path | HubFile, float]] = [
             parse_lora(text) for text in ([lora] if isinstance(lora, str) else lora)
         ]
-        transformer: Path | HubFile
+        place: Path | HubFile
         if weights is not None:
-            transformer = find_weights(str(weights))
+            place = find_weights(str(weights))
         elif source is not None:
-            transformer = HubFile(source.repo, source.file) if source.repo else Path(source.file)
+            place = HubFile(source.repo, source.file) if source.repo else Path(source.file)
         elif folder is not None:
-            transformer = folder / "transformer"
+            place = folder / "transformer"
         else:
             raise BadRequest(
                 f"Preset '{preset.name}' names no weights",
                 'give weights="FILE", or a source in it',
                 "weights",
             )
-        if weights is None and source is not None and source.lora:
+        is_own = weights is None and transformer is None
+        if is_own and source is not None and source.lora:
             beside = HubFile(source.repo, source.lora) if source.repo else Path(source.lora)
             loras.append((beside, source.lora_scale))
         if base is not None:
@@ -94,12 +104,14 @@ class ModelFiles:
                     f"Preset '{preset.name}' names no base", 'give base="FOLDER", or one in it', "base"
                 )
             parts = folder if own and folder is not None else find_base(preset.base)
-        config = _config(transformer, preset, parts, own_folder=folder is not None and weights is None)
+        config = _config(place, preset, parts, own_folder=folder is not None and weights is None)
+        if transformer is not None:
+            config = config_of(transformer, config.text_len)
         counts = {"transformer": count_parameters(config), **PARAMETERS}
         if isinstance(parts, Path):
             counts |= {part: count_stored(find_part(parts, part)) for part in PARAMETERS}
         sizes = decoder_sizes(parts / "vae") if isinstance(parts, Path) else DecoderSizes()
-        return cls(preset, config, transformer, tuple(loras), parts, counts, sizes, folder)
+        return cls(preset, config, place, tuple(loras), parts, counts, sizes, folder)
 
     @property
     def key(self) -> str:

@@ -99,6 +99,12 @@ def native_name(name: str) -> str:
     return _renamed(name, DIFFUSERS_NAMES)
 
 
+def flat_name(name: str) -> str:
+    """Like `native_name`, of a name whose dots were written as underscores."""
+    patterns = {old.replace(r"\.", "_"): new.replace(".", "_") for old, new in DIFFUSERS_NAMES.items()}
+    return _renamed(name, patterns)
+
+
 def umt5_name(name: str) -> str:
     """Transformers' name of a text encoder's parameter, which may be called as in Wan's file."""
     return _renamed(name, UMT5_NAMES)

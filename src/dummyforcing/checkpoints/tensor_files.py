@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.reading import read_json
 
 ZIP, TEXT = b"PK\x03\x04", (b"<", b"version https://git-lfs", b"{")
@@ -28,13 +28,13 @@ SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in its file."""
+    """A tensor that is still in its file, or in a loaded module."""
 
     shape: tuple[int, ...]
     dtype: str
     """`float32` and so on."""
     read: Callable[[], Tensor]
-    """Maps it into memory, on the CPU; not to be written to."""
+    """Maps it into memory, on the CPU, or gives the module's own, wherever it is; not to be written to."""
     place: str = ""
     """Its name there and the file, for error messages; empty: it is in none."""
 
@@ -61,6 +61,24 @@ def open_tensors(path: Path, key: str = "") -> dict[str, StoredTensor]:
     if not path.is_file():
         raise BadFile(f"There is no file {path}", "give one that holds weights")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path, key)
+
+
+def tensors_of(module: nn.Module) -> dict[str, StoredTensor]:
+    """List the parameters of a loaded module by name; reading one copies nothing.
+
+    Raises:
+        BadRequest: If one is no floating-point number, as those of quantised modules.
+    """
+    stored = {}
+    for name, weight in module.named_parameters():
+        if not weight.is_floating_point():
+            raise BadRequest(
+                f"{name} is of {str(weight.dtype).removeprefix('torch.')}: the model is quantised",
+                "give one in bfloat16 or float32",
+            )
+        kind = str(weight.dtype).removeprefix("torch.")
+        stored[name] = StoredTensor(tuple(weight.shape), kind, weight.detach, name)
+    return stored
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:

@@ -2,27 +2,27 @@
 
 Whoever published a checkpoint, its names become Wan's own. The module is built on the meta device and each
 parameter replaced by a tensor of the file, cast on the way, so nothing is initialised in vain and the memory
-never holds more than the model itself.
+never holds more than the model itself. A transformer of diffusers that is loaded already is taken in the same
+way: what has the right dtype is shared with it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import nn
+from diffusers import WanTransformer3DModel
 
+from dummyforcing.checkpoints.components import quiet
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
 from dummyforcing.checkpoints.names import bare_names, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, tensors_of
 from dummyforcing.checkpoints.weights import check_names
-from dummyforcing.errors import BadFile
+from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import build
 from dummyforcing.models.wan import CausalWan, ModelConfig
-
-Module = TypeVar("Module", bound=nn.Module)
 
 WAN_SIZES = {
     "1.3B": ModelConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
@@ -77,29 +77,78 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     try:
-        data = read_json(path)
-        if "attention_head_dim" in data:
-            data |= {
-                "num_heads": data["num_attention_heads"],
-                "dim": data["num_attention_heads"] * data["attention_head_dim"],
-                "in_dim": data["in_channels"],
-                "out_dim": data["out_channels"],
-            }
-        sizes = {field.name: data[field.name] for field in fields(ModelConfig) if field.name in data}
-        return build(ModelConfig, sizes, path.name)
+        return _config(read_json(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadFile(
             f"{path} does not describe a Wan transformer ({error})", "give the folder of one"
         ) from error
 
 
+def config_of(transformer: WanTransformer3DModel | CausalWan, text_len: int) -> ModelConfig:
+    """The sizes of a loaded transformer.
+
+    Args:
+        transformer: Diffusers' or ours.
+        text_len: Tokens per prompt, which diffusers' does not know unless its files told it.
+
+    Raises:
+        BadRequest: If the config of diffusers' describes none that runs here.
+    """
+    if isinstance(transformer, CausalWan):
+        return transformer.config
+    try:
+        return _config({"text_len": text_len, **transformer.config})
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRequest(
+            f"The transformer's config does not describe one of Wan's ({error})",
+            "give a WanTransformer3DModel",
+            "transformer",
+        ) from error
+
+
+def _config(data: dict[str, Any]) -> ModelConfig:
+    """The sizes in a `config.json`."""
+    if "attention_head_dim" in data:
+        data = data | {
+            "num_heads": data["num_attention_heads"],
+            "dim": data["num_attention_heads"] * data["attention_head_dim"],
+            "in_dim": data["in_channels"],
+            "out_dim": data["out_channels"],
+        }
+    sizes = {field.name: data[field.name] for field in fields(ModelConfig) if field.name in data}
+    return build(ModelConfig, sizes, "config.json")
+
+
+def empty_diffusers(config: ModelConfig) -> WanTransformer3DModel:
+    """Diffusers' transformer of these sizes on the meta device: it knows its own names and its config."""
+    with torch.device("meta"), quiet():
+        model = WanTransformer3DModel(
+            patch_size=config.patch_size,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.head_dim,
+            in_channels=config.in_dim,
+            out_channels=config.out_dim,
+            text_dim=config.text_dim,
+            freq_dim=config.freq_dim,
+            ffn_dim=config.ffn_dim,
+            num_layers=config.num_layers,
+            eps=config.eps,
+        )
+    if config.text_len != WAN_SIZES["1.3B"].text_len:  # diffusers warns of a field that it does not know
+        model.register_to_config(text_len=config.text_len)
+    return model
+
+
 def open_transformer(
-    path: Path, config: ModelConfig, key: str = "", loras: Sequence[LoRA] = ()
+    source: Path | WanTransformer3DModel | CausalWan,
+    config: ModelConfig,
+    key: str = "",
+    loras: Sequence[LoRA] = (),
 ) -> tuple[CausalWan, dict[str, StoredTensor]]:
     """Build a transformer without weights, and find them.
 
     Args:
-        path: File or folder, in any of the layouts that `normalise` knows.
+        source: File or folder, in any of the layouts that `normalise` knows, or a loaded transformer.
         config: The sizes.
         key: Entry of the file, as for `open_tensors`.
         loras: Merged into the weights when they are read.
@@ -108,10 +157,19 @@ def open_transformer(
         The module on the meta device, and exactly its tensors by name.
 
     Raises:
-        BadFile: If a file is missing or damaged, or the tensors are not exactly those of the config.
+        UserError: If a file is missing or damaged, or the tensors are not exactly those of the config.
     """
     with torch.device("meta"):
         model = CausalWan(config)
-    tensors = normalise(open_tensors(path, key))
-    check_names(tensors, model, path)
+    if isinstance(source, Path):
+        tensors, place = normalise(open_tensors(source, key)), str(source)
+    else:
+        tensors, place = normalise(tensors_of(source)), "the transformer that was handed in"
+        if any(".base_layer." in name for name in tensors):  # PEFT's word for the layer that it wraps
+            raise BadRequest(
+                "The transformer has LoRA layers that are not merged",
+                "call its fuse_lora() and unload_lora(), or leave the LoRA to lora=FILE",
+                "transformer",
+            )
+    check_names(tensors, model, place)
     return model, merge_loras(tensors, loras)

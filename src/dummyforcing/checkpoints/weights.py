@@ -24,7 +24,7 @@ ALIGNMENT = 64
 """Bytes; tensors that torch makes begin at multiples of it."""
 
 
-def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Path) -> None:
+def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, place: object) -> None:
     """Require exactly the parameters of `module`, each in its shape.
 
     Raises:
@@ -56,7 +56,7 @@ def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, path: Pa
         is_kind, is_expected = kind_of(list(tensors)), kind_of(list(expected))
         what = f"they are of {is_kind} instead of {is_expected}, " if is_kind != is_expected else ""
         raise BadFile(
-            f"The weights in {path} do not fit the model: {what}{'; '.join(found)}", "give another file"
+            f"The weights in {place} do not fit the model: {what}{'; '.join(found)}", "give another file"
         )
 
 

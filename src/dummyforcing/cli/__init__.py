@@ -14,6 +14,7 @@ from io import TextIOWrapper
 import tyro
 
 from dummyforcing.cli import models, teacache
+from dummyforcing.cli.attach import attach
 from dummyforcing.cli.bench import bench
 from dummyforcing.cli.endings import (
     ending_at_signals,
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
         },
         default="list",
     ),
+    "attach": attach,
     "env": env,
 }
 

@@ -7,6 +7,7 @@ Source: Dummy Forcing (arXiv:2601.20499), online head classification.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Literal, Protocol
 
@@ -130,6 +131,12 @@ class HeadScorer:
         self._label = partial(frame_regions, first=first_frames, last=last_frames)
         self._sum = torch.zeros(batch, layers, heads, 3)
         self._calls = [0] * layers
+
+    def copy(self) -> "HeadScorer":
+        """Another one that goes on from here; both draw rows from the same source."""
+        other = copy(self)
+        other._sum, other._calls = self._sum.clone(), list(self._calls)
+        return other
 
     def watches(self, step: int | None) -> bool:
         """Whether it is to observe a denoising step, or a commit pass (None)."""

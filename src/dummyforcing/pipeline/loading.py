@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from dummyforcing.checkpoints.hub import fetch, fetch_lora, find_part
 from dummyforcing.checkpoints.lora import LoRA
@@ -14,11 +15,12 @@ from dummyforcing.checkpoints.vae import load_small_decoder, load_vae
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.parts import Parts
 from dummyforcing.presets.preset import SIZE_MULTIPLE
-from dummyforcing.runtime.fused import arrange
+from dummyforcing.runtime.fused import Fp8, arrange
 from dummyforcing.vae.codec import VideoDecoder
 from dummyforcing.vae.memory import DecoderSizes
 
@@ -30,11 +32,16 @@ def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
         UserError: If files are missing or damaged, handed-in parts do not suit the model, or there is no such
             device, dtype or float8 here.
     """
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.torch_dtype, device)
+    device, precision, given = options.device, options.torch_dtype, options.transformer
+    if given is not None:
+        weight = given.patch_embedding.weight
+        device, precision = weight.device if device == "auto" else device, precision or weight.dtype
+    device = choose_device(device)
+    dtype = choose_dtype(precision, device)
     _check_parts(files, options)
     loras = [LoRA(fetch_lora(place), scale) for place, scale in files.loras]
-    opened = open_transformer(fetch(files.transformer), files.config, files.key, loras)
+    source = fetch(files.transformer) if given is None else given
+    opened = open_transformer(source, files.config, files.key, loras)
     vae = _load_vae(files, options, device, files.vae_dtype(dtype))
     model = fill(*opened, device, dtype)
     where = torch.device("cpu") if options.offload else device
@@ -46,6 +53,28 @@ def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
         encoder_path, tokenizer = find_part(base, "text_encoder"), find_part(base, "tokenizer")
         text = load_text_encoder(encoder_path, tokenizer, model.config.text_len, where, dtype)
     return Parts(files.preset, model, text, vae, arrange(model, options.fp8))
+
+
+def take_parts(
+    files: ModelFiles,
+    transformer: WanTransformer3DModel | CausalWan,
+    vae: AutoencoderKLWan,
+    text_encoder: UMT5EncoderModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    fp8: Fp8,
+) -> Parts:
+    """Put parts together that are loaded already: each stays where it is, in its dtype.
+
+    Raises:
+        UserError: If they do not suit the model or each other, or there is no float8 here.
+    """
+    _check_parts(files, LoadOptions(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer))
+    weight = transformer.patch_embedding.weight
+    model = fill(*open_transformer(transformer, files.config), weight.device, weight.dtype)
+    encoder = None
+    if text_encoder is not None and tokenizer is not None:
+        encoder = TextEncoder(text_encoder.eval(), tokenizer, model.config.text_len)
+    return Parts(files.preset, model, encoder, VideoDecoder(vae.eval()), arrange(model, fp8))
 
 
 def _check_parts(files: ModelFiles, options: LoadOptions) -> None:

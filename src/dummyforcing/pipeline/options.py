@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
     from dummyforcing.method.plan import Plan
     from dummyforcing.method.policy import OwnPolicy, Policy
+    from dummyforcing.models.wan import CausalWan
     from dummyforcing.sampling.guard import Guard
     from dummyforcing.sampling.teacache import Calibration
 
@@ -36,14 +37,15 @@ class LoadOptions:
     """Options of loading a model."""
 
     weights: "str | Path | None" = option(None, metavar="FILE|FOLDER|OWNER/NAME:FILE", hint="the model's own")
-    """Transformer's weights to use instead of the model's own and its LoRA: a file, a folder, or a file on
-    the Hugging Face Hub."""
+    """Transformer's weights to use instead of the model's own and its LoRA: a file or a folder, here or on
+    the Hugging Face Hub, with Wan's names or diffusers'."""
     base: "str | Path | None" = option(None, metavar="FOLDER|REPOSITORY", hint="the model's own")
     """Where to find text encoder, tokenizer and VAE instead: a folder, or a repository on the Hub."""
     lora: "str | Sequence[str]" = option((), metavar="FILE[:SCALE]", is_repeated=True)
     """LoRA to merge into the transformer; may be several."""
     device: "str | torch.device" = option("auto", metavar="auto|cpu|cuda|cuda:N")
-    """Where to compute; auto takes a GPU if there is one."""
+    """Where to compute; auto takes a GPU if there is one. In Python, auto leaves a transformer that is handed
+    in where it is."""
     torch_dtype: "str | torch.dtype | None" = option(
         None,
         flag="dtype",
@@ -61,6 +63,11 @@ class LoadOptions:
     vae: "str | Path | AutoencoderKLWan | None" = option(None, metavar="FILE", hint="the VAE's own decoder")
     """Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: faster, with less detail. In Python
     also a whole VAE, a loaded `AutoencoderKLWan`."""
+    transformer: "WanTransformer3DModel | CausalWan | None" = option(
+        None, is_flag=False, instead_of=("weights",)
+    )
+    """A loaded transformer of diffusers (or of another pipeline) to use in place of the model's own and its
+    LoRA. Weights that have the dtype and the device already are shared with it."""
     text_encoder: "UMT5EncoderModel | None" = option(None, is_flag=False)
     """A loaded text encoder to use in place of the model's own."""
     tokenizer: "PreTrainedTokenizerBase | None" = option(None, is_flag=False)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dummyforcing.errors import BadRequest
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.presets.preset import Preset
@@ -17,9 +18,25 @@ class Parts:
 
     preset: Preset
     model: CausalWan
-    text: TextEncoder
+    encoder: TextEncoder | None
+    """None: prompts come as embeddings."""
     vae: VideoDecoder
     fused: FusedWan | None
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder.
+
+        Raises:
+            BadRequest: If there is none.
+        """
+        if self.encoder is None:
+            raise BadRequest(
+                "The model was put together without a text encoder",
+                "give prompt_embeds, or its text_encoder and tokenizer",
+                "prompt",
+            )
+        return self.encoder
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,9 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from dummyforcing.checkpoints.convert import save_model
 from dummyforcing.checkpoints.model_files import ModelFiles
@@ -26,8 +28,9 @@ from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.assembly import find_skips
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.pipeline.loading import load_parts
+from dummyforcing.pipeline.loading import load_parts, take_parts
 from dummyforcing.pipeline.memory import require_memory
+from dummyforcing.pipeline.option import shorten
 from dummyforcing.pipeline.options import CallOptions, LoadOptions, VideoOptions, choose, with_options
 from dummyforcing.pipeline.outputs import Chunk, Video, VideoOutput, as_output, join
 from dummyforcing.pipeline.parts import Parts
@@ -35,7 +38,7 @@ from dummyforcing.pipeline.remarks import remarks, warn
 from dummyforcing.pipeline.request import Request, check_request
 from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.pipeline.saved import read_rollout, require_code, with_policy
-from dummyforcing.runtime.fused import FusedWan, arrange
+from dummyforcing.runtime.fused import Fp8, FusedWan, arrange
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.vae.codec import VideoDecoder
 
@@ -51,22 +54,68 @@ class DummyForcingPipeline:
 
     def __init__(
         self,
+        transformer: WanTransformer3DModel | CausalWan,
+        vae: AutoencoderKLWan,
+        text_encoder: UMT5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        preset: str | Path = "self-forcing",
+        fp8: Fp8 = "none",
+    ) -> None:
+        """Put loaded components together; `from_pretrained` loads them.
+
+        Each stays where it is, in its dtype; the VAE and the text encoder go into evaluation mode. The
+        transformer's weights are shared, but for the few that diffusers keeps in another dtype than the rest,
+        on a GPU those that are laid side by side for speed (queries', keys' and values'), and on a CPU those
+        that are not aligned.
+
+        Args:
+            transformer: Diffusers', or that of another pipeline's `components`.
+            vae: In whatever dtype it shall run.
+            text_encoder: None: a video is asked for by its `prompt_embeds`.
+            tokenizer: Of the text encoder.
+            preset: How the transformer was trained: the name of a bundled or public model, a folder or a
+                preset file.
+            fp8: See `LoadOptions`.
+
+        Raises:
+            UserError: If there is no such preset, or components do not suit each other.
+        """
+        kinds: dict[str, Any] = {"transformer": (WanTransformer3DModel, CausalWan), "vae": AutoencoderKLWan}
+        for name, part in (("transformer", transformer), ("vae", vae)):
+            if not isinstance(part, kinds[name]):
+                raise BadRequest(
+                    f"{name}={shorten(part)} is no loaded {name} of Wan",
+                    "give one, or take from_pretrained() for what is to be loaded",
+                    name,
+                )
+        files = ModelFiles.open(preset, transformer=transformer)
+        self._set(files, take_parts(files, transformer, vae, text_encoder, tokenizer, fp8))
+
+    @classmethod
+    def from_parts(
+        cls,
         files: ModelFiles,
         model: CausalWan,
-        text: TextEncoder,
+        text: TextEncoder | None,
         vae: VideoDecoder,
         fused: FusedWan | None = None,
-    ) -> None:
-        """Put loaded parts together; `from_pretrained` loads them.
+    ) -> "DummyForcingPipeline":
+        """Put parts together as they are inside.
 
         Args:
             files: Preset and sizes of the model.
             model: The transformer.
-            text: The text encoder with its tokenizer.
+            text: The text encoder with its tokenizer; None: prompts come as embeddings.
             vae: Decodes and encodes.
             fused: The transformer arranged for speed; None: it runs as it is.
         """
-        self.files, self.model, self.text, self.vae, self.fused = files, model, text, vae, fused
+        pipeline = cls.__new__(cls)
+        pipeline._set(files, Parts(files.preset, model, text, vae, fused))
+        return pipeline
+
+    def _set(self, files: ModelFiles, parts: Parts) -> None:
+        self.files = replace(files, decoder=parts.vae.sizes)  # that of a VAE that was handed in, too
+        self.model, self.encoder, self.vae, self.fused = parts.model, parts.encoder, parts.vae, parts.fused
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "tiny", **options: Any) -> "DummyForcingPipeline":
@@ -82,7 +131,13 @@ class DummyForcingPipeline:
                 had.
         """
         chosen = choose(LoadOptions, options)
-        files = ModelFiles.open(name_or_path, weights=chosen.weights, base=chosen.base, lora=chosen.lora)
+        files = ModelFiles.open(
+            name_or_path,
+            weights=chosen.weights,
+            base=chosen.base,
+            lora=chosen.lora,
+            transformer=chosen.transformer,
+        )
         return cls.from_files(files, chosen)
 
     @classmethod
@@ -93,8 +148,7 @@ class DummyForcingPipeline:
             UserError: If files are missing or damaged, or there is no such device, dtype or float8 here.
         """
         parts = load_parts(files, options)
-        files = replace(files, decoder=parts.vae.sizes)  # that of a VAE that was handed in, too
-        return cls(files, parts.model, parts.text, parts.vae, parts.fused)
+        return cls.from_parts(files, parts.model, parts.encoder, parts.vae, parts.fused)
 
     @property
     def device(self) -> torch.device:
@@ -117,11 +171,11 @@ class DummyForcingPipeline:
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts of the model, by diffusers' names."""
+        """The parts of the model, by diffusers' names; what there is none of is None."""
         return {
             "transformer": self.model,
-            "text_encoder": self.text.model,
-            "tokenizer": self.text.tokenizer,
+            "text_encoder": self.encoder and self.encoder.model,
+            "tokenizer": self.encoder and self.encoder.tokenizer,
             "vae": self.vae.vae,
         }
 
@@ -133,7 +187,16 @@ class DummyForcingPipeline:
     @property
     def parts(self) -> Parts:
         """The parts of the model as rollouts need them."""
-        return Parts(self.files.preset, self.model, self.text, self.vae, self.fused)
+        return Parts(self.files.preset, self.model, self.encoder, self.vae, self.fused)
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder with its tokenizer.
+
+        Raises:
+            BadRequest: If the pipeline was put together without one.
+        """
+        return self.parts.text
 
     def to(
         self,
@@ -158,7 +221,8 @@ class DummyForcingPipeline:
         fp8 = self.fused.fp8 if self.fused else "none"
         self.fused = None
         self.model.to(where, precision)
-        self.text.model.to("cpu" if self.vae.offload else where, precision)
+        if self.encoder is not None:
+            self.encoder.model.to("cpu" if self.vae.offload else where, precision)
         self.vae = self.vae.at(where, self.files.vae_dtype(precision))
         self.fused = arrange(self.model, fp8)
         return self
@@ -166,11 +230,15 @@ class DummyForcingPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder of safetensors, whole or not at all; `from_pretrained` reads it.
 
+        So do diffusers and transformers, part by part: the folder is laid out as a pipeline of diffusers is,
+        and the transformer has diffusers' names and config there.
+
         Args:
             folder: A new folder.
 
         Raises:
             BadFile: If it exists or cannot be written.
+            BadRequest: If there is no text encoder to write.
         """
         save_model(self.files.preset, self.model, self.text, self.vae.vae, Path(folder))
 

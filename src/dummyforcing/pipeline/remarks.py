@@ -48,7 +48,7 @@ def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[Request
             f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}.",
             tuple(words),
         )
-    for text in filter(None, map(parts.text.without_effect, prompts)):
+    for text in filter(None, (parts.text.without_effect(prompt) for prompt in prompts)):
         yield RequestWarning(
             f"The prompt is longer than the {parts.text.text_len} tokens that model '{parts.preset.name}' "
             f"reads; this end of it has no effect: {text[:QUOTED]!r}{' ...' * (len(text) > QUOTED)}."

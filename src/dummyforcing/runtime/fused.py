@@ -115,21 +115,8 @@ class FusedWan:
                 is missing.
             NoSuchDevice: If the GPU has no float8.
         """
-        if fp8 not in get_args(Fp8):
-            raise BadRequest(
-                f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}", "fp8"
-            )
         weight = model.patch_embedding.weight
-        if fp8 != "none" and weight.is_cuda and not has_float8(weight.device):
-            raise NoSuchDevice(
-                "This GPU has no float8, which needs compute capability 8.9", "leave fp8 off", "fp8"
-            )
-        if fp8 != "none" and weight.is_cuda and weight.dtype != torch.bfloat16:
-            raise BadRequest(
-                "On a GPU float8 goes with bfloat16", 'take torch_dtype="bfloat16" or fp8="none"', "fp8"
-            )
-        if fp8 == "all" and weight.is_cuda:
-            require("fp8")
+        require_fp8(fp8, weight)
         self.fp8, self.config = fp8, model.config
         self.attention_dtype = FP8 if fp8 == "all" else weight.dtype
         """Of queries, and of the cache's keys and values."""
@@ -148,7 +135,7 @@ class FusedWan:
     def _arrange(self, block: Block, fp8: bool) -> FusedBlock:
         attention, cross, ffn = block.self_attn, block.cross_attn, block.ffn
         parts = (attention.q, attention.k, attention.v)
-        joined = torch.cat([part.weight.detach() for part in parts])
+        joined = _joined([part.weight.detach() for part in parts])
         for part, own in zip(parts, joined.chunk(3), strict=True):
             part.weight.data = own
         bias = torch.cat([part.bias.detach() for part in parts])
@@ -236,9 +223,50 @@ class FusedWan:
         return Rows(flat, torch.full((len(flat), 1), 1 / FP8_OUT_SCALE, device=flat.device))
 
 
+def require_fp8(fp8: Fp8, weight: Tensor) -> None:
+    """Refuse a float8 mode that there is not, or that does not go with a model.
+
+    Args:
+        fp8: See `FusedWan`.
+        weight: One of the model.
+
+    Raises:
+        BadRequest: If there is no such mode, a GPU computes in another dtype than bfloat16, or a package is
+            missing.
+        NoSuchDevice: If the GPU has no float8.
+    """
+    if fp8 not in get_args(Fp8):
+        raise BadRequest(
+            f"There is no float8 mode {fp8!r}", f"the modes are {', '.join(get_args(Fp8))}", "fp8"
+        )
+    if fp8 == "none" or not weight.is_cuda:
+        return
+    if not has_float8(weight.device):
+        raise NoSuchDevice(
+            "This GPU has no float8, which needs compute capability 8.9", "leave fp8 off", "fp8"
+        )
+    if weight.dtype != torch.bfloat16:
+        raise BadRequest(
+            "On a GPU float8 goes with bfloat16", 'take torch_dtype="bfloat16" or fp8="none"', "fp8"
+        )
+    if fp8 == "all":
+        require("fp8")
+
+
 def has_float8(device: torch.device) -> bool:
     """Whether a device computes in float8 itself."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices below each other; where they stand like that in memory already, nothing is copied."""
+    first, rows = parts[0], sum(len(part) for part in parts)
+    starts = [first.storage_offset() + number * first.numel() for number in range(len(parts))]
+    storages = {part.untyped_storage().data_ptr() for part in parts}
+    in_place = all(part.is_contiguous() and part.shape == first.shape for part in parts)
+    if len(storages) == 1 and in_place and [part.storage_offset() for part in parts] == starts:
+        return first.as_strided((rows, first.shape[1]), first.stride())
+    return torch.cat(list(parts))
 
 
 def _linear(weight: Tensor, bias: Tensor, fp8: bool) -> Linear:

@@ -160,8 +160,10 @@ class BlockSampler(Sampler):
         """Take the next prompt, if there is one, and write again what must be seen under it."""
         if not (self.prompts.advance() and self._recache_frames and self.frames):
             return
-        # No head has a place for more frames than slots.
-        latents = self.history.newest[:, -min(self._recache_frames, self.cache.slots) :]
+        count = min(self._recache_frames, self.frames)
+        if self._global_sink and count < self.frames:
+            count = min(count, self.cache.slots)  # of what is pinned nothing is written again
+        latents = self.history.newest[:, -count:]
         if self._global_sink:
             self.cache.rewind(latents.shape[1])
         else:

@@ -37,7 +37,7 @@ class HeadClassifier:
         batch: int,
         chunk_frames: int,
         first_frames: int,
-        fingerprint: str,
+        fingerprint: str | None,
     ) -> None:
         """Set what the heads see at first, and when they are scored.
 
@@ -49,7 +49,7 @@ class HeadClassifier:
             batch: How many samples there are.
             chunk_frames: Latent frames per chunk.
             first_frames: How many of the oldest visible frames count as first when heads are scored.
-            fingerprint: Of the model, see `wan.fingerprint`.
+            fingerprint: Of the model, see `wan.fingerprint`; None if it cannot be told.
 
         Raises:
             BadRequest: If the plan is of another model, or there is nothing to guard.

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from torch import Tensor
+
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import as_text, build
@@ -45,19 +47,45 @@ def skip_table(
 
     Source: TeaCache (arXiv:2411.19108), as used by the public Dummy Forcing code.
     """
-    skips = []
-    error = 0.0
+    chooser = SkipChooser(threshold, coefficients)
     last = len(embeddings) - 1
-    for call, (embedding, timestep) in enumerate(zip(embeddings, timesteps, strict=True)):
-        must_run = call in (0, last) or timestep in (0, 1000)
-        if not must_run:
-            before = embeddings[call - 1].blocks.float()
-            change = (embedding.blocks.float() - before).abs().mean() / before.abs().mean()
-            error += _polynomial(coefficients, change.item())
-        skips.append(not must_run and error < threshold)
-        if not skips[-1]:
-            error = 0.0
-    return tuple(skips)
+    return tuple(
+        chooser.leaves_out(embedding, call in (0, last) or timestep in (0, 1000))
+        for call, (embedding, timestep) in enumerate(zip(embeddings, timesteps, strict=True))
+    )
+
+
+class SkipChooser:
+    """Chooses call by call, in their order, which ones to leave out; see `skip_table`."""
+
+    def __init__(self, threshold: float = 0.2, coefficients: Sequence[float] = COEFFICIENTS) -> None:
+        """Begin with nothing.
+
+        Args:
+            threshold: Highest expected error; 0.2 in the public code.
+            coefficients: Of the polynomial.
+        """
+        self._threshold, self._coefficients = threshold, coefficients
+        self._error = 0.0
+        self._before: Tensor | None = None
+
+    def leaves_out(self, embedding: TimeEmbedding, must_run: bool) -> bool:
+        """Tell whether the next call is left out.
+
+        Args:
+            embedding: Of its timestep.
+            must_run: Whether it is none that may be.
+        """
+        before, self._before = self._before, embedding.blocks.float()
+        if must_run or before is None:
+            self._error = 0.0
+            return False
+        change = (self._before - before).abs().mean() / before.abs().mean()
+        self._error += _polynomial(self._coefficients, change.item())
+        if self._error < self._threshold:
+            return True
+        self._error = 0.0
+        return False
 
 
 def _polynomial(coefficients: Sequence[float], x: float) -> float:

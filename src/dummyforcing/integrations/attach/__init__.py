@@ -1,0 +1,1 @@
+"""Head-wise memory for transformers and pipelines of public repositories, whose code stays as it is."""

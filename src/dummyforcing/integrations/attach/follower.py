@@ -1,0 +1,344 @@
+"""Follows the videos that other code makes: head-wise memory, kept by what the passes of that code tell.
+
+No argument says what a pass is for. What is known is where it begins: a chunk is finished when the next one
+begins, and what it leaves in the cache is that of its last pass, the commit pass.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dummyforcing.attention.attend import attend
+from dummyforcing.cache.kv_cache import KVCache
+from dummyforcing.errors import BadRequest
+from dummyforcing.kernels.rope import rope_table
+from dummyforcing.method.plan import Plan
+from dummyforcing.method.policy import Policy
+from dummyforcing.method.scoring import HeadScorer
+from dummyforcing.models.wan import ModelConfig
+from dummyforcing.presets.preset import Preset
+from dummyforcing.sampling.classifier import HeadClassifier
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sizes that all passes of a video share."""
+
+    batch: int
+    rows: int
+    """Of the patch grid of a latent frame."""
+    columns: int
+    dtype: torch.dtype
+    """Of queries, keys and values."""
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of the transformer."""
+
+    start: int
+    """Position of its first latent frame."""
+    frames: int
+    """Latent frames that it works on."""
+    commits: bool | None = None
+    """Whether it says that it is a commit pass; None: such code does not say."""
+    restarts: bool = False
+    """Whether frames that it writes again become the first ones of a new past."""
+
+    @property
+    def end(self) -> int:
+        """Position after its last latent frame."""
+        return self.start + self.frames
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for the videos of a transformer."""
+
+    preset: Preset
+    """Of the chunks and the loop."""
+    policy: Policy
+    plan: Plan | None
+    backend: str | None
+    """Of the attention; None: the fastest that is there."""
+
+
+class FollowedVideo:
+    """The cache and the heads of one video; its chunks are written at their own positions and left there."""
+
+    def __init__(
+        self, config: ModelConfig, rules: Rules, grid: Grid, fingerprint: str | None, first: Pass
+    ) -> None:
+        """Begin with the first pass.
+
+        Args:
+            config: Sizes of the transformer.
+            rules: What holds for its videos.
+            grid: Sizes of this one.
+            fingerprint: Of the transformer; None if it cannot be told.
+            first: At position 0.
+        """
+        preset, policy = rules.preset, rules.policy
+        self.rules, self.grid = rules, grid
+        self._least_past = policy.initial.sink if preset.sampler == "rolling" else 0
+        """Past frames that are not enough to score heads: there is no middle."""
+        self.heads = HeadClassifier(
+            config,
+            policy,
+            rules.plan,
+            None,
+            batch=grid.batch,
+            chunk_frames=preset.chunk_frames,
+            first_frames=max(policy.first_frames, self._least_past),
+            fingerprint=fingerprint,
+        )
+        at = self.heads.classify_at
+        self.cache = KVCache(
+            self.heads.plans,
+            head_dim=config.head_dim,
+            tokens_per_frame=grid.rows * grid.columns,
+            chunk_frames=preset.current_frames,
+            local_attention_size=preset.local_attention_size,
+            dtype=grid.dtype,
+            device=grid.device,
+            frames=preset.max_frames if at is None else (at + 1) * preset.chunk_frames,
+        )
+        self.origin = 0
+        """Position of the cache's frame 0."""
+        self.finished = 0
+        """Latent frames that are finished."""
+        self.last = first
+        self.begun = [_mark(grid.device)]
+        """When each chunk began."""
+        self._begin_chunk()
+        self._begin_pass(first)
+
+    def go_on(self, now: Pass) -> bool:
+        """Go on to the next pass.
+
+        Returns:
+            Whether it is one of this video; else it begins another one.
+
+        Raises:
+            BadRequest: If it goes on from nothing that is known.
+        """
+        here, last = self.origin + self.cache.frames, self.last
+        if here < now.start <= last.end:
+            self._finish(now.start - here)
+        elif now.start < here and now.end == last.end:
+            self._finish(last.end - here)
+            self._write_again(now)
+        elif now.start == 0 < here:
+            return False
+        elif now.start != here:  # else it is another step of the same chunk
+            raise _jumped(now.start, last.end)
+        self._begin_pass(now)
+        return True
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Answer one layer's self-attention in the present pass: score, cache, attend.
+
+        Args:
+            layer: Its number.
+            q: Queries, RoPE applied, `(B, L, H, D)`.
+            k: Keys, likewise.
+            v: Values, likewise.
+
+        Returns:
+            `(B, L, H, D)`.
+        """
+        groups = self.cache.write(layer, k, v, self.pinned)
+        if self.scorer is not None:
+            self.scorer.observe(layer, q, groups)
+        return attend(q, groups, self.rules.backend)
+
+    def _begin_chunk(self) -> None:
+        self._passes = 0
+        self._writes_again = False
+        """Whether the passes write finished frames again."""
+        self._scores: HeadScorer | None = None
+        self._scores_before: HeadScorer | None = None
+        """Without the last pass."""
+
+    def _begin_pass(self, now: Pass) -> None:
+        most = self.rules.preset.current_frames
+        if now.frames > most and not self._writes_again:
+            raise BadRequest(
+                f"A pass has {now.frames} latent frames, where {most} are made at a time",
+                'name a model that makes so many, such as preset="self-forcing"',
+                "preset",
+            )
+        self.last = now
+        self._passes += 1
+        self.scorer = self._scorer_of(now)
+        """Scores the heads in the present pass; None: nothing does."""
+        self.pinned = not now.commits or self.heads.is_planned
+        """Whether pinned frames stay visible beyond the local attention size; see `KVCache.write`."""
+
+    def _finish(self, frames: int) -> None:
+        """The first frames of the last pass are past from now on."""
+        self.cache.commit(frames)
+        if not self._writes_again:
+            if self._passes > 1:  # else it was given, not made, and heads look elsewhere in a commit pass
+                self._plan()
+            self.finished += frames
+        self._begin_chunk()
+        self.begun.append(_mark(self.grid.device))
+
+    def _plan(self) -> None:
+        """Sort the heads, if the chunk that is over was scored."""
+        scores = self._scores_before or self._scores
+        if scores is not None and (plans := self.heads.plan(scores, self.finished)):
+            self.cache.apply(plans)
+
+    def _write_again(self, now: Pass) -> None:
+        """Make room for the newest frames, which a pass writes again under another prompt."""
+        self._writes_again = True
+        if now.restarts:
+            self.origin += self.cache.frames - now.frames
+            self.cache.reset()
+        else:
+            self.cache.rewind(now.frames)
+
+    def _scorer_of(self, now: Pass) -> HeadScorer | None:
+        """The scorer of a pass, if it is one of a chunk that classifies the heads.
+
+        Where nobody says which pass commits, it is the last one. So scores are kept as they were before it,
+        or of it alone, as the policy wants.
+        """
+        if (
+            self._writes_again
+            or self.cache.frames <= self._least_past
+            or not self.heads.is_due(self.finished)
+        ):
+            return None
+        wants_commit = self.rules.policy.score_pass == "commit"
+        if now.commits not in (None, wants_commit):
+            return None
+        if self._scores is None or (wants_commit and now.commits is None):
+            self._scores = self.heads.scorer(self.finished)
+        elif now.commits is None:
+            self._scores_before = self._scores.copy()
+        return self._scores
+
+
+class RecomputedVideo(FollowedVideo):
+    """One whose code writes a chunk of context again before every chunk, from position 0 on.
+
+    The passes of its first chunk are all at 0, and there is one there before each later chunk. So another
+    video is told by its second pass; in the first one there is no past in which it would differ.
+    """
+
+    def go_on(self, now: Pass) -> bool:
+        """Go on to the next pass; see `FollowedVideo`."""
+        last, size = self.last, self.rules.preset.chunk_frames
+        if now.start == 0 and now.frames > size:
+            raise BadRequest(
+                f"Context of {now.frames} latent frames cannot be written again at once",
+                f"let it have {size} (Krea's kv_cache_num_frames)",
+            )
+        if now.start == last.start == 0:
+            if self.finished:
+                return False
+        elif now.start == 0:
+            self._plan()
+            self.finished += last.frames
+            self.cache.reset()
+            self._begin_chunk()
+            self.begun.append(_mark(self.grid.device))
+        elif now.start == last.end:
+            self.cache.commit(last.frames)
+            if not self.finished:  # no context came before the first chunk
+                self.finished = last.frames
+                self.begun.append(_mark(self.grid.device))
+        elif now.start != last.start:
+            raise _jumped(now.start, last.end)
+        self._begin_pass(now)
+        return True
+
+    def _scorer_of(self, now: Pass) -> HeadScorer | None:
+        """The scorer of a pass; those behind the context are denoising steps, all of them."""
+        if not self.cache.frames or not self.heads.is_due(self.finished):
+            return None
+        self._scores = self._scores or self.heads.scorer(self.finished)
+        return self._scores
+
+
+class Follower:
+    """The head-wise memory of a transformer: that of the video that it makes at present."""
+
+    def __init__(self, config: ModelConfig, rules: Callable[[int], Rules], fingerprint: str | None) -> None:
+        """Wait for a video.
+
+        Args:
+            config: Sizes of the transformer.
+            rules: Tells what holds for a video whose first pass has so many latent frames.
+            fingerprint: Of the transformer; None if it cannot be told.
+        """
+        self._config, self._rules, self._fingerprint = config, rules, fingerprint
+        self.video: FollowedVideo | None = None
+        """None: nothing was seen of one yet, or what was seen led nowhere."""
+        self._place: tuple[Pass, Grid] | None = None
+
+    def begin(self, now: Pass, grid: Grid) -> FollowedVideo:
+        """Go on to the next pass, of the same video or of another.
+
+        Raises:
+            BadRequest: If it begins no video, and goes on from nothing that is known.
+        """
+        video, self.video = self.video, None  # stays away if there is an error
+        if video is None or video.grid != grid or not video.go_on(now):
+            del video  # the old cache and the new one never exist together
+            video = self._begin_video(now, grid)
+        self.video = video
+        if self._place is None or self._place != (now, grid):
+            self._place = (now, grid)
+            frames = torch.arange(now.start, now.end)
+            self.rope = rope_table(frames, grid.rows, grid.columns, self._config.head_dim, grid.device)
+            """Cosines and sines of the tokens of the present pass."""
+        return video
+
+    def timings(self) -> tuple[float, ...]:
+        """Seconds from the first pass of each finished chunk to that of the next; waits for a GPU."""
+        marks = self.video.begun if self.video else []
+        return tuple(_seconds(*pair) for pair in pairwise(marks))
+
+    def _begin_video(self, now: Pass, grid: Grid) -> FollowedVideo:
+        if now.start:
+            raise BadRequest(
+                f"A pass begins at latent frame {now.start}, and nothing is known of the frames before it",
+                "begin the video again: its first pass is at position 0",
+            )
+        rules = self._rules(now.frames)
+        kind = RecomputedVideo if rules.preset.sampler == "recompute" else FollowedVideo
+        return kind(self._config, rules, grid, self._fingerprint, now)
+
+
+def _jumped(start: int, end: int) -> BadRequest:
+    return BadRequest(
+        f"A pass begins at latent frame {start}, where {end} would follow",
+        "let the frames of a video follow each other",
+    )
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | float:
+    """The present moment, on a GPU by its own clock."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(before: torch.cuda.Event | float, after: torch.cuda.Event | float) -> float:
+    if isinstance(before, float) or isinstance(after, float):
+        assert isinstance(before, float)
+        assert isinstance(after, float)
+        return after - before
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
