@@ -26,17 +26,23 @@ WAN: dict[str, Any] = {
 }
 
 
-class Handle:
-    """A stand-in for what `attach` gives."""
+class Attachment:
+    """Stands for what `attach` gives: this model of ComfyUI's is not autoregressive."""
 
     cache_bytes = 10**6
 
-    def __init__(self, model: Any, policy: str) -> None:
-        self.network = model.model.diffusion_model
+    def __init__(self, network: Any, policy: str, plan: object) -> None:
+        self.network = network
         self.network.attached = policy
 
     def detach(self) -> None:
         del self.network.attached
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
 
 
 def main() -> None:
@@ -60,7 +66,7 @@ def main() -> None:
     device = torch.device("cpu")
     model = comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=device)
 
-    vars(dummyforcing)["attach"] = Handle
+    vars(dummyforcing)["attach"] = Attachment
     pack = runpy.run_path(str(Path(__file__).with_name("standin.py")))["import_pack"]()
     nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     (patch,) = (node for node in nodes if node.define_schema().node_id == "DummyForcingPatch")

@@ -25,6 +25,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.presets.catalog import FOLDER, PUBLIC, bundled_folders
 from tests.comfyui.standin import PACK, Comfy, Interrupted, Patcher, import_pack, modules
 from tests.conftest import link_model
+from tests.integrations.standins import Pipeline, noise_of, prompt_of, transformer
 
 ROOT = PACK.parents[1]
 PROMPT = "a red ball bounces"
@@ -404,64 +405,83 @@ def test_plans_as_files(comfy: Comfy, nodes: dict[str, Any]) -> None:
 # --- ComfyUI's own sampler ----------------------------------------------------------------------------------
 
 
-class Handle:
-    """A stand-in for what `attach` gives."""
+class ARModel(Patcher):
+    """A MODEL around a small AR transformer, and its sampler."""
 
-    cache_bytes = 10**6
+    def __init__(self, family: str = "self-forcing") -> None:
+        network = transformer(family)
+        super().__init__(network)
+        self.pipeline = Pipeline(network, chunk=3)
 
-    def __init__(self, network: dict[str, Any], policy: str) -> None:
-        assert "attached" not in network
-        self.network = network
-        network["attached"] = policy
+    def make(self, model: Patcher) -> torch.Tensor:
+        """A video that one of the copies samples."""
+        torch.manual_seed(5)
+        video: torch.Tensor = model.sample(
+            self.pipeline.inference, noise_of(15), [prompt_of(self.pipeline.model)]
+        )
+        return video
 
-    def detach(self) -> None:
-        del self.network["attached"]
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Patcher:
-    """A MODEL, and an `attach` that notes its policy in the network."""
-
-    def attach(model: Patcher, policy: str) -> Handle:
-        network: Any = model.model.diffusion_model
-        return Handle(network, policy)
-
-    monkeypatch.setattr(dummyforcing, "attach", attach, raising=False)
-    return Patcher({})
+    @property
+    def is_attached(self) -> bool:
+        return "forward" in vars(self.pipeline.model.blocks[0].self_attn)
 
 
-def test_only_the_copy_samples_with_dummy_forcing(nodes: dict[str, Any], model: Patcher) -> None:
-    network: Any = model.model.diffusion_model
+def test_only_the_copy_samples_with_dummy_forcing(nodes: dict[str, Any]) -> None:
+    model = ARModel()
+    plain = model.make(model)
+    with dummyforcing.attach(model.pipeline, "anchored") as attachment:
+        expected = model.make(model)
+    assert not torch.allclose(expected, plain)
     (patched,) = run(nodes["Patch"], model=model, policy="anchored")
     assert patched is not model
     assert patched.model is model.model
-    assert not network
+    assert not model.is_attached
+    torch.testing.assert_close(model.make(patched), expected, rtol=0, atol=0)
+    assert not model.is_attached
+    torch.testing.assert_close(model.make(model), plain, rtol=0, atol=0)
+    torch.testing.assert_close(model.make(patched.clone()), expected, rtol=0, atol=0)
+    (planned,) = run(nodes["Patch"], model=patched, policy="dense", plan=attachment.plan)
+    with dummyforcing.attach(model.pipeline, plan=attachment.plan):
+        expected = model.make(model)
+    torch.testing.assert_close(model.make(planned), expected, rtol=0, atol=0)
 
-    def sampling(noise: str, *, seed: int) -> tuple[Any, ...]:
-        return noise, seed, network.get("attached")
 
-    assert patched.sample(sampling, "noise", seed=3) == ("noise", 3, "anchored")
-    assert not network
-    assert model.sample(sampling, "noise", seed=3) == ("noise", 3, None)
-    assert patched.clone().sample(sampling, "noise", seed=4) == ("noise", 4, "anchored")
+def test_a_transformer_that_is_called_as_comfyui_calls_its_own(nodes: dict[str, Any]) -> None:
+    model = ARModel("comfyui")
+    with dummyforcing.attach(model.pipeline.model):
+        expected = model.make(model)
+    (patched,) = run(nodes["Patch"], model=model)
+    torch.testing.assert_close(model.make(patched), expected, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="only attached"):
+        model.make(model)
 
 
-def test_a_second_patch_replaces_the_first(nodes: dict[str, Any], model: Patcher) -> None:
-    network: Any = model.model.diffusion_model
-    (first,) = run(nodes["Patch"], model=model, policy="dummy")
+def test_a_second_patch_replaces_the_first(nodes: dict[str, Any]) -> None:
+    model = ARModel()
+    plain = model.make(model)
+    (first,) = run(nodes["Patch"], model=model)
     (second,) = run(nodes["Patch"], model=first, policy="dense")
-    assert second.sample(lambda: network["attached"]) == "dense"
-    assert first.sample(lambda: network["attached"]) == "dummy"
+    torch.testing.assert_close(model.make(second), plain, rtol=0, atol=1e-4)
+    assert not torch.allclose(model.make(first), plain, atol=1e-4)
 
 
-def test_what_stops_sampling_detaches(nodes: dict[str, Any], model: Patcher) -> None:
-    network: Any = model.model.diffusion_model
+def test_what_stops_sampling_detaches(nodes: dict[str, Any]) -> None:
+    model = ARModel()
     (patched,) = run(nodes["Patch"], model=model)
 
     def stopped() -> None:
-        assert network["attached"] == "dummy"
+        assert model.is_attached
         raise Interrupted
 
     with pytest.raises(Interrupted):
         patched.sample(stopped)
-    assert not network
+    assert not model.is_attached
+
+
+def test_a_patch_that_cannot_work_is_refused_at_once(nodes: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="A Linear holds no transformer that can be attached to"):
+        run(nodes["Patch"], model=Patcher(torch.nn.Linear(2, 2)))
+    model = ARModel()
+    with pytest.raises(BadRequest, match="This head plan is for 2 layers with 2 heads"):
+        run(nodes["Patch"], model=model, plan=PLAN)
+    assert not model.is_attached

@@ -15,7 +15,7 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.options import VideoOptions, choose
 
 from .memory import device, give_back, make_room
-from .schema import CATEGORY, HeadPlan, HeadPolicy, Model, policy_names, tip
+from .schema import CATEGORY, PLAN_TIP, POLICY_TIP, HeadPlan, HeadPolicy, Model, policy_names, tip
 
 if TYPE_CHECKING:
     from dummyforcing.pipeline.outputs import Chunk
@@ -74,10 +74,8 @@ class MakeVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "policy",
-                    options=[*policy_names(), "native"],
-                    tooltip="Which past frames the attention heads see. dummy: by their roles (Dummy "
-                    "Forcing); anchored: one frame more each; long: some of them far back; dense: all; "
-                    "native: as the model was trained. For others, connect Head Policy.",
+                    options=policy_names(),
+                    tooltip=POLICY_TIP + " For others, connect Head Policy.",
                 ),
                 io.String.Input(
                     "changes",
@@ -113,12 +111,7 @@ class MakeVideo(io.ComfyNode):
                     tooltip="What the video begins with: one image, or the frames of a clip, of which the "
                     "last ones are taken. Which of the two a model can do, the message says when it cannot.",
                 ),
-                HeadPlan.Input(
-                    "plan",
-                    optional=True,
-                    tooltip="A head plan to use from the first chunk on. Without one, the policy finds it on "
-                    "the way.",
-                ),
+                HeadPlan.Input("plan", optional=True, tooltip=PLAN_TIP),
                 HeadPolicy.Input(
                     "custom_policy", optional=True, tooltip="Is used instead of the policy above."
                 ),

@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 import dummyforcing
+from dummyforcing.method.plan import Plan
 
-from .schema import CATEGORY, policy_names
+from .schema import CATEGORY, PLAN_TIP, POLICY_TIP, HeadPlan, policy_names
+
+if TYPE_CHECKING:
+    from dummyforcing.integrations.attach.handle import Attachment
 
 KEY = "dummyforcing"
 logger = logging.getLogger(__name__)
@@ -35,35 +39,38 @@ class PatchModel(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="An AR video model, such as Causal-Forcing or Self-Forcing."),
-                io.Combo.Input(
-                    "policy",
-                    options=policy_names(),
-                    tooltip="Which past frames the attention heads see. dummy: by their roles (Dummy "
-                    "Forcing); anchored: one frame more each; long: some of them far back; dense: all.",
-                ),
+                io.Combo.Input("policy", options=policy_names(), tooltip=POLICY_TIP),
+                HeadPlan.Input("plan", optional=True, tooltip=PLAN_TIP),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model: Any, policy: str) -> io.NodeOutput:
-        """Wrap the sampling of a copy; a patch that it had before is replaced."""
+    def execute(cls, model: Any, policy: str, plan: Plan | None = None) -> io.NodeOutput:
+        """Wrap the sampling of a copy; a patch that it had before is replaced.
+
+        Raises:
+            BadRequest: If it is no AR model, or the plan is for one of other sizes.
+        """
+        transformer = model.model.diffusion_model
+
+        def attached() -> "Attachment":
+            return dummyforcing.attach(transformer, policy, plan=plan)
+
+        attached().detach()  # what cannot be done is said before anything is sampled
         patched = model.clone()
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, attached(model, policy))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling(attached))
         return io.NodeOutput(patched)
 
 
-def attached(model: Any, policy: str) -> Callable[..., Any]:
-    """A wrapper of ComfyUI's sampling, during which a model's attention is ours."""
+def sampling(attached: "Callable[[], Attachment]") -> Callable[..., Any]:
+    """A wrapper of ComfyUI's sampling, during which something is attached."""
 
     def sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        handle = dummyforcing.attach(model, policy=policy)  # type: ignore[operator]
-        try:
+        with attached() as attachment:
             result = executor(*args, **kwargs)
-            logger.info("KV cache of the AR model: %.0f MB", handle.cache_bytes / 1e6)
+            logger.info("KV cache of the AR model: %.0f MB", attachment.cache_bytes / 1e6)
             return result
-        finally:
-            handle.detach()
 
     return sample
