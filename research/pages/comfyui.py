@@ -3,7 +3,7 @@
 python main.py --cpu --port 8188        # ComfyUI, with integrations/comfyui/ in its custom_nodes/
 python -m research.pages.comfyui http://127.0.0.1:8188
 
-The picture of `patch_ar_sampler` needs a ComfyUI that has SamplerARVideo: an older one shows gaps in its place.
+The picture of `patch_ar_sampler` needs a ComfyUI that has SamplerARVideo; an older one shows gaps there.
 Workflows that the bundled model can do are run first, so that their pictures show the videos. Each picture is
 written into docs/images/comfyui/, and beside its workflow as the thumbnail that ComfyUI's templates show.
 """
