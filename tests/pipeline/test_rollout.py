@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dummyforcing.errors import UserError
-from dummyforcing.media.clips import read_video
+from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.media.clips import read_mp4, read_video
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.memory import estimate
@@ -87,6 +87,34 @@ def test_a_clip_is_the_first_chunk(pipeline: DummyForcingPipeline, clip: Path) -
     by_hand.extend(latents)
     expected = one.vae.decode(torch.cat([latents, by_hand.next_chunk()], 1))
     assert_same(video.frames, expected)
+
+
+def test_a_clip_of_images_is_that_of_their_file(pipeline: DummyForcingPipeline, clip: Path) -> None:
+    one = with_preset(pipeline, start="clip")
+    images = [Image.fromarray(frame) for frame in read_mp4(clip)]
+    size = (SIZE[0] - 16, SIZE[1])  # so that they are cut
+    for end in ("start", "end"):
+        of_file, of_images = (
+            make_request(one.files, PROMPT, num_frames=21, size=size, video_from=end, video=video)
+            for video in (clip, images)
+        )
+        assert of_file.start is not None
+        np.testing.assert_array_equal(of_images.start, of_file.start)
+    with pytest.raises(BadRequest, match="A video of 8 frames is too short; give 9 or more"):
+        one.generate(PROMPT, num_frames=21, video=images[:8])
+
+
+def test_an_image_is_that_of_its_file(pipeline: DummyForcingPipeline, image: Path) -> None:
+    one = with_preset(pipeline, start="frame", chunk_frames=1)
+    half = Image.open(image).convert("RGBA")
+    half.putalpha(100)
+    half.save(image)
+    of_file, of_image = (
+        make_request(one.files, PROMPT, num_frames=9, size=(32, 32), image=picture)
+        for picture in (image, half)
+    )
+    assert of_file.start is not None
+    np.testing.assert_array_equal(of_image.start, of_file.start)
 
 
 def test_an_image_is_the_first_frame(pipeline: DummyForcingPipeline, image: Path) -> None:

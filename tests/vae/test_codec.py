@@ -205,6 +205,18 @@ def test_bad_folders(decoder: VideoDecoder, tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_offloaded_weights_stay_so_when_the_model_comes_back(offload: bool) -> None:
+    host, away = torch.device("cpu"), torch.device("meta")  # stands for a GPU
+    vae = AutoencoderKLWan(**LAYOUTS["wan"]).eval()
+    decoder = VideoDecoder(vae if offload else vae.to(away), away)
+    for device in (host, away) if offload else (away,):
+        decoder = decoder.at(device, torch.float32)
+        assert decoder.device == device
+        assert decoder.moves == (offload and device == away)
+        assert decoder.vae.device == (host if offload else away)
+
+
 def test_wans_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under Wan's names and without a config, it decodes and encodes as the VAE that diffusers made."""
     torch.manual_seed(0)

@@ -67,7 +67,7 @@ class FlagsOf:
     def _field(self, one: Documented) -> tuple[str, Any, Any]:
         about, kind = one.about, one.about.kind
         hint = self.defaults.get(one.name, about.hint or one.default)
-        details: dict[str, Any] = {"help": one.text.partition(" In Python")[0], "metavar": about.metavar}
+        details: dict[str, Any] = {"help": one.help, "metavar": about.metavar}
         if kind is not bool and not about.is_repeated:
             details["help_behavior_hint"] = f"(default: {hint})"
         if about.is_repeated:

@@ -1,13 +1,18 @@
 """The picture or clip that a video begins with, or is made from."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.presets.preset import Preset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Begin(TypedDict, total=False):
@@ -20,8 +25,8 @@ class Begin(TypedDict, total=False):
 
 def read_begin(
     preset: Preset,
-    image: str | Path | None,
-    video: str | Path | None,
+    image: "str | Path | Image | None",
+    video: "str | Path | Sequence[Image] | None",
     video_from: Literal["end", "start"],
     strength: float | None,
     frames: int | None,
@@ -31,8 +36,8 @@ def read_begin(
 
     Args:
         preset: Of the model; says which of it the model can do.
-        image: Image file.
-        video: Video file.
+        image: Image, or its file.
+        video: Frames at the preset's rate, or a video file.
         video_from: Whether to go on from its last or its first frames.
         strength: How much of `video` is changed.
         frames: Latent frames of the video to make.
@@ -66,9 +71,6 @@ def read_begin(
             "give a video, or take model causal-forcing-frame",
             "image",
         )
-    from dummyforcing.media.clips import read_video
-    from dummyforcing.media.images import read_image
-
     chunk = preset.pixel_frames(preset.chunk_frames)
     if preset.start != "chunk" and frames is not None and frames <= preset.chunk_frames:
         raise BadRequest(
@@ -78,10 +80,10 @@ def read_begin(
             "num_frames",
         )
     if image is not None:
-        return {"start": read_image(image, size).repeat(chunk, 0)}
+        return {"start": _picture(image, size).repeat(chunk, 0)}
     assert video is not None
     if preset.start != "chunk":
-        return {"start": read_video(video, chunk, size, preset.fps, from_end=video_from == "end")}
+        return {"start": _frames(video, chunk, size, preset.fps, from_end=video_from == "end")}
     if frames is None:
         raise BadRequest("A video without end cannot be made from another", "give num_frames", "num_frames")
     if preset.sampler == "rolling":
@@ -90,5 +92,29 @@ def read_begin(
             "leave the video out",
             "video",
         )
-    source = read_video(video, preset.pixel_frames(frames), size, preset.fps)
+    source = _frames(video, preset.pixel_frames(frames), size, preset.fps)
     return {"source": source, "strength": 0.7 if strength is None else strength}
+
+
+def _picture(image: "str | Path | Image", size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image that covers a size, `(1, H, W, 3)`."""
+    from dummyforcing.media.frames import covering, opaque
+    from dummyforcing.media.images import read_image
+
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, size)
+    return covering(opaque(image), size)[None]
+
+
+def _frames(
+    video: "str | Path | Sequence[Image]", count: int, size: tuple[int, int], fps: int, from_end: bool = False
+) -> NDArray[np.uint8]:
+    """The first or the last frames of a video, each of which covers a size, `(count, H, W, 3)`."""
+    from dummyforcing.media.clips import read_video
+
+    if isinstance(video, str | os.PathLike):
+        return read_video(video, count, size, fps, from_end=from_end)
+    if len(video) < count:
+        raise BadRequest(f"A video of {len(video)} frames is too short", f"give {count} or more", "video")
+    chosen = video[-count:] if from_end else video[:count]
+    return np.concatenate([_picture(image, size) for image in chosen])

@@ -62,6 +62,11 @@ class Documented:
         """Its flag, without the dashes before it."""
         return self.about.flag or self.name.replace("_", "-")
 
+    @property
+    def help(self) -> str:
+        """Its documentation for those who do not write Python."""
+        return self.text.partition(" In Python")[0]
+
     def checked(self, value: Any) -> Any:
         """A value of it, with numbers of numpy and PyTorch as Python's.
 

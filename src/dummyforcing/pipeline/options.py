@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import torch
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
     from dummyforcing.method.plan import Plan
@@ -138,12 +139,13 @@ class VideoOptions:
     """Look every 20 chunks which share of their attention dummy heads spend on the chunk itself; if it has
     moved by more than this since the first look, classify all heads again at the next chunk. With the bundled
     model 0.01 is more than chance, but its videos did not gain by it."""
-    image: "str | Path | None" = option(None, metavar="FILE", hint="none")
+    image: "str | Path | Image | None" = option(None, metavar="FILE", hint="none")
     """Image that the video begins with, on models that can: see the list of models. It is white where it is
-    transparent."""
-    video: "str | Path | None" = option(None, metavar="FILE", hint="none")
+    transparent. In Python also an image of PIL."""
+    video: "str | Path | Sequence[Image] | None" = option(None, metavar="FILE", hint="none")
     """Video that the new one goes on from: it begins with the last 9 pixel frames of that one, with 3 latent
-    frames a chunk, which count in its length. Krea Realtime makes the whole video from it instead."""
+    frames a chunk, which count in its length. Krea Realtime makes the whole video from it instead. In Python
+    also images of PIL, one for each frame of the new video's rate."""
     video_from: Literal["end", "start"] = option("end", choices=("end", "start"))
     """Where in that video to begin: with its last frames, or its first ones."""
     strength: float | None = option(None, kind=float, metavar="0..1", hint="0.7", above=0, most=1)

@@ -221,9 +221,8 @@ class DummyForcingPipeline:
         fp8 = self.fused.fp8 if self.fused else "none"
         self.fused = None
         self.model.to(where, precision)
-        moves = self.vae.moves
         if self.encoder is not None:
-            self.encoder.model.to("cpu" if moves else where, precision)
+            self.encoder.model.to("cpu" if self.vae.offload else where, precision)
         self.vae = self.vae.at(where, self.files.vae_dtype(precision))
         self.fused = arrange(self.model, fp8)
         return self

@@ -20,11 +20,10 @@ TYPES: Mapping[str, Any] = {"size": str, "policy": str, "budget": str, "guard": 
 def _field(one: Documented) -> tuple[Any, Any]:
     about = one.about
     kind = TYPES.get(one.name, about.kind)
-    text = one.text.partition(" In Python")[0]
     most = about.most or MOST.get(one.name)
     longest = LONGEST_TEXT if kind is str else None
     limits: dict[str, Any] = {"ge": about.least, "gt": about.above, "le": most, "max_length": longest}
-    return kind | None, Field(None, description=text, **limits)
+    return kind | None, Field(None, description=one.help, **limits)
 
 
 if TYPE_CHECKING:

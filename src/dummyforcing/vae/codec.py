@@ -55,13 +55,16 @@ class VideoDecoder:
     The VAE's own feature cache is never used, so one VAE serves any number of streams.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, vae: AutoencoderKLWan, device: torch.device | str | None = None, offload: bool = False
+    ) -> None:
         """Wrap a loaded VAE.
 
         Args:
             vae: In evaluation mode, in whatever dtype it shall run. Its weights keep their values; their
                 memory layout becomes channels-last, which is faster on CPU and GPU.
             device: Where it shall run; None: where it is. Else its weights come there for each call only.
+            offload: Whether its weights stay in the main memory wherever it is moved to.
         """
         self.vae, self._home = vae, vae.device
         self.device = vae.device if device is None else torch.device(device)
@@ -72,6 +75,7 @@ class VideoDecoder:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         self.moves = self.device.type != self._home.type
         """Whether its weights come to the device for each call only."""
+        self.offload = offload or self.moves
         config: Any = vae.config
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
@@ -83,8 +87,8 @@ class VideoDecoder:
 
     def at(self, device: torch.device, dtype: torch.dtype) -> "VideoDecoder":
         """The same VAE elsewhere, in another dtype; this one must not be used any more."""
-        home = torch.device("cpu") if self.moves and device.type != "cpu" else device
-        return VideoDecoder(self.vae.to(home, dtype), device)
+        home = torch.device("cpu") if self.offload else device
+        return VideoDecoder(self.vae.to(home, dtype), device, self.offload)
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan]:

@@ -84,7 +84,7 @@ class SmallDecoder(VideoDecoder):
             layers: On the VAE's device, in evaluation mode, in whatever dtype it shall run.
             vae: Encodes.
         """
-        super().__init__(vae.vae, vae.device)
+        super().__init__(vae.vae, vae.device, vae.offload)
         self.layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def at(self, device: torch.device, dtype: torch.dtype) -> "SmallDecoder":

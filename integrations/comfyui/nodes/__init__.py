@@ -1,0 +1,1 @@
+"""The nodes, one file for each thing that they do."""
