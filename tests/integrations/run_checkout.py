@@ -122,7 +122,7 @@ def sizes(case: str) -> tuple[int, int, int, int]:
 
 
 def prompt(text: str) -> Tensor:
-    return TextEncoder()([text])["prompt_embeds"]
+    return TextEncoder().forward([text])["prompt_embeds"]
 
 
 def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
@@ -228,7 +228,8 @@ def main(case: str, path: str) -> None:
     sys.path.insert(0, path)
     sys.meta_path.append(Stubs())
     # Asked for where some modules are imported, and by Krea's as the device of a tensor.
-    torch.cuda.current_device = lambda: "cpu" if case == "krea" else 0
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: "cpu" if case == "krea" else 0
     say, builtins.print = print, lambda *args, **kwargs: None
     name, frames, chunk = CASES[case]
     pipe, make = build(case, chunk, list(find_preset(name)[0].schedule.steps))

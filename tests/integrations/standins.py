@@ -297,7 +297,7 @@ class Transformer(CausalWan):
 class LongLiveTransformer(Transformer):
     """Is told whether the first frames that are written again become the first ones of a new past."""
 
-    def _forward_inference(  # type: ignore[override]
+    def _forward_inference(
         self,
         x: Any,
         t: Tensor,
@@ -339,9 +339,11 @@ class RollingForcingTransformer(Transformer):
 class ComfyTransformer(Transformer):
     """ComfyUI's transformer is told of its caches in `transformer_options`."""
 
-    _forward_inference = property()  # type: ignore[assignment]  # it has none
+    _forward_inference = property()  # it has none
 
-    def forward(self, x: Tensor, timestep: Tensor, context: Any, transformer_options: Any = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timestep: Tensor, context: Any, transformer_options: Any = None
+    ) -> Tensor:
         state = transformer_options["ar_state"]
         return self.run(
             x,

@@ -51,6 +51,13 @@ def video(pipe: Pipeline, frames: int = 0, batch: int = 1, seed: int = 5, **opti
         return pipe.inference(noise_of(frames, batch), prompts, **options)
 
 
+def shared(pipe: Pipeline) -> Any:
+    """Our model over the weights of a stand-in."""
+    model = shared_model(recognise(pipe))
+    assert not isinstance(model, str), model
+    return model
+
+
 def preset_of(pipe: Pipeline) -> Any:
     """The public model that a stand-in is like."""
     frame_wise = {"self-forcing": "causal-forcing-frame", "comfyui": "causal-forcing-frame"}
@@ -99,8 +106,7 @@ def our_video(
     """The video that our own sampler makes of the same weights and the same noise, and the sampler."""
     frames = frames or FRAMES.get(pipe.family, 15)
     preset = preset_of(pipe)
-    model = shared_model(recognise(pipe))
-    assert not isinstance(model, str)
+    model = shared(pipe)
     prompts = prompts or [prompt_of(pipe.model, batch=batch)]
     torch.manual_seed(seed)
     if preset.sampler == "block":
@@ -142,7 +148,6 @@ def test_attached_code_gives_what_our_engine_gives(family, policy, engine):
         torch.testing.assert_close(again, expected, rtol=0, atol=TOLERANCE)
         wanted = "attention" if family == "comfyui" else engine
         assert (handle.engine, bool(handle.note)) == (wanted, wanted != engine)
-        assert handle.plan is not None
         assert handle.plan.roles == sampler.plan.roles
         assert handle.plan.fingerprint == sampler.plan.fingerprint
         if policy not in (
@@ -202,7 +207,7 @@ def test_a_video_that_goes_on_from_given_frames():
         found = video(pipe, frames=9, initial_latent=given)
         # Given frames are not scored: the first chunk that was made classifies the heads.
         assert handle.plan.chunk == 2
-    model = shared_model(recognise(pipe))
+    model = shared(pipe)
     torch.manual_seed(5)
     sampler = SAMPLERS["block"](
         model,
@@ -247,7 +252,7 @@ def test_a_plan_is_saved_and_used_by_our_own_engine(tmp_path):
         video(pipe)
         handle.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
-    model = shared_model(recognise(pipe))
+    model = shared(pipe)
     plan.require(2, 4, fingerprint(model))
     assert json.loads((tmp_path / "plan.json").read_text())["policy"] == "dummy"
 
@@ -294,13 +299,15 @@ def test_dense_buffers_take_no_memory():
     video(pipe)
     assert pipe.kv_cache1[0]["k"].device.type == "cpu"
     with dummyforcing.attach(pipe):
-        assert pipe.kv_cache1 is None
+        caches = pipe.kv_cache1
+        assert caches is None
         video(pipe)
         for cache in pipe.kv_cache1:
             assert cache["k"].device.type == cache["v"].device.type == "meta"
             assert cache["k"].shape == (1, CAPACITY * TOKENS, 4, 8)
             assert int(cache["global_end_index"]) == 0
-    assert pipe.kv_cache1 is None
+    caches = pipe.kv_cache1
+    assert caches is None
     video(pipe)
     assert pipe.kv_cache1[0]["k"].abs().sum() > 0
 
@@ -378,8 +385,7 @@ def test_detached_objects_are_as_they_were(family, engine):
 
 def test_engine_fused_shares_the_weights():
     pipe = pipeline("self-forcing")
-    model = shared_model(recognise(pipe))
-    assert not isinstance(model, str)
+    model = shared(pipe)
     theirs = dict(pipe.model.named_parameters())
     assert all(parameter is theirs[name] for name, parameter in model.named_parameters())
 
@@ -389,8 +395,7 @@ def test_fused_projections_are_shared_and_used():
     expected = our_video(pipe, "dummy")[0]
     for block in pipe.model.blocks:
         block.self_attn.fuse_projections()
-    model = shared_model(recognise(pipe))
-    assert not isinstance(model, str)
+    model = shared(pipe)
     whole = pipe.model.blocks[0].self_attn.to_qkv.weight
     assert model.blocks[0].self_attn.q.weight.data_ptr() == whole.data_ptr()
     FusedWan(model)  # arranges the three side by side, as they are already
@@ -425,7 +430,7 @@ def test_other_parameters_fall_back():
 
 def test_float8_on_the_fused_path():
     pipe = pipeline("self-forcing")
-    fused = FusedWan(shared_model(recognise(pipe)), "linear")
+    fused = FusedWan(shared(pipe), "linear")
     expected = our_video(pipe, "dummy", fused=fused)[0]
     with dummyforcing.attach(pipe, engine="fused", fp8="linear") as handle:
         found = video(pipe)
@@ -440,7 +445,7 @@ def test_teacache_on_the_fused_path():
     pipe = Pipeline(transformer("self-forcing"), steps=[1000, 750, 500, 250])
     from dummyforcing.sampling.teacache import skip_table
 
-    model = shared_model(recognise(pipe))
+    model = shared(pipe)
     times = [*pipe.schedule.timesteps, 0.0]
     embeddings = [model.embed_time(torch.tensor([[t]])) for t in times]
     tables = {
@@ -514,7 +519,7 @@ def test_a_lora_beside_the_weights():
 def test_a_compiled_transformer(engine, compiled_before):
     pipe = pipeline("self-forcing")
     expected = our_video(pipe, "dummy", frames=9)[0]
-    compiled = torch.compile(pipe.model, backend="eager")
+    compiled: Any = torch.compile(pipe.model, backend="eager")
     pipe.generator.model = compiled
     if compiled_before:
         video(pipe, frames=3)
@@ -584,7 +589,8 @@ def unknown() -> nn.Module:
 
 def headless() -> nn.Module:
     other = Other()
-    del other.blocks[0].self_attn.num_heads, other.blocks[0].self_attn.q
+    attention: Any = other.blocks[0].self_attn
+    del attention.num_heads, attention.q
     return other
 
 

@@ -209,9 +209,15 @@ class Attachment:
         return video.heads.plans if video else ()
 
     @property
-    def plan(self) -> Plan | None:
-        """What the heads of the first sample see at present; None before the first video."""
-        return self.plans[0] if self.plans else None
+    def plan(self) -> Plan:
+        """What the heads of the first sample see at present.
+
+        Raises:
+            BadRequest: If there was no video yet.
+        """
+        if not self.plans:
+            raise BadRequest("There is no head plan before the first pass", "make a video first")
+        return self.plans[0]
 
     @property
     def cache_bytes(self) -> int:
