@@ -10,6 +10,7 @@ HEAVY = ("torch", "diffusers", "transformers", "av", "matplotlib")
 
 def test_public_names() -> None:
     assert dummyforcing.__all__ == [
+        "Attachment",
         "BadFile",
         "BadRequest",
         "Chunk",
@@ -32,6 +33,7 @@ def test_public_names() -> None:
         "UserError",
         "Video",
         "VideoOutput",
+        "attach",
         "load",
     ]
     for name in dummyforcing.__all__:

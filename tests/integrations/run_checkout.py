@@ -251,7 +251,7 @@ def main(case: str, path: str) -> None:
                     assert apart <= TOLERANCE if policy == "native" else apart > 1e-3
                     torch.testing.assert_close(video(), found, rtol=0, atol=TOLERANCE)
                     caches = next(value for value in vars(pipe).values() if is_kv_cache(value))
-                    assert all(cache["k"].device.type == cache["v"].device.type == "meta" for cache in caches)
+                    assert all(cache["k"].nbytes == cache["v"].nbytes == 0 for cache in caches)
                 if case != "rolling-forcing":  # which draws its noise in an order of its own
                     torch.manual_seed(5)
                     ours = our_video(case, pipe, policy, noise)

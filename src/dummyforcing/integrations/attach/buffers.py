@@ -14,7 +14,7 @@ METHOD = "_initialize_kv_cache"
 def without_memory(initialise: Callable[..., Any], owner: object) -> Callable[..., Any]:
     """Make a method that lays out the same buffers without memory.
 
-    They are on the meta device, where they have sizes and nothing else; counters beside them are real.
+    They are laid out on the meta device, which has no memory, and come as buffers for no tokens.
 
     Args:
         initialise: The pipeline's own method.
@@ -29,8 +29,9 @@ def without_memory(initialise: Callable[..., Any], owner: object) -> Callable[..
         for caches in (*vars(owner).values(), result):
             for cache in caches if is_kv_cache(caches) else ():
                 for name, value in cache.items():
-                    if name not in ("k", "v") and isinstance(value, Tensor):
-                        cache[name] = torch.zeros(value.shape, dtype=value.dtype, device=device)
+                    if isinstance(value, Tensor):
+                        shape = (len(value), 0, *value.shape[2:]) if name in ("k", "v") else value.shape
+                        cache[name] = torch.zeros(shape, dtype=value.dtype, device=device)
         return result
 
     return lay_out

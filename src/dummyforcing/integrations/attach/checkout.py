@@ -85,7 +85,8 @@ def read_checkout(path: Path) -> Checkout:
     for one in classes.values():
         attributes, methods = _inherited(one, by_name, set())
         place = Found(one.file, one.node.lineno, one.node.name)
-        if METHOD in methods and "device" in methods[METHOD]:
+        trains = "training" in one.node.name.lower()
+        if METHOD in methods and "device" in methods[METHOD] and not trains:
             pipelines.append(place)
         if (found := _attention(place, attributes, methods)) is not None:
             attentions.append(found)

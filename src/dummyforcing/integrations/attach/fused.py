@@ -42,6 +42,8 @@ def shared_model(upstream: Upstream) -> CausalWan | str:
         whole = theirs.pop(name)
         for letter, part in zip("qkv", whole.detach().chunk(3), strict=True):
             theirs[name.replace("to_qkv", letter)] = nn.Parameter(part, requires_grad=False)
+    if strange := next((n for n, p in theirs.items() if type(p) is not nn.Parameter), None):
+        return f"its {strange} is spread over processes, quantised or otherwise no plain parameter"
     own = dict(model.named_parameters())
     if lacking := sorted(own.keys() - theirs.keys()):
         return f"it has no parameter {lacking[0]}"
