@@ -3,24 +3,16 @@
     python -m tests.integrations.run_checkout longlive-interactive PATH
 
 A program of its own, because the repositories call their packages alike. Its transformer is small, random and
-in float32. What such code imports and does not need for this is stubbed, and so are kernels that want a GPU.
+in float32, and its kernels are those of torch.
 """
 
 import builtins
-import importlib
-import importlib.abc
-import importlib.machinery
 import sys
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
-import diffusers.configuration_utils  # this and the next ones before the stubs, which they take for real
-import diffusers.models.modeling_utils  # noqa: F401
 import torch
 import torch.nn.functional as F
-import transformers  # noqa: F401
-from torch import Tensor, nn
+from torch import Tensor
 
 import dummyforcing
 from dummyforcing.integrations.attach.buffers import is_kv_cache
@@ -30,11 +22,12 @@ from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.presets.catalog import find_preset
 from dummyforcing.sampling.samplers import SAMPLERS
 from dummyforcing.sampling.schedule import make_schedule
+from research.upstream import TextEncoder, pipeline, put_on_path, transformer
 from tests.integrations.standins import Pipeline
 
 TOLERANCE = 2e-5
 HEADS, CHANNELS = 12, 16
-SIZES = {
+SIZES: dict[str, Any] = {
     "dim": 128 * HEADS,  # what their caches are made for
     "ffn_dim": 64,
     "num_heads": HEADS,
@@ -56,30 +49,6 @@ CASES = {
 LATENTS = {"krea": (60, 104)}
 """Height and width of the latents, where they are not 8x8: its positions count 1560 tokens a frame."""
 SWITCHES = (6, 18)
-NOT_NEEDED = {
-    "accelerate", "antlr4", "clip", "cv2", "dashscope", "decord", "dominate", "dotenv", "easydict", "einops",
-    "flash_attn", "ftfy",
-    "gradio", "imageio", "imageio_ffmpeg", "lmdb", "moviepy", "msgpack", "nvtx", "omegaconf",
-    "open_clip", "peft", "pycocotools", "sentencepiece", "skimage", "skvideo", "torchao",
-    "torchvision", "wandb", "xfuser",
-}  # fmt: skip
-"""Packages that their modules import, where they are not there."""
-
-
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds packages that are not there, and makes them of nothing."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        known = name.partition(".")[0] in NOT_NEEDED
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
-
-    def create_module(self, spec: Any) -> Any:
-        module = MagicMock(name=spec.name)
-        module.__spec__, module.__path__, module.__name__ = spec, [], spec.name
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        pass
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -98,23 +67,6 @@ def small(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-class TextEncoder(nn.Module):
-    """Embeds a prompt by its letters."""
-
-    def forward(self, text_prompts: list[str]) -> dict[str, Tensor]:
-        generators = [torch.Generator().manual_seed(sum(map(ord, text))) for text in text_prompts]
-        return {"prompt_embeds": torch.stack([torch.randn(512, 16, generator=one) for one in generators])}
-
-
-class VAE(nn.Module):
-    """Shows the latents."""
-
-    def decode_to_pixel(self, latents: Tensor, use_cache: bool = False) -> Tensor:
-        return latents
-
-    decode_to_pixel_chunk = decode_to_pixel
-
-
 def sizes(case: str) -> tuple[int, int, int, int]:
     """Height and width of the latents, tokens of a latent frame, and layers."""
     height, width = LATENTS.get(case, (8, 8))
@@ -122,62 +74,34 @@ def sizes(case: str) -> tuple[int, int, int, int]:
 
 
 def prompt(text: str) -> Tensor:
-    return TextEncoder().forward([text])["prompt_embeds"]
+    return TextEncoder(SIZES["text_dim"]).forward([text])["prompt_embeds"]
 
 
 def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
-    """The pipeline of a checkout that is on the path, and a function that makes its video."""
-    places = {
-        "causvid": "causvid.models.wan.causal_model",
-        "longlive-infinite": "wan.modules.causal_model_infinity",
-    }
-    module = importlib.import_module(places.get(case, "wan.modules.causal_model"))
-    base = importlib.import_module(
-        "causvid.models.wan.wan_base.modules.model" if case == "causvid" else "wan.modules.model"
-    )
-    for one in (module, base):
-        for name in ("attention", "flash_attention"):
-            if hasattr(one, name):
-                setattr(one, name, attention)
+    """The pipeline of the checkout that is on the path, and a function that makes its video."""
     *_, tokens, layers = sizes(case)
     window = {"local_attn_size": 12, "sink_size": 3} if case.startswith("longlive") else {}
-    model = small(module.CausalWanModel(**SIZES, num_layers=layers, **window))
-    for block in model.blocks:  # of what counts tokens of 832x480
-        for name, value in vars(block.self_attn).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % 1560 == 0:
-                setattr(block.self_attn, name, value // 1560 * tokens)
+    infinite = case == "longlive-infinite"
+    places: dict[str, Any] = {"package": "wan.modules", "base": ""}
+    if case == "causvid":
+        places = {"package": "causvid.models.wan", "base": "causvid.models.wan.wan_base.modules"}
+    model = small(
+        transformer(
+            kernel=attention, tokens=tokens, infinite=infinite, num_layers=layers, **places, **SIZES, **window
+        )
+    )
     if case in ("causvid", "krea"):  # their pipelines load weights where they are made
         model.family = case
         preset = find_preset(CASES[case][0])[0]
         pipe: Any = Pipeline(model, chunk, list(steps), sizes=(layers, HEADS, 128), tokens=tokens)
         pipe.schedule = make_schedule(steps, preset.schedule.shift, preset.schedule.warp)
         return pipe, lambda noise: pipe.inference(noise, [prompt("a")])
-
-    from utils.scheduler import FlowMatchScheduler  # type: ignore[import-not-found]
-    from utils.wan_wrapper import WanDiffusionWrapper  # type: ignore[import-not-found]
-
-    generator = WanDiffusionWrapper.__new__(WanDiffusionWrapper)
-    nn.Module.__init__(generator)
-    generator.model, generator.uniform_timestep, generator.seq_len = model, False, 32760
-    generator.scheduler = FlowMatchScheduler(shift=5.0, sigma_min=0.0, extra_one_step=True)
-    generator.scheduler.set_timesteps(1000, training=True)
-    generator.post_init()
-    args = SimpleNamespace(
-        denoising_step_list=steps,
-        warp_denoising_step=True,
-        num_frame_per_block=chunk,
-        independent_first_frame=False,
-        context_noise=0,
-        global_sink=True,
-        model_kwargs=SimpleNamespace(**window, use_infinite_attention=case == "longlive-infinite"),
-    )
-    name, kind = {
-        "rolling-forcing": ("rolling_forcing_inference", "CausalInferencePipeline"),
-        "longlive-interactive": ("interactive_causal_inference", "InteractiveCausalInferencePipeline"),
-    }.get(case, ("causal_inference", "CausalInferencePipeline"))
-    made = getattr(importlib.import_module(f"pipeline.{name}"), kind)
-    pipe = made(args, torch.device("cpu"), generator=generator, text_encoder=TextEncoder(), vae=VAE())
-    pipe.num_transformer_blocks, pipe.frame_seq_length = layers, tokens
+    options: dict[str, Any] = {**window, "use_infinite_attention": infinite}
+    if case == "rolling-forcing":
+        options["module"] = "rolling_forcing_inference"
+    if case == "longlive-interactive":
+        options |= {"module": "interactive_causal_inference", "kind": "InteractiveCausalInferencePipeline"}
+    pipe = pipeline(model, steps, chunk, tokens, **options)
     if case == "rolling-forcing":
         return pipe, lambda noise: pipe.inference_rolling_forcing(noise, ["a"], return_latents=True)[1]
     if case == "longlive-interactive":
@@ -225,8 +149,7 @@ def our_video(case: str, pipe: Any, policy: str, noise: Tensor) -> Tensor:
 
 def main(case: str, path: str) -> None:
     """Compare; raises an AssertionError where something differs."""
-    sys.path.insert(0, path)
-    sys.meta_path.append(Stubs())
+    put_on_path(path)
     # Asked for where some modules are imported, and by Krea's as the device of a tensor.
     cuda: Any = torch.cuda
     cuda.current_device = lambda: "cpu" if case == "krea" else 0

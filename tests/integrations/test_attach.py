@@ -695,6 +695,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["wrapped", "sharded"])
 @pytest.mark.parametrize("engine", ["attention", "fused"])
 def test_a_transformer_under_fsdp(kind, engine, one_process):
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     pipe = pipeline("self-forcing")
@@ -704,7 +705,7 @@ def test_a_transformer_under_fsdp(kind, engine, one_process):
             pipe.model.blocks[number] = FullyShardedDataParallel(block, device_id=torch.device("cpu"))
         pipe.generator.model = FullyShardedDataParallel(pipe.model, device_id=torch.device("cpu"))
     else:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        mesh = init_device_mesh("cpu", (1,))
         for block in pipe.model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(pipe.model, mesh=mesh)
