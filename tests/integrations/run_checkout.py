@@ -80,7 +80,7 @@ def prompt(text: str) -> Tensor:
 def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
     """The pipeline of the checkout that is on the path, and a function that makes its video."""
     *_, tokens, layers = sizes(case)
-    window = {"local_attn_size": 12, "sink_size": 3} if case.startswith("longlive") else {}
+    window: dict[str, Any] = {"local_attn_size": 12, "sink_size": 3} if case.startswith("longlive") else {}
     infinite = case == "longlive-infinite"
     places: dict[str, Any] = {"package": "wan.modules", "base": ""}
     if case == "causvid":
