@@ -8,6 +8,7 @@ Files are mapped into memory: of 16 GB only the pages of the tensors that are re
 
 import re
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -114,7 +115,8 @@ def _load_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP)) == ZIP  # the format before 2020 cannot be mapped
     try:
-        return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of programs, which are refused
+            return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except UnpicklingError as error:
         raise unsafe(path, str(error)) from error
     except Exception as error:  # anything from EOFError to a RuntimeError of the zip reader

@@ -157,7 +157,7 @@ class VBenchPackage:
                 "dimension": dimension,
             }
             with replacing(output / f"{dimension}.log") as log, log.open("wb") as said:
-                command = [self.python, PROGRAM, to_json(job)]
+                command = [self.python, str(PROGRAM), to_json(job)]
                 try:
                     code = subprocess.run(command, stdout=said, stderr=said, check=False, env=env).returncode
                 except OSError as error:
