@@ -68,7 +68,7 @@ def environment(folder: Path, how: str = "") -> Path:
     text = STAND_IN.replace("CALLS", repr(str(folder / "calls"))).replace("HOW", how or "pass")
     (modules / "vbench" / "__init__.py").write_text(text)
     (modules / "torch.py").write_text("def device(name): return name\n")
-    return script(folder / "python", f'PYTHONPATH={modules} exec {sys.executable} -S "$@"')
+    return script(folder / "python", f'PYTHONPATH="$PYTHONPATH:{modules}" exec {sys.executable} -S "$@"')
 
 
 def script(path: Path, text: str) -> Path:
@@ -133,6 +133,20 @@ def test_failures(how: str, reason: str, info: Path, tmp_path: Path) -> None:
     assert list(output.iterdir()) == [log]
     environment(tmp_path)
     assert package.evaluate(tmp_path, info, output, ["a cat"], [FLICKER], "cpu").raw == {FLICKER: 0.9}
+
+
+def test_modules_of_ours_are_kept_from_it(
+    info: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a numpy that is too new for it."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "vbench.py").write_text("raise ImportError('not this one')")
+    monkeypatch.setenv("PYTHONPATH", str(ours))
+    package = VBenchPackage.find(environment(tmp_path))
+    assert package.evaluate(tmp_path, info, tmp_path / "out", ["a cat"], [FLICKER], "cpu").raw == {
+        FLICKER: 0.9
+    }
 
 
 def test_a_damaged_score_is_computed_again(info: Path, tmp_path: Path) -> None:
