@@ -100,13 +100,13 @@ def wrong(path: Path, change: str) -> Path:
         ("not all prefixed", r"95 missing .*; 95 unexpected"),
         ("twice", r"Two of the tensors are patch_embedding\.weight"),
         ("other size", r"27 missing \(blocks\.2\.modulation, "),
-        ("VAE", r"they are of a Wan VAE instead of a Wan transformer, 96 missing"),
-        ("LoRA", r"they are of a LoRA instead of a Wan transformer"),
-        ("truncated", r"damaged, incomplete or no file of weights"),
-        ("empty", r"damaged, incomplete or no file of weights"),
-        ("web page", r"is text instead of weights, such as a web page"),
-        ("pointer", r"is text instead of weights, .* Git LFS pointer"),
-        ("code", r"damaged, incomplete or no file of weights"),
+        ("VAE", r"weights\.pt is a Wan VAE, not a Wan transformer; put it into a folder"),
+        ("LoRA", r"weights\.pt is a LoRA, not a Wan transformer; give it as lora=\".*weights\.pt\" beside"),
+        ("truncated", r"ends early: the list of what is in it, at its end, is missing; download it again"),
+        ("empty", r"is empty, it has 0 bytes; download it again"),
+        ("web page", r"is a web page instead of weights; download the file itself"),
+        ("pointer", r"is a Git LFS pointer instead of weights; download the file itself"),
+        ("code", r"holds Python objects besides weights, pathlib\.\w+, and reading them could run"),
         ("tensor", r"holds no weights by name, but Tensor"),
         ("no tensors", r"holds no tensors under step, names"),
         ("only others", r"holds no tensors under critic"),
@@ -293,14 +293,16 @@ def test_unexpected_and_wrong_shape(transformer: Path) -> None:
 def test_truncated_file(transformer: Path) -> None:
     shard = sorted(transformer.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=f"{shard.name} is damaged, incomplete"):
+    with pytest.raises(
+        UserError, match=rf"{shard.name} ends early: it has [\d,]+ of [\d,]+ bytes; download it again"
+    ):
         load_transformer(transformer)
 
 
 def test_missing_shard_and_no_weights(transformer: Path) -> None:
     shard = sorted(transformer.glob("*.safetensors"))[0]
     shard.unlink()
-    with pytest.raises(UserError, match=rf"{shard.name} is missing; it holds \d+ tensors \("):
+    with pytest.raises(UserError, match=rf"{shard.name} is missing; download it: it holds \d+ tensors \("):
         open_tensors(transformer)
     for path in transformer.glob("*.safetensors*"):
         path.unlink()

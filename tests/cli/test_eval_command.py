@@ -10,7 +10,7 @@ import pytest
 
 from dummyforcing.cli import main
 from dummyforcing.errors import UserError
-from dummyforcing.evaluation.generate import Job, PromptSet, VideoFolder, parse_shard
+from dummyforcing.evaluation.generate import VideoFolder, parse_shard
 from dummyforcing.evaluation.metrics import changes
 from dummyforcing.evaluation.suite import aggregate, measure
 from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER
@@ -256,31 +256,11 @@ def test_what_is_refused(options, message, tmp_path, monkeypatch, model_folder, 
     assert names(tmp_path) == ["p.txt", "two.txt"]  # nothing was begun
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [(["a", "b", "a"], "twice"), (["a/b"], "no '/'"), (["x" * 221], "220 bytes"), (["", " "], "no prompts")],
-)
-def test_prompts_that_cannot_name_files(lines, message, tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=message):
-        PromptSet.read(path)
-
-
-def test_shard_and_jobs():
+def test_shard():
     assert parse_shard("3/4") == (3, 4)
     for text in ("", "1", "1/0", "-1/2", "a/b", "2/2"):
         with pytest.raises(UserError, match="shard"):
             parse_shard(text)
-    jobs = PromptSet(("a", "b"), ("A", "B"), {}).jobs(2, 7, {"b": 3})
-    assert jobs == [
-        Job("a", "A", 0, 7),
-        Job("a", "A", 1, 8),
-        Job("b", "B", 0, 7),
-        Job("b", "B", 1, 8),
-        Job("b", "B", 2, 9),
-    ]
-    assert jobs[-1].name == "b-2.mp4"
 
 
 def test_damaged_files_are_named(args, tmp_path, capsys):

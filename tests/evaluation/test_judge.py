@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from dummyforcing.cli import main
-from dummyforcing.evaluation.generate import Job, VideoFolder
+from dummyforcing.evaluation.generate import VideoFolder
 from dummyforcing.evaluation.judge import FEWEST, TOLD, judge
 from dummyforcing.evaluation.metrics import Frames
+from dummyforcing.evaluation.prompts import Job
 from dummyforcing.evaluation.suite import differences
 from dummyforcing.evaluation.world.detect import verdict
 from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene

@@ -1,23 +1,13 @@
-"""VBench's table and totals, and the call of its package, which a stub stands for."""
+"""VBench's table, totals and files."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from dummyforcing.errors import UserError
 from dummyforcing.evaluation import vbench
-from dummyforcing.evaluation.vbench import (
-    DIMENSIONS,
-    evaluate,
-    obstacle,
-    read_info,
-    read_results,
-    scores,
-    total,
-)
+from dummyforcing.evaluation.vbench import DIMENSIONS, read_info, read_results, scores, total
 
 # quality, semantic, total as published; rounded to two digits each
 PUBLISHED = [
@@ -104,81 +94,8 @@ def info(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """A stub of the package that notes its calls and writes what it would write."""
-    calls: list[tuple] = []
-
-    class VBench:
-        def __init__(self, device, full_info_dir, output_path):
-            self.made = (str(device), full_info_dir, Path(output_path))
-            self.made[2].mkdir(parents=True, exist_ok=True)
-
-        def evaluate(
-            self,
-            videos_path,
-            name,
-            prompt_list=[],  # noqa: B006
-            dimension_list=None,
-            local=False,
-            read_frame=False,
-            mode="vbench_standard",
-            **kwargs,
-        ):
-            calls.append((*self.made[:2], videos_path, name, dimension_list, local, mode))
-            if dimension_list == ["scene"]:
-                raise RuntimeError("no network")
-            result = {dimension: [0.9, []] for dimension in dimension_list}
-            (self.made[2] / f"{name}_eval_results.json").write_text(json.dumps(result))
-
-    module = ModuleType("vbench")
-    monkeypatch.setattr(module, "VBench", VBench, raising=False)
-    module.__spec__ = sys.__spec__
-    monkeypatch.setitem(sys.modules, "vbench", module)
-    return calls
-
-
 def test_info(info: Path, tmp_path: Path):
     assert read_info(info)["color"] == ["a cat", "a dog"]
     assert read_info(info)["human_action"] == []
     with pytest.raises(UserError, match="not VBench's"):
         read_info(tmp_path / "none.json")
-
-
-def test_what_can_be_computed_is(info, package, tmp_path, monkeypatch):
-    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
-    videos, output = tmp_path / "videos", tmp_path / "out"
-    wanted = ["temporal_flickering", "color", "scene", "human_action"]
-    found = evaluate(videos, info, output, ["a cat"], wanted, "cpu")
-    assert found.raw == {"temporal_flickering": 0.9}
-    assert found.not_computed.keys() == DIMENSIONS.keys() - {"temporal_flickering"}
-    assert found.not_computed["color"] == "1 of its 2 prompts have no videos"
-    assert found.not_computed["dynamic_degree"] == "it was not asked for"
-    flicker = ["temporal_flickering"]
-    assert package == [("cpu", str(info), str(videos), flicker[0], flicker, True, "vbench_standard")]
-
-    both = evaluate(videos, info, output, ["a cat", "a dog"], wanted, "cpu")
-    assert "grit_b_densecap_objectdet.pth is missing" in both.not_computed["color"]
-    assert len(package) == 1  # what was computed before is read
-
-    network = tmp_path / "cache" / DIMENSIONS["color"].networks[0]
-    network.parent.mkdir(parents=True)
-    network.touch()
-    both = evaluate(videos, info, output, ["a cat", "a dog"], wanted, "cpu", download=True)
-    assert both.raw == {"temporal_flickering": 0.9, "color": 0.9}
-    assert "no network" in both.not_computed["scene"]
-
-
-def test_obstacles(package, tmp_path, monkeypatch):
-    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
-    assert obstacle("temporal_flickering", download=False) is None
-    assert "tag2text" in (obstacle("scene", download=False) or "")
-    assert obstacle("scene", download=True) is None
-    monkeypatch.delitem(sys.modules, "vbench")
-    assert "not installed" in (obstacle("scene", download=True) or "")
-
-
-def test_without_its_prompts_nothing_is_computed(tmp_path):
-    found = evaluate(tmp_path, None, tmp_path / "out", ["a cat"], list(DIMENSIONS), "cpu")
-    assert found.raw == {}
-    assert set(found.not_computed.values()) == {"VBench_full_info.json was not given"}

@@ -20,6 +20,7 @@ from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.checkpoints.transformer import read_config
 from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.errors import UserError
+from dummyforcing.evaluation.prompts import PromptSet
 from dummyforcing.files.text import read_prompts
 from dummyforcing.media.story import Story
 from dummyforcing.method.plan import HeadContext, Plan
@@ -131,6 +132,8 @@ TEXTS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         lambda path: read_keys(read_settings({"api_key_file": str(path)})),
     ),
     "prompts": ("p.txt", "a red ball\na cube\n", read_prompts),
+    "table of prompts": ("p.csv", 'id,prompt,seed\n1,"a ball, red",7\n2,a cube,\n', PromptSet.read),
+    "rows of prompts": ("p.jsonl", '{"prompt": "a ball", "seed": 7}\n{"prompt": "a"}\n', PromptSet.read),
 }
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
-from dummyforcing.checkpoints.tensor_files import StoredTensor
+from dummyforcing.checkpoints.stored import StoredTensor
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import TimeEmbedding
 from dummyforcing.sampling.block import BlockSampler

@@ -29,13 +29,21 @@ from dummyforcing.checkpoints.hub import HubFile, fetch, fetch_lora, find_part
 from dummyforcing.checkpoints.lora import DoesNotFit, LayerChange, LoRA, describe, read_lora
 from dummyforcing.checkpoints.lora_strength import CONFIG
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.checkpoints.names import bare_names, kind_of, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, tensors_of
+from dummyforcing.checkpoints.names import bare_names, kind_of, native_name, wrong_kind
+from dummyforcing.checkpoints.stored import StoredTensor, tensors_of
+from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.checkpoints.text_encoder import load_tokenizer, open_text_encoder
-from dummyforcing.checkpoints.transformer import WAN_SIZES, empty_diffusers, open_transformer, read_config
-from dummyforcing.checkpoints.vae import open_vae
+from dummyforcing.checkpoints.transformer import (
+    KEY,
+    WAN_SIZES,
+    empty_diffusers,
+    open_any_size,
+    open_transformer,
+    read_config,
+)
+from dummyforcing.checkpoints.vae import open_small_decoder, open_vae
 from dummyforcing.checkpoints.weights import require_finite
-from dummyforcing.errors import BadFile, UserError
+from dummyforcing.errors import UserError
 from dummyforcing.files.records import to_json
 from dummyforcing.files.writing import new_folder
 from dummyforcing.models.text_encoder import TextEncoder
@@ -131,23 +139,19 @@ def check_file(path: Path, *, deep: bool = False) -> PartReport:
     """
     if (path / CONFIG).is_file():
         return _check_lora(path, deep)
-    tensors = open_tensors(path, "generator_ema")
-    match kind_of(bare_names(tensors)):
+    match kind := kind_of(bare_names(open_tensors(path, KEY)).values()):
         case "a Wan transformer":
-            size, config = _fitting_size(path, tensors)
-            return _report(
-                f"Wan transformer, {size}",
-                str(path),
-                open_transformer(path, config, "generator_ema")[1],
-                deep,
-            )
+            size, _, tensors = open_any_size(path)
+            return _report(f"Wan transformer, {size}", str(path), tensors, deep)
         case "a UMT5 text encoder":
             return _report("UMT5 text encoder", str(path), open_text_encoder(path)[1], deep)
         case "a Wan VAE":
             return _report("Wan VAE", str(path), open_vae(path)[1], deep)
+        case "a small decoder":
+            return _report("small decoder", str(path), open_small_decoder(path)[1], deep)
         case "a LoRA":
             return _check_lora(path, deep)
-    raise BadFile(f"{path} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE", "give another file")
+    raise wrong_kind(path, kind)
 
 
 def convert(
@@ -277,22 +281,6 @@ def _damage(tensors: Mapping[str, StoredTensor]) -> str:
         return ""
     first, count = problems[0], len(problems)
     return str(first) if count == 1 else f"{count} of {len(tensors)} tensors cannot be used. {first}"
-
-
-def _fitting_size(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str, ModelConfig]:
-    """The sizes of a transformer: in the `config.json` beside it, else the public ones of its width."""
-    folder = path if path.is_dir() else path.parent
-    if (folder / "config.json").is_file():
-        return "config.json", read_config(folder)
-    width = next(
-        tensors[name].shape[0]
-        for name, bare in bare_names(tensors).items()
-        if native_name(bare) == "patch_embedding.weight"
-    )
-    found = [(name, config) for name, config in WAN_SIZES.items() if config.dim == width]
-    if not found:
-        raise BadFile(f"{path} is a Wan transformer of width {width}", "put its config.json beside it")
-    return found[0]
 
 
 def _check_lora(path: Path, deep: bool) -> PartReport:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dummyforcing.checkpoints.lora_strength import CONFIG
+from dummyforcing.checkpoints.unreadable import no_file, unfinished
 from dummyforcing.errors import BadFile
 
 logger = logging.getLogger(__name__)
@@ -48,11 +49,13 @@ def find_base(text: str) -> Path | HubFile:
     """
     if text and Path(text).is_dir():
         return Path(text)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+    if Path(text).is_file():
+        problem = f"{text} is a file"
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return HubFile(text)
-    raise BadFile(
-        f"There is no folder {text}", "give the folder or the Hub repository of a Wan 2.1 model", "base"
-    )
+    else:
+        problem = f"There is no folder {text}"
+    raise BadFile(problem, "give the folder or the Hub repository of a Wan 2.1 model", "base")
 
 
 def find_weights(text: str) -> Path | HubFile:
@@ -65,6 +68,8 @@ def find_weights(text: str) -> Path | HubFile:
         return Path(text)
     if found := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):(.+)", text):
         return HubFile(found[1], found[2].rstrip("/"))
+    if unfinished(Path(text)):
+        raise no_file(Path(text))
     raise BadFile(
         f"There is no file or folder {text}",
         "give the transformer's weights, or OWNER/NAME:FILE or OWNER/NAME:FOLDER on the Hub",

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dummyforcing.checkpoints.lora_strength import Strength, Strengths
 from dummyforcing.checkpoints.names import OTHER_ADAPTERS, WRAPPERS, flat_name, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, read_notes
+from dummyforcing.checkpoints.quantised import FLOAT8, FLOATS
+from dummyforcing.checkpoints.stored import StoredTensor
+from dummyforcing.checkpoints.tensor_files import open_tensors, read_notes
 from dummyforcing.checkpoints.weights import require_finite
 from dummyforcing.errors import BadFile, NotFinite
 from dummyforcing.files.finite import all_finite, faults
@@ -45,8 +47,6 @@ PARTS = ("down", "up", "alpha")
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 """How PEFT and diffusers call the file in a folder."""
-
-FLOATS = ("float64", "float32", "float16", "bfloat16", "F8_E4M3", "F8_E5M2", "float8_e4m3fn", "float8_e5m2")
 
 
 class DoesNotFit(BadFile):
@@ -285,7 +285,7 @@ def _change(
             "take one that was made for this size",
         )
     for part in (down, up):
-        if part.dtype not in FLOATS:
+        if part.dtype not in (*FLOATS, *FLOAT8):
             raise BadFile(f"{path} cannot be merged: {part.place} is {part.dtype}", "take one in bfloat16")
     alpha = _alpha(*parts["alpha"], path) if "alpha" in parts else None
     return LayerChange(layer, down, up, strengths.find(raw_name, rank, alpha, is_kohya))

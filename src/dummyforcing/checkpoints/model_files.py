@@ -19,13 +19,14 @@ from dummyforcing.checkpoints.transformer import (
     WAN_SIZES,
     config_of,
     count_parameters,
+    open_any_size,
     read_config,
 )
 from dummyforcing.checkpoints.vae import decoder_sizes
 from dummyforcing.checkpoints.weights import count_stored
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import CausalWan, ModelConfig
-from dummyforcing.presets.catalog import bundled_folders, find_preset
+from dummyforcing.presets.catalog import bundled_folders, find_preset, may_be_weights
 from dummyforcing.presets.preset import SIZE_MULTIPLE, Preset
 from dummyforcing.vae.memory import DecoderSizes
 
@@ -73,6 +74,8 @@ class ModelFiles:
         Raises:
             UserError: If there is no such model, or files are missing or damaged.
         """
+        if may_be_weights(model) and (Path(model).is_file() or any(Path(model).glob("*.safetensors"))):
+            open_any_size(Path(model))  # says what it is, if it is no transformer that could be used
         preset, folder = find_preset(model)
         source = preset.source
         loras: list[tuple[Path | HubFile, float]] = [

@@ -1,10 +1,12 @@
-"""Tables of the names in public checkpoints, one for each layout.
+"""Tables of the names in public checkpoints, one for each layout, and what the names tell.
 
 The text encoder's names are those of transformers, the VAE's those of diffusers: their classes run here.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+
+from dummyforcing.errors import BadFile
 
 DIFFUSERS_NAMES = {
     r"^condition_embedder\.text_embedder\.linear_1\.": "text_embedding.0.",
@@ -64,11 +66,17 @@ VAE_UPSAMPLES = re.compile(r"^decoder\.upsamples\.(\d+)\.")
 WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\.")
 """What training leaves anywhere in the names."""
 
-PREFIXES = ("generator.model.", "diffusion_model.", "model.")
-"""What stands before every name, depending on which object was saved."""
+PREFIXES = ("generator.", "model.", "diffusion_model.", "transformer.")
+"""What stands before every name, depending on which object was saved; several, one after the other."""
 
 IGNORED = ("_cls_pred_branch.", "_register_tokens.", "_gan_ca_blocks.")
 """Parts that Self-Forcing's GAN training puts beside the transformer."""
+
+WHOLE = "model.diffusion_model."
+"""Begins the transformer's names in a file that holds all of a model."""
+
+OTHER_PARTS = ("first_stage_model.", "vae.", "cond_stage_model.", "text_encoders.", "clip_vision.")
+"""Begin the names of what else is in there: VAE, text and image encoders."""
 
 OTHER_ADAPTERS = {
     "the magnitudes of a DoRA": re.compile(r"lora_magnitude_vector|dora_scale"),
@@ -87,11 +95,33 @@ KINDS = {
     "a LoRA": re.compile(
         r"\.(lora_(A|B|down|up|mid|E|magnitude_vector)|lora\.(down|up)|dora_scale|hada_\w+|lokr_\w+|oft_\w+)(\.|$)"
     ),
+    "a Wan image-to-video transformer": re.compile(
+        r"(^|\.)(img_emb|image_embedder)\.|\.(k_img|add_k_proj)\."
+    ),
+    "a VACE transformer": re.compile(r"(^|\.)vace_(blocks|patch_embedding)\."),
+    "a Wan transformer for camera, pose or speech": re.compile(
+        r"(^|\.)(control_adapter|ref_conv|pose_patch_embedding|face_adapter|motion_encoder|casual_audio_encoder)\."
+    ),
+    "a model of Stable Diffusion": re.compile(
+        r"(^|\.)(input_blocks|down_blocks\.\d+\.attentions|joint_blocks)\."
+    ),
+    "a model of Flux or HunyuanVideo": re.compile(r"(^|\.)(double_blocks|single_transformer_blocks)\."),
+    "a CLIP encoder": re.compile(r"(^|\.)vision_model\.|^visual\."),
     "a Wan transformer": re.compile(r"(^|\.)patch_embedding\.weight$"),
     "a Wan VAE": re.compile(r"^decoder\.(conv1|conv_in)\.weight$"),
     "a UMT5 text encoder": re.compile(r"^(token_embedding|shared|encoder\.embed_tokens)\.weight$"),
+    "a small decoder": re.compile(r"^decoder\.\d+\.(conv\.\d+\.)?weight$"),
 }
 """What weights are, told by a name that only they have."""
+
+PLACES = {
+    "a LoRA": 'give it as lora="{}" beside a model',
+    "a Wan VAE": 'put it into a folder with the text encoder, base="FOLDER"',
+    "a UMT5 text encoder": 'put it into a folder with the VAE, base="FOLDER"',
+    "a small decoder": 'give it as vae="{}"',
+    "a Wan transformer": 'give it as weights="{}"',
+}
+"""Where those that a model can have belong."""
 
 
 def native_name(name: str) -> str:
@@ -126,9 +156,11 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
         Name in the file -> Wan's or diffusers' name; names that belong to no transformer are left out.
     """
     bare = {name: WRAPPERS.sub("", name) for name in names}
-    kept = {name: short for name, short in bare.items() if not short.startswith(IGNORED)}
-    prefix = next((p for p in PREFIXES if all(short.startswith(p) for short in kept.values())), "")
-    return {name: short.removeprefix(prefix) for name, short in kept.items()}
+    ignored = (*IGNORED, *OTHER_PARTS) if any(short.startswith(WHOLE) for short in bare.values()) else IGNORED
+    kept = {name: short for name, short in bare.items() if not short.startswith(ignored)}
+    while prefix := next((p for p in PREFIXES if kept and all(n.startswith(p) for n in kept.values())), ""):
+        kept = {name: short.removeprefix(prefix) for name, short in kept.items()}
+    return kept
 
 
 def _renamed(name: str, patterns: Mapping[str, str]) -> str:
@@ -141,3 +173,20 @@ def kind_of(names: Iterable[str]) -> str | None:
     """Tell the kind of weights by their names: an entry of `KINDS`."""
     known = list(names)
     return next((kind for kind, mark in KINDS.items() if any(map(mark.search, known))), None)
+
+
+def wrong_kind(place: object, kind: str | None, wanted: str = "") -> BadFile:
+    """The error for weights of another kind.
+
+    Args:
+        place: Their file or folder, or what else holds them.
+        kind: What they are; None: nothing that is known.
+        wanted: What they should be; empty: whatever a model can have.
+    """
+    if kind is None:
+        return BadFile(
+            f"{place} holds no Wan transformer, LoRA, UMT5 text encoder or Wan VAE", "give another file"
+        )
+    if wanted and kind in PLACES:
+        return BadFile(f"{place} is {kind}, not {wanted}", PLACES[kind].format(place))
+    return BadFile(f"{place} is {kind}", "take a causal text-to-video model; dummyforcing models lists them")

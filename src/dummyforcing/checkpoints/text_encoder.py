@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT
 
 from dummyforcing.checkpoints.components import quiet, read_component_config
 from dummyforcing.checkpoints.names import umt5_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.stored import StoredTensor
+from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.checkpoints.weights import check_names, fill
 from dummyforcing.errors import BadFile
 from dummyforcing.models.text_encoder import TextEncoder
@@ -25,6 +26,9 @@ UMT5_XXL: dict[str, Any] = {
     "num_heads": 64,
 }
 """The encoder of every Wan 2.1 model; all else is as `UMT5Config` has it."""
+
+TOKENIZER = "spiece_model"
+"""A tensor of bytes that ComfyUI's files have beside the weights."""
 
 
 def open_text_encoder(path: Path) -> tuple[UMT5EncoderModel, dict[str, StoredTensor]]:
@@ -48,7 +52,7 @@ def open_text_encoder(path: Path) -> tuple[UMT5EncoderModel, dict[str, StoredTen
             f"{path / 'config.json'} does not describe a UMT5 text encoder ({error})",
             "give the folder of one",
         ) from error
-    tensors = {umt5_name(name): tensor for name, tensor in open_tensors(path).items()}
+    tensors = {umt5_name(name): tensor for name, tensor in open_tensors(path).items() if name != TOKENIZER}
     if "shared.weight" in tensors:
         tensors.pop("encoder.embed_tokens.weight", None)  # the same tensor, saved twice
     check_names(tensors, model, path)

@@ -16,8 +16,9 @@ from diffusers import WanTransformer3DModel
 
 from dummyforcing.checkpoints.components import quiet
 from dummyforcing.checkpoints.lora import LoRA, merge_loras
-from dummyforcing.checkpoints.names import bare_names, native_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors, tensors_of
+from dummyforcing.checkpoints.names import bare_names, kind_of, native_name, wrong_kind
+from dummyforcing.checkpoints.stored import StoredTensor, tensors_of
+from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.checkpoints.weights import check_names
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.reading import read_json
@@ -28,6 +29,10 @@ WAN_SIZES = {
     "1.3B": ModelConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     "14B": ModelConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
 }
+
+
+KEY = "generator_ema"
+"""Entry of a file that no preset tells about."""
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -82,6 +87,13 @@ def read_config(folder: Path) -> ModelConfig:
         raise BadFile(
             f"{path} does not describe a Wan transformer ({error})", "give the folder of one"
         ) from error
+
+
+OTHER_INPUTS = {
+    36: "an image-to-video transformer, with 36 channels of input",
+    48: "Wan 2.2's 5B transformer, whose latents have 48 channels",
+}
+"""Transformers whose tensors have the names of text-to-video ones, by the channels that they take."""
 
 
 def config_of(transformer: WanTransformer3DModel | CausalWan, text_len: int) -> ModelConfig:
@@ -163,8 +175,9 @@ def open_transformer(
         model = CausalWan(config)
     if isinstance(source, Path):
         tensors, place = normalise(open_tensors(source, key)), str(source)
+        _require_text_to_video(source, tensors)
     else:
-        tensors, place = normalise(tensors_of(source)), "the transformer that was handed in"
+        tensors, place = normalise(tensors_of(source)), "transformer="
         if any(".base_layer." in name for name in tensors):  # PEFT's word for the layer that it wraps
             raise BadRequest(
                 "The transformer has LoRA layers that are not merged",
@@ -173,3 +186,38 @@ def open_transformer(
             )
     check_names(tensors, model, place)
     return model, merge_loras(tensors, loras)
+
+
+def open_any_size(path: Path) -> tuple[str, CausalWan, dict[str, StoredTensor]]:
+    """Find a transformer of no model yet: its sizes are in the `config.json` beside it, or public ones.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        What its sizes are called, and what `open_transformer` finds.
+
+    Raises:
+        BadFile: As `open_transformer`, or if there are no such sizes.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / "config.json").is_file():
+        return "config.json", *open_transformer(path, read_config(folder), KEY)
+    tensors = normalise(open_tensors(path, KEY))
+    _require_text_to_video(path, tensors)
+    patch = tensors.get("patch_embedding.weight")
+    width = patch.shape[0] if patch is not None and patch.shape else 0
+    name = next((name for name, size in WAN_SIZES.items() if size.dim == width), "")
+    if patch is not None and not name:
+        raise BadFile(f"{path} is a Wan transformer of width {width}", "put its config.json beside it")
+    name = name or next(iter(WAN_SIZES))  # which it does not fit, so that what is missing is told
+    return name, *open_transformer(path, WAN_SIZES[name], KEY)
+
+
+def _require_text_to_video(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse weights that are of something else than a transformer of text and Wan 2.1's latents alone."""
+    wanted, kind = "a Wan transformer", kind_of(tensors)
+    if kind == wanted and (patch := tensors.get("patch_embedding.weight")) and len(patch.shape) > 1:
+        kind = OTHER_INPUTS.get(patch.shape[1], wanted)
+    if kind not in (wanted, None):
+        raise wrong_kind(path, kind, wanted)

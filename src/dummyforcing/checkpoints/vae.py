@@ -12,7 +12,8 @@ from diffusers import AutoencoderKLWan
 
 from dummyforcing.checkpoints.components import quiet, read_component_config
 from dummyforcing.checkpoints.names import vae_name
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.stored import StoredTensor
+from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.checkpoints.weights import check_names, fill
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.files.reading import read_json
@@ -81,15 +82,25 @@ def load_small_decoder(path: Path, vae: VideoDecoder) -> SmallDecoder:
         BadRequest: If the VAE has other latents than Wan 2.1's.
     """
     with torch.device("meta"):
-        wan, layers = AutoencoderKLWan(num_res_blocks=1, base_dim=8).config, SmallLayers()
+        wan = AutoencoderKLWan(num_res_blocks=1, base_dim=8).config
     if vae.vae.config.latents_mean != wan.latents_mean or vae.vae.config.z_dim != wan.z_dim:
         raise BadRequest(
             f"{path} decodes latents of Wan 2.1, and this model's are others", "leave it out", "vae"
         )
-    tensors = open_tensors(path)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+    return SmallDecoder(fill(*open_small_decoder(path), vae.device, vae.vae.dtype), vae)
+
+
+def open_small_decoder(path: Path) -> tuple[SmallLayers, dict[str, StoredTensor]]:
+    """Build the layers of a small decoder without weights, and find them.
+
+    Raises:
+        BadFile: If the file is missing or damaged, or holds something else.
+    """
+    with torch.device("meta"):
+        layers = SmallLayers()
+    tensors = {name: t for name, t in open_tensors(path).items() if not name.startswith("encoder.")}
     check_names(tensors, layers, path)
-    return SmallDecoder(fill(layers, tensors, vae.device, vae.vae.dtype), vae)
+    return layers, tensors
 
 
 def decoder_sizes(folder: Path) -> DecoderSizes:

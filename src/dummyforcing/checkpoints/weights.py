@@ -13,8 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dummyforcing.checkpoints.names import kind_of
-from dummyforcing.checkpoints.tensor_files import StoredTensor, open_tensors
+from dummyforcing.checkpoints.names import kind_of, wrong_kind
+from dummyforcing.checkpoints.stored import StoredTensor
+from dummyforcing.checkpoints.tensor_files import open_tensors
 from dummyforcing.errors import BadFile
 from dummyforcing.files.finite import all_finite, faults
 
@@ -28,9 +29,13 @@ def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, place: o
     """Require exactly the parameters of `module`, each in its shape.
 
     Raises:
-        BadFile: If there is a difference; counts all, names the first few and the nearest missing.
+        BadFile: If they are of another kind, or there is a difference; counts all, names the first few and
+            the nearest missing.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    kind, wanted = kind_of(tensors), kind_of(expected)
+    if kind != wanted and (kind is not None or expected.keys().isdisjoint(tensors)):
+        raise wrong_kind(place, kind, str(wanted))
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
 
@@ -53,11 +58,7 @@ def check_names(tensors: Mapping[str, StoredTensor], module: nn.Module, place: o
         if names
     ]
     if found:
-        is_kind, is_expected = kind_of(list(tensors)), kind_of(list(expected))
-        what = f"they are of {is_kind} instead of {is_expected}, " if is_kind != is_expected else ""
-        raise BadFile(
-            f"The weights in {place} do not fit the model: {what}{'; '.join(found)}", "give another file"
-        )
+        raise BadFile(f"The weights in {place} do not fit the model: {'; '.join(found)}", "give another file")
 
 
 def fill(

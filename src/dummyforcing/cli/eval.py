@@ -16,7 +16,8 @@ from dummyforcing.pipeline.options import VideoOptions
 
 if TYPE_CHECKING:
     from dummyforcing.checkpoints.model_files import ModelFiles
-    from dummyforcing.evaluation.generate import Job, VideoFolder
+    from dummyforcing.evaluation.generate import VideoFolder
+    from dummyforcing.evaluation.prompts import Job, PromptSet
     from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
 TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
@@ -37,7 +38,7 @@ DENSE: dict[str, Any] = {"policy": "dense", "dummy_fraction": None, "plan": None
 def eval(
     *,
     prompts: Annotated[
-        Positional[Path | None], arg(metavar="PROMPTS.txt", help_behavior_hint="(or give --scores)")
+        Positional[Path | None], arg(metavar="PROMPTS", help_behavior_hint="(or give --scores)")
     ] = None,
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("eval"),
     model: Model = "tiny",
@@ -51,6 +52,9 @@ def eval(
         tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all 16)")
     ] = (),
     download_networks: FlagCreatePairsOff[bool] = False,
+    vbench_python: Annotated[
+        Path | None, arg(metavar="PATH", help_behavior_hint="(default: this environment's)")
+    ] = None,
     scores: Annotated[
         Path | None, arg(metavar="FILE|FOLDER", help_behavior_hint="(default: make videos)")
     ] = None,
@@ -73,13 +77,14 @@ def eval(
 
     The protocol of VBench, for a model that wants long prompts:
       dummyforcing eval all_dimension.txt --extended all_dimension_longer.txt -o vbench
-        --vbench-info VBench_full_info.json
+        --vbench-info VBench_full_info.json --vbench-python vbench-env/bin/python
 
     Quality, semantic and total score of what VBench has written elsewhere:
       dummyforcing eval --scores evaluation_results
 
     Args:
-        prompts: One prompt per line; they name the videos.
+        prompts: One prompt per line; they name the videos. Or a table, .csv, .jsonl or .json, with a column
+            prompt, and perhaps id, which names the videos then, and seed.
         output: Folder for videos and measures; it keeps to one setting.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model.
@@ -91,6 +96,8 @@ def eval(
         dimension: Only these dimensions of VBench, and only the videos of their prompts.
             With temporal_flickering, its prompts get 25 videos, for VBench's static filter to choose from.
         download_networks: Let VBench download the networks that it lacks.
+        vbench_python: Interpreter of the environment that VBench is installed in: what it needs (numpy 1,
+            transformers 4.33) breaks others.
         scores: Only sum up existing scores: a JSON file, or the folder that VBench wrote into.
         judge: Also make every video with the dense cache, from the same noise, in FOLDER/dense, and say in
             words what is worse than there. Where prompts are of the bundled models' world, exact detectors
@@ -109,13 +116,12 @@ def eval(
         FLICKER,
         SAMPLES,
         STATIC_FILTER_SAMPLES,
-        Outcome,
-        evaluate,
         read_info,
         read_results,
         require_dimensions,
     )
     from dummyforcing.evaluation.vbench import scores as sum_up
+    from dummyforcing.evaluation.vbench_package import Outcome, VBenchPackage
 
     require_dimensions(dimension)
     if scores is not None:
@@ -128,14 +134,11 @@ def eval(
         raise BadRequest(f"{samples} samples are no videos", "take 1 or more", "samples")
     if dimension and vbench_info is None:
         raise BadRequest("--dimension needs to know what prompts a dimension has", "give --vbench-info")
+    if vbench_python is not None and vbench_info is None:
+        raise BadRequest("VBench needs to know what prompts a dimension has", "give --vbench-info")
 
-    from dummyforcing.evaluation.generate import (
-        PromptSet,
-        VideoFolder,
-        parse_shard,
-        request,
-        summarize,
-    )
+    from dummyforcing.evaluation.generate import VideoFolder, parse_shard, request, summarize
+    from dummyforcing.evaluation.prompts import PromptSet
     from dummyforcing.evaluation.results import write_results
     from dummyforcing.pipeline.devices import choose_device
     from dummyforcing.presets.preset import parse_size
@@ -143,12 +146,20 @@ def eval(
     part, parts = parse_shard(shard)
     members = read_info(vbench_info) if vbench_info else {}
     chosen = PromptSet.read(prompts, extended)
-    if dimension:
-        chosen = chosen.only({prompt for name in dimension for prompt in members[name]})
-        if not chosen.prompts:
-            raise BadRequest(f"No prompt of {prompts} belongs to {', '.join(dimension)}", "take other ones")
+    if vbench_info is not None:
+        wanted = {prompt for name in dimension or DIMENSIONS for prompt in members[name]}
+        if not (of_vbench := chosen.only(wanted)).prompts:
+            raise BadRequest(
+                f"No prompt of {prompts} belongs to {', '.join(dimension) or 'VBench'}",
+                "take VBench's own, which name the videos; long versions of them are for --extended",
+            )
+        chosen = of_vbench if dimension else chosen
+    if "seed" in video and any(prompt.seed is not None for prompt in chosen.prompts):
+        raise BadRequest(f"The prompts of {prompts} have seeds of their own", "leave out --seed")
+    package = VBenchPackage.find(vbench_python)
     more = dict.fromkeys(members[FLICKER], STATIC_FILTER_SAMPLES) if FLICKER in dimension else {}
     jobs = chosen.jobs(samples, video.get("seed", 0), more)
+    _tell_prompts(chosen, prompts)
 
     files = open_files(model, load)
     options = {name: video.get(name, default) for name, default in SETTINGS.items()}
@@ -171,6 +182,7 @@ def eval(
     dense_settings, _ = _settings(files, dense, load, fixed)
     videos = VideoFolder.open(output, settings, where)
     reference = VideoFolder.open(output / "dense", dense_settings, where) if judge else None
+    videos.name_prompts(chosen, jobs)
     pipeline = _fill(videos, jobs[part::parts], files, options, load)
     if reference is not None:
         _fill(reference, jobs[part::parts], files, dense, load, pipeline)
@@ -186,10 +198,10 @@ def eval(
             wrote(folder.videos, f"{count} of {len(jobs)} videos", videos=count)
         return {"settings": settings, "videos": len(jobs)}
     names = dimension or tuple(DIMENSIONS)
-    outcome = evaluate(
-        videos.videos, vbench_info, output / "vbench", chosen.prompts, names, str(where), download_networks
+    outcome = package.evaluate(
+        videos.videos, vbench_info, output / "vbench", chosen.names, names, str(where), download_networks
     )
-    flicker = [job for job in jobs if job.prompt in members.get(FLICKER, chosen.prompts)]
+    flicker = [job for job in jobs if job.prompt in members.get(FLICKER, chosen.names)]
     measured = summarize(videos, jobs, flicker, outcome)
     found: dict[str, object] = {"settings": settings, **about, **measured}
     if reference is not None:
@@ -258,6 +270,16 @@ def compare(
     print_judgement(judgement, str(second))
     found = differences(*pairs, groups=prompts)
     return {"videos": len(names), "differences": found, "judgement": asdict(judgement)}
+
+
+def _tell_prompts(chosen: "PromptSet", path: Path) -> None:
+    """Say what is not taken as it stands in the file."""
+    if chosen.repeated:
+        more = " and others" if chosen.repeated[1:] else ""
+        tell(f"{path} has '{chosen.repeated[0]}'{more} more than once: there is one set of videos of each.")
+    if chosen.unused:
+        why = "; models of this kind take no negative prompt" if "negative" in " ".join(chosen.unused) else ""
+        tell(f"{path}: not used: {', '.join(chosen.unused)}{why}.")
 
 
 def _settings(

@@ -99,12 +99,10 @@ def check(
     """
     from dummyforcing.checkpoints.convert import check_file, check_model
     from dummyforcing.cli.report import print_reports
-    from dummyforcing.presets.catalog import PUBLIC, bundled_folders
+    from dummyforcing.presets.catalog import may_be_weights
 
-    path = Path(model)
-    is_model = path.suffix in (".toml", ".json") or (path / "preset.json").exists()
-    if path.exists() and not is_model and model not in {*PUBLIC, *bundled_folders()}:
-        reports = [check_file(path, deep=deep)]
+    if may_be_weights(model):
+        reports = [check_file(Path(model), deep=deep)]
     else:
         reports = check_model(open_files(model, load), deep=deep)
     print_reports(reports)

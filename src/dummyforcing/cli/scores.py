@@ -10,9 +10,9 @@ from dummyforcing.evaluation.vbench import DIMENSIONS, scores
 
 if TYPE_CHECKING:
     from dummyforcing.evaluation.bootstrap import EstimateJson
-    from dummyforcing.evaluation.generate import Job
     from dummyforcing.evaluation.judge import Judgement
-    from dummyforcing.evaluation.vbench import Outcome
+    from dummyforcing.evaluation.prompts import Job
+    from dummyforcing.evaluation.vbench_package import Outcome
     from dummyforcing.evaluation.world.measures import SceneMeasures
     from dummyforcing.presets.preset import Preset
 

@@ -3,14 +3,14 @@
     FOLDER/manifest.json            what the videos are made with; a folder has one setting
     FOLDER/videos/{prompt}-{i}.mp4  sample i of each prompt, as VBench wants it; nothing else is in there
     FOLDER/measures/...             what was measured of each video
+    FOLDER/prompts.json             video -> prompt, where the name is another
 
 A video or measure that is there is whole: both appear under their names once they are complete.
 """
 
-import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,14 +20,15 @@ import torch
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.evaluation.bootstrap import EstimateJson
+from dummyforcing.evaluation.prompts import Job, PromptSet, file_hash
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate, measure
-from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, Outcome, scores
+from dummyforcing.evaluation.vbench import DIMENSIONS, FLICKER, SAMPLES, scores
+from dummyforcing.evaluation.vbench_package import Outcome
 from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
 from dummyforcing.evaluation.world.scene import Scene, read_prompt
 from dummyforcing.files.reading import read_json
 from dummyforcing.files.records import to_json
-from dummyforcing.files.text import read_prompts
 from dummyforcing.files.writing import explaining, replacing
 from dummyforcing.media.clips import read_mp4
 from dummyforcing.media.video import write_mp4
@@ -36,87 +37,6 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
 from dummyforcing.pipeline.shipped import read_plan
 from dummyforcing.presets.preset import Preset
-
-_MAX_NAME = 220  # bytes; file systems allow 255, of which number, endings and temporary names take some
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to make."""
-
-    prompt: str
-    """Short prompt, which names the file."""
-    text: str
-    """What the model gets: the prompt or its extension."""
-    index: int
-    """Number of the sample."""
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return f"{self.prompt}-{self.index}.mp4"
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts with what the model gets for each."""
-
-    prompts: tuple[str, ...]
-    texts: tuple[str, ...]
-    hashes: Mapping[str, str | None]
-    """Of the files that they are from, for the manifest."""
-
-    @classmethod
-    def read(cls, prompts: Path, extended: Path | None = None) -> "PromptSet":
-        """Read prompts, one per line, and their extensions, one per line in the same order.
-
-        Raises:
-            BadFile: If a file cannot be read, the two differ in length, a prompt occurs twice, or a prompt
-                cannot be a file name.
-        """
-        short = read_prompts(prompts)
-        long = read_prompts(extended) if extended else short
-        if len(long) != len(short):
-            raise BadFile(
-                f"{extended} has {len(long)} lines and {prompts} {len(short)}",
-                "give one extension per prompt",
-            )
-        seen = set()
-        for prompt in short:
-            if prompt in seen:
-                raise BadFile(f"prompt '{prompt}' is twice in {prompts}", "keep one")
-            seen.add(prompt)
-            if "/" in prompt or "\0" in prompt or len(prompt.encode()) > _MAX_NAME:
-                raise BadFile(
-                    f"prompt '{prompt[:80]}' cannot name a file (no '/', at most {_MAX_NAME} bytes)",
-                    "write "
-                    "a short one in the prompt file and give the full text in the file of extended ones",
-                )
-        hashes = {
-            "prompts_sha256": file_hash(prompts),
-            "extended_sha256": file_hash(extended) if extended else None,
-        }
-        return cls(tuple(short), tuple(long), hashes)
-
-    def only(self, wanted: Collection[str]) -> "PromptSet":
-        """The prompts that are wanted, in the same order."""
-        pairs = [pair for pair in zip(self.prompts, self.texts, strict=True) if pair[0] in wanted]
-        return replace(self, prompts=tuple(a for a, _ in pairs), texts=tuple(b for _, b in pairs))
-
-    def jobs(self, samples: int, seed: int, more: Mapping[str, int] | None = None) -> list[Job]:
-        """List all videos: sample i of each prompt has seed `seed + i`.
-
-        Args:
-            samples: Videos per prompt.
-            seed: Of sample 0.
-            more: Prompts with another number of videos; None: all prompts have `samples`.
-        """
-        return [
-            Job(prompt, text, index, seed + index)
-            for prompt, text in zip(self.prompts, self.texts, strict=True)
-            for index in range((more or {}).get(prompt, samples))
-        ]
 
 
 @dataclass(frozen=True)
@@ -173,6 +93,17 @@ class VideoFolder:
     def measures(self, job: Job) -> Path:
         """Path of its measures."""
         return self.path / "measures" / f"{job.name}.json"
+
+    def name_prompts(self, prompts: PromptSet, jobs: Sequence[Job]) -> None:
+        """Write what the videos show where their names do not tell it, as VBench's `--prompt_file` wants it.
+
+        Raises:
+            BadFile: If it cannot be written.
+        """
+        whole = {prompt.name: prompt.prompt for prompt in prompts.prompts}
+        if any(name != prompt for name, prompt in whole.items()):
+            with replacing(self.path / "prompts.json") as part:
+                part.write_text(to_json({job.name: whole[job.prompt] for job in jobs}, indent=1))
 
     def is_done(self, job: Job) -> bool:
         """Whether the video is there and measured."""
@@ -351,8 +282,3 @@ def parse_shard(text: str) -> tuple[int, int]:
             f"shard '{text}' cannot be read", "of four processes the first is 0/4, the last 3/4", "shard"
         )
     return int(part), int(parts)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

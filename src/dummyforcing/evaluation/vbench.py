@@ -1,4 +1,4 @@
-"""VBench: its 16 dimensions as data, its totals, and the call of its package where that is installed.
+"""VBench: its 16 dimensions as data, its totals, and its files.
 
     scores(read_results(Path("evaluation_results")))  # quality, semantic and total in percent
 
@@ -6,8 +6,6 @@ A dimension that was not computed never counts as 0: without it there is no tota
 Source: VBench (arXiv:2311.17982) and the weights of its leaderboard.
 """
 
-import importlib.util
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,96 +169,3 @@ def read_info(path: Path) -> dict[str, list[str]]:
             f"{path} is not VBench's VBench_full_info.json ({error!r})", "give that file"
         ) from error
     return prompts
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Scores that VBench gave, and reasons for those that it did not."""
-
-    raw: dict[str, float]
-    """Dimension -> raw score."""
-    not_computed: dict[str, str]
-    """Every other dimension -> why not."""
-
-
-def evaluate(
-    videos: Path,
-    info: Path | None,
-    output: Path,
-    prompts: Collection[str],
-    names: Collection[str],
-    device: str,
-    download: bool = False,
-) -> Outcome:
-    """Let the `vbench` package compute what can be computed here; what it has computed before is read.
-
-    Args:
-        videos: Folder of nothing but videos, named `{prompt}-{index}.mp4`.
-        info: VBench's `VBench_full_info.json`.
-        output: Folder for its results.
-        prompts: Those that there are videos of.
-        names: Dimensions that are wanted.
-        device: Name of the torch device.
-        download: Whether the package may download the networks that are missing.
-    """
-    members = read_info(info) if info else {}
-    missing: dict[str, str] = {}
-    for name in DIMENSIONS:
-        absent = [prompt for prompt in members.get(name, []) if prompt not in prompts]
-        if name not in names:
-            missing[name] = "it was not asked for"
-        elif info is None:
-            missing[name] = "VBench_full_info.json was not given"
-        elif absent or not members[name]:
-            missing[name] = f"{len(absent)} of its {len(members[name])} prompts have no videos"
-        elif (output / f"{name}_eval_results.json").exists():
-            continue
-        elif reason := obstacle(name, download):
-            missing[name] = reason
-        else:
-            try:
-                compute(videos, info, output, name, device)
-            except Exception as error:  # VBench's networks fail in their own ways; the other dimensions count
-                missing[name] = f"VBench failed: {error!r}"
-    raw = read_results(output) if len(missing) < len(DIMENSIONS) else {}
-    return Outcome({name: raw[name] for name in DIMENSIONS if name not in missing}, missing)
-
-
-def obstacle(dimension: str, download: bool) -> str | None:
-    """Why the `vbench` package cannot compute a dimension here; None if it can.
-
-    Args:
-        dimension: Its name.
-        download: Whether the package may download the networks that are missing.
-    """
-    if importlib.util.find_spec("vbench") is None:
-        return "the vbench package is not installed (pip install vbench)"
-    default = Path.home() / ".cache" / "vbench"
-    cache = Path(os.environ.get("VBENCH_CACHE_DIR", default))
-    missing = [name for name in DIMENSIONS[dimension].networks if not (cache / name).exists()]
-    if missing and not download:
-        return f"its network {cache / missing[0]} is missing, which VBench may be allowed to fetch"
-    return None
-
-
-def compute(videos: Path, info: Path, output: Path, dimension: str, device: str) -> None:
-    """Let the `vbench` package (0.1.5) compute one dimension; it writes into `output`.
-
-    Args:
-        videos: Folder of nothing but videos, named `{prompt}-{index}.mp4`.
-        info: VBench's `VBench_full_info.json`.
-        output: Folder for `{dimension}_eval_results.json`, which `read_results` reads.
-        dimension: Its name.
-        device: Name of the torch device.
-    """
-    import torch
-    from vbench import VBench
-
-    judge = VBench(torch.device(device), str(info), str(output))
-    judge.evaluate(
-        videos_path=str(videos),
-        name=dimension,
-        dimension_list=[dimension],
-        local=True,
-        mode="vbench_standard",
-    )

@@ -24,6 +24,14 @@ BYTE_ORDER_MARKS = {
 }
 """What a file begins with, and how the rest of it is written then."""
 
+INSTEAD = {
+    b"version https://git-lfs": "a Git LFS pointer",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an error message in XML",
+}
+"""What files begin with that were downloaded in a wrong way, and what they are."""
+
 
 def read_text(path: str | Path) -> str:
     """The text of a file: UTF-8, or what a byte order mark says; every line ends with a newline alone.
@@ -82,6 +90,16 @@ def read_yaml(path: str | Path) -> Any:
         return _shallow(lambda: yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def instead_of_a_file(begin: bytes) -> str:
+    """What a download left in place of the file that was wanted: `a web page` and so on; empty: it did not.
+
+    Args:
+        begin: Its first bytes, 64 or more.
+    """
+    begin = begin.removeprefix(codecs.BOM_UTF8).lstrip()[:64].lower()
+    return next((what for mark, what in INSTEAD.items() if begin.startswith(mark)), "")
 
 
 def whole(text: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dummyforcing.errors import BadFile, BadRequest
-from dummyforcing.files.reading import read_text, whole
+from dummyforcing.files.reading import instead_of_a_file, read_text, whole
 
 
 def split_number(text: str, number: str, file: str) -> tuple[str, float | None]:
@@ -55,14 +55,26 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         BadFile: If it cannot be read, or holds none.
     """
+    prompts = [line for line in map(str.strip, read_prompt_file(path).split("\n")) if line]
+    if not prompts:
+        raise BadFile(f"{path} holds no prompts", "write one per line")
+    return prompts
+
+
+def read_prompt_file(path: Path) -> str:
+    """The text of a file of prompts in any format.
+
+    Raises:
+        BadFile: If it cannot be read, or is what a download left in place of it.
+    """
     try:
-        lines = [line.strip() for line in read_text(path).split("\n")]
+        text = read_text(path)
     except OSError as error:
         raise BadFile(f"The prompts {path} cannot be read ({error.strerror})", "give a text file") from error
     except ValueError as error:
         raise BadFile(
             f"The prompts {path} are no text ({error})", "write one prompt per line, in UTF-8"
         ) from error
-    if not (prompts := [line for line in lines if line]):
-        raise BadFile(f"{path} holds no prompts", "write one per line")
-    return prompts
+    if instead := instead_of_a_file(text.encode(errors="replace")):
+        raise BadFile(f"{path} is {instead} instead of prompts", "download the file itself")
+    return text

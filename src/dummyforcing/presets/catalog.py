@@ -88,13 +88,21 @@ def find_preset(name_or_path: str | Path) -> tuple[Preset, Path | None]:
         return read_preset(path / "preset.json"), path
     if path.suffix in (".toml", ".json"):
         return read_preset(path), None
-    if path.exists():
+    if may_be_weights(path):
         raise BadFile(
             f"{path} holds no preset.json that says how to run it",
             f"name the model that its weights are for "
             f'and give them beside it, such as model="self-forcing" weights="{path}"',
         )
     raise BadRequest(f"There is no model or folder '{name}'", f"{nearest(name, [*bundled, *PUBLIC])}")
+
+
+def may_be_weights(name_or_path: str | Path) -> bool:
+    """Whether a file or folder is there that is no model by itself, but may be weights of one."""
+    path = Path(name_or_path)
+    is_model = path.suffix in (".toml", ".json") or (path / "preset.json").is_file()
+    is_model = is_model and not path.name.endswith(".index.json")  # lists files of weights
+    return path.exists() and not is_model and str(name_or_path) not in {*bundled_folders(), *PUBLIC}
 
 
 def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:
