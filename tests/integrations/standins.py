@@ -274,14 +274,14 @@ class Transformer(CausalWan):
         assert tokens.shape[1] <= seq_len
         time = self.embed_time(t)
         text = self.text_embedding(torch.stack(list(context)))
-        infos = []
+        infos, end = [], told.pop("current_end", None)
         for block, kv, cross in zip(self.blocks, kv_cache, crossattn_cache, strict=True):
             if self.family == "comfyui":
                 seen: Any = (None, kv, {"ar_state": {"start_frame": current_start // TOKENS}})
             else:
                 seen = (None, grid_sizes, None, None, kv, current_start)
             if self.family == "causvid":
-                seen = (*seen, told.pop("current_end", current_start + tokens.shape[1]))
+                seen = (*seen, end)
             tokens, info = block(tokens, time.blocks, text, cross, *seen, **told)
             infos.append(info)
         if self.family == "longlive":
@@ -312,6 +312,26 @@ class LongLiveTransformer(Transformer):
         sink_recache_after_switch: bool = False,
     ) -> Tensor:
         told = {"sink_recache_after_switch": sink_recache_after_switch}
+        return self.run(x, t, context, seq_len, kv_cache, crossattn_cache, current_start, **told)
+
+
+class CausVidTransformer(Transformer):
+    """Is told where the current frames end, and has no other starts."""
+
+    def _forward_inference(  # type: ignore[override]
+        self,
+        x: Any,
+        t: Tensor,
+        context: Any,
+        seq_len: int,
+        clip_fea: Any = None,
+        y: Any = None,
+        kv_cache: Any = None,
+        crossattn_cache: Any = None,
+        current_start: int = 0,
+        current_end: int = 0,
+    ) -> Tensor:
+        told = {"current_end": current_end}
         return self.run(x, t, context, seq_len, kv_cache, crossattn_cache, current_start, **told)
 
 
@@ -358,6 +378,7 @@ class ComfyTransformer(Transformer):
 
 KINDS: dict[str, type[Transformer]] = {
     "longlive": LongLiveTransformer,
+    "causvid": CausVidTransformer,
     "rolling-forcing": RollingForcingTransformer,
     "comfyui": ComfyTransformer,
 }

@@ -230,7 +230,10 @@ def quantised(model: WanTransformer3DModel) -> WanTransformer3DModel:
     [
         (unmerged, r"has LoRA layers that are not merged; call its fuse_lora\(\) and unload_lora\(\)"),
         (quantised, r"proj_out\.weight is of int8: the model is quantised; give one in bfloat16"),
-        (lambda _: random_diffusers(image_dim=8, added_kv_proj_dim=48), "transformer= is a Wan image-to-video transformer"),
+        (
+            lambda _: random_diffusers(image_dim=8, added_kv_proj_dim=48),
+            "transformer= is a Wan image-to-video transformer",
+        ),
         (lambda _: random_diffusers(cross_attn_norm=False), r"6 missing \(blocks\.0\.norm3\.weight"),
         (lambda _: random_diffusers(text_dim=8), "text encoder gives 16 channels, but model .* takes 8"),
         (lambda _: None, "transformer=None is no loaded transformer of Wan; give one"),
