@@ -318,7 +318,7 @@ class LongLiveTransformer(Transformer):
 class CausVidTransformer(Transformer):
     """Is told where the current frames end, and has no other starts."""
 
-    def _forward_inference(  # type: ignore[override]
+    def _forward_inference(
         self,
         x: Any,
         t: Tensor,
