@@ -27,6 +27,10 @@ TextKV = list[tuple[Tensor, Tensor]]
 """Cross-attention keys and values of one prompt, per block, each `(B, text_len, H, D)`."""
 
 
+LARGEST = 10**6
+"""No size of a transformer is larger."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of a causal Wan transformer; the field names are those of Wan's `config.json`."""
@@ -44,9 +48,19 @@ class ModelConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        sizes = (self.dim, self.ffn_dim, self.num_heads, self.num_layers, self.text_len, self.text_dim)
-        if min(*sizes, self.freq_dim, self.in_dim, self.out_dim, *self.patch_size) < 1:
-            raise BadRequest("A transformer has a size below 1", "give sizes of 1 or more")
+        sizes: tuple[int, ...] = (
+            self.dim,
+            self.ffn_dim,
+            self.num_heads,
+            self.num_layers,
+            self.text_len,
+            self.text_dim,
+        )
+        sizes = (*sizes, self.freq_dim, self.in_dim, self.out_dim, *self.patch_size)
+        if min(sizes) < 1 or max(sizes) > LARGEST:
+            raise BadRequest(
+                f"A transformer has a size that is not from 1 to {LARGEST:,}", "give sizes in that range"
+            )
         if self.dim % (2 * self.num_heads):
             raise BadRequest(
                 f"{self.num_heads} heads cannot share {self.dim} channels in pairs",

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from ctypes import c_ulong, py_object, pythonapi
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -20,23 +20,26 @@ def run_apart(function: Callable[[], Result]) -> Result:
     cores, all of them go to sleep sooner: on two cores a chunk took 0.8 s in place of 0.57 s.
     """
     result: Future[Result] = Future()
-    context = copy_context()
+    context, begun = copy_context(), Event()
 
     def work() -> None:
+        begun.set()
         try:
             result.set_result(context.run(function))
         except BaseException as error:
             result.set_exception(error)
 
     thread = Thread(target=work, name="apart", daemon=True)
-    thread.start()
     try:
+        thread.start()  # which a signal may interrupt, too
         return result.result()
     finally:
+        begun.wait(1)
         if not result.done() and thread.ident is not None:
             # A signal ends it here: it ends there as it would have here, and before the interpreter does.
             pythonapi.PyThreadState_SetAsyncExc(c_ulong(thread.ident), py_object(SystemExit))
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         # That returns before the thread has given back all that it has, and a process may end meanwhile.
         while Path(f"/proc/self/task/{thread.native_id}").exists():
             time.sleep(0.001)
