@@ -142,11 +142,11 @@ def open_any_size(path: Path) -> tuple[str, CausalWan, dict[str, StoredTensor]]:
     Raises:
         BadFile: As `open_transformer`, or if there are no such sizes.
     """
+    tensors = normalise(open_tensors(path, KEY))
+    _require_text_to_video(path, tensors)
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file():
         return "config.json", *open_transformer(path, read_config(folder), KEY)
-    tensors = normalise(open_tensors(path, KEY))
-    _require_text_to_video(path, tensors)
     patch = tensors.get("patch_embedding.weight")
     width = patch.shape[0] if patch is not None and patch.shape else 0
     name = next((name for name, size in WAN_SIZES.items() if size.dim == width), "")
