@@ -216,7 +216,7 @@ def broken_copy(folder: Path, target: Path, change: str) -> Path:
         ("missing", r"1 missing \(encoder\.final_layer_norm\.weight\)"),
         ("unexpected", r"1 unexpected \(stray\.weight\)"),
         ("mismatched", r"1 wrong in shape \(encoder\.final_layer_norm\.weight \[7\] instead of \[32\]"),
-        ("truncated", "damaged, incomplete"),
+        ("truncated", "ends early"),
         ("no file", "holds no weights"),
         ("no config", r"no config\.json"),
         ("no tokenizer", "no tokenizer that can be read"),
