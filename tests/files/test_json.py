@@ -104,6 +104,7 @@ def test_nothing_is_written(save: Callable[[Path], None], is_old: bool, tmp_path
 DUMPS = {  # these write no file: they compare, hash, print or send
     "src/dummyforcing/files/records.py": 1,
     "src/dummyforcing/evaluation/generate.py": 3,
+    "src/dummyforcing/evaluation/run_vbench.py": 1,
     "src/dummyforcing/models/wan.py": 1,
     "src/dummyforcing/pipeline/expander.py": 1,
     "src/dummyforcing/server/storage/decoding.py": 1,
