@@ -1,6 +1,8 @@
 """What people have loads, or is refused in one sentence, the same wherever they give it."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,19 @@ def test_settings_called_model_are_no_weights(tmp_path: Path) -> None:
 def test_notes_of_safetensors_by_another_name(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "A.SAFETENSORS.bin", metadata={"format": "pt"})
     assert read_notes(tmp_path / "A.SAFETENSORS.bin") == {"format": "pt"}
+
+
+@pytest.mark.parametrize(("channels", "out"), [(48, 48), (36, 16)])
+def test_other_latents_of_a_model_of_ones_own(channels: int, out: int, tmp_path: Path) -> None:
+    """Its config says so, and it makes what it takes; one of pictures and latents does not."""
+    config = replace(SMALL, in_dim=channels, out_dim=out)
+    safe(wild.channels(channels, out))(random_state(), tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(vars(config)))
+    if channels == out:
+        assert check_file(tmp_path / "a.safetensors", deep=True).part == "Wan transformer, config.json"
+        return
+    with pytest.raises(UserError, match="is an image-to-video transformer, with 36 channels of input; take"):
+        check_file(tmp_path / "a.safetensors")
 
 
 def test_an_unknown_width_is_told(tmp_path: Path) -> None:

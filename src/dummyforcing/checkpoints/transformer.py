@@ -173,6 +173,7 @@ def open_transformer(
     """
     with torch.device("meta"):
         model = CausalWan(config)
+<<<<<<< HEAD
     if isinstance(source, Path):
         tensors, place = normalise(open_tensors(source, key)), str(source)
         _require_text_to_video(source, tensors)
@@ -185,6 +186,11 @@ def open_transformer(
                 "transformer",
             )
     check_names(tensors, model, place)
+=======
+    tensors = normalise(open_tensors(path, key))
+    _require_text_to_video(path, tensors, config)
+    check_names(tensors, model, path)
+>>>>>>> w-data
     return model, merge_loras(tensors, loras)
 
 
@@ -200,10 +206,9 @@ def open_any_size(path: Path) -> tuple[str, CausalWan, dict[str, StoredTensor]]:
     Raises:
         BadFile: As `open_transformer`, or if there are no such sizes.
     """
-    folder = path if path.is_dir() else path.parent
-    if (folder / "config.json").is_file():
+    tensors, folder = normalise(open_tensors(path, KEY)), path if path.is_dir() else path.parent
+    if kind_of(tensors) == "a Wan transformer" and (folder / "config.json").is_file():
         return "config.json", *open_transformer(path, read_config(folder), KEY)
-    tensors = normalise(open_tensors(path, KEY))
     _require_text_to_video(path, tensors)
     patch = tensors.get("patch_embedding.weight")
     width = patch.shape[0] if patch is not None and patch.shape else 0
@@ -214,10 +219,19 @@ def open_any_size(path: Path) -> tuple[str, CausalWan, dict[str, StoredTensor]]:
     return name, *open_transformer(path, WAN_SIZES[name], KEY)
 
 
-def _require_text_to_video(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse weights that are of something else than a transformer of text and Wan 2.1's latents alone."""
+def _require_text_to_video(
+    path: Path, tensors: Mapping[str, StoredTensor], config: ModelConfig | None = None
+) -> None:
+    """Refuse weights of anything else than a transformer that takes text, and latents like those it makes.
+
+    Args:
+        path: Their file or folder.
+        tensors: Under Wan's own names.
+        config: The sizes, if they are known; else Wan 2.1's latents are expected.
+    """
     wanted, kind = "a Wan transformer", kind_of(tensors)
+    latents = config.in_dim if config is not None and config.in_dim == config.out_dim else 16
     if kind == wanted and (patch := tensors.get("patch_embedding.weight")) and len(patch.shape) > 1:
-        kind = OTHER_INPUTS.get(patch.shape[1], wanted)
+        kind = wanted if patch.shape[1] == latents else OTHER_INPUTS.get(patch.shape[1], wanted)
     if kind not in (wanted, None):
         raise wrong_kind(path, kind, wanted)

@@ -156,15 +156,15 @@ class VBenchPackage:
                 "videos": str(videos.absolute()),
                 "dimension": dimension,
             }
-            with replacing(output / f"{dimension}.log") as log, log.open("wb") as said:
-                command = [self.python, str(PROGRAM), to_json(job)]
+            command = [self.python, str(PROGRAM), to_json(job)]
+            log = output / f"{dimension}.log"
+            with explaining(log), log.open("wb") as said:  # to be read while it grows
                 try:
                     code = subprocess.run(command, stdout=said, stderr=said, check=False, env=env).returncode
                 except OSError as error:
                     raise _Failed(f"{self.python} cannot be run any more ({error.strerror})") from error
-                ending = _ending(code, log.read_bytes())
             if code:
-                raise _Failed(ending)
+                raise _Failed(_ending(code, log.read_bytes()))
             score = _score(Path(folder), dimension)
             if score is None:
                 raise _Failed("it wrote no score from 0 to 1")
