@@ -173,10 +173,9 @@ def open_transformer(
     """
     with torch.device("meta"):
         model = CausalWan(config)
-<<<<<<< HEAD
     if isinstance(source, Path):
         tensors, place = normalise(open_tensors(source, key)), str(source)
-        _require_text_to_video(source, tensors)
+        _require_text_to_video(source, tensors, config)
     else:
         tensors, place = normalise(tensors_of(source)), "transformer="
         if any(".base_layer." in name for name in tensors):  # PEFT's word for the layer that it wraps
@@ -186,11 +185,6 @@ def open_transformer(
                 "transformer",
             )
     check_names(tensors, model, place)
-=======
-    tensors = normalise(open_tensors(path, key))
-    _require_text_to_video(path, tensors, config)
-    check_names(tensors, model, path)
->>>>>>> w-data
     return model, merge_loras(tensors, loras)
 
 
