@@ -639,6 +639,16 @@ def test_options_that_do_not_go_together():
         dummyforcing.attach(rolling, engine="fused", teacache=0.2)
 
 
+def test_the_fused_path_refuses_gradients_after_its_first_pass_too():
+    pipe = pipeline("self-forcing")
+    with dummyforcing.attach(pipe, engine="fused") as handle:
+        video(pipe)
+        assert handle.engine == "fused"
+        pipe.model.requires_grad_(True)
+        with pytest.raises(BadRequest, match="no_grad"):
+            pipe.inference(noise_of(3), [prompt_of(pipe.model)])
+
+
 def test_gradients_are_refused_and_training_is_left_alone():
     pipe = pipeline("self-forcing")
     pipe.model.requires_grad_(True)

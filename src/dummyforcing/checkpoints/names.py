@@ -63,7 +63,10 @@ VAE_NAMES = {
 VAE_UPSAMPLES = re.compile(r"^decoder\.upsamples\.(\d+)\.")
 """The decoder's stages, counted through: three residual blocks and an upsampler make one of diffusers'."""
 
-WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^module\.")
+WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+"""What FSDP, checkpointing and torch.compile call the module inside."""
+
+WRAPPERS = re.compile("|".join(rf"{name}\." for name in WRAPPED) + r"|^module\.")
 """What training leaves anywhere in the names."""
 
 PREFIXES = ("generator.", "model.", "diffusion_model.", "transformer.")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dummyforcing.errors import BadRequest
-from dummyforcing.integrations.attach.families import Upstream
+from dummyforcing.integrations.attach.families import Upstream, arguments, require_no_gradients, told
 from dummyforcing.integrations.attach.follower import FollowedVideo, Follower, Grid, Pass
 from dummyforcing.kernels.rope import apply_rope
 
 
-class Passes:
+class SeenPasses:
     """Tells the follower of every pass that the transformer makes."""
 
     def __init__(self, upstream: Upstream, follower: Follower) -> None:
@@ -47,7 +47,7 @@ class Passes:
         if layers != self._count and (layers or kwargs.get("kv_cache") is not None):
             raise _passed_by(f"Of {self._count} layers, {layers} came to the attached attention")
 
-    def begin(self, start: int, batch: int, dtype: torch.dtype, device: torch.device, **told: Any) -> None:
+    def begin(self, start: int, batch: int, dtype: torch.dtype, device: torch.device, **says: Any) -> None:
         """Begin a pass.
 
         Args:
@@ -55,14 +55,14 @@ class Passes:
             batch: Samples.
             dtype: Of queries, keys and values.
             device: Where it runs.
-            **told: What the pass says of itself; see `Pass`.
+            **says: What the pass says of itself; see `Pass`.
 
         Raises:
             BadRequest: If it goes on from nothing that is known.
         """
         frames, rows, columns = self.size
         self.video = self.follower.begin(
-            Pass(start, frames, **told), Grid(batch, rows, columns, dtype, device)
+            Pass(start, frames, **says), Grid(batch, rows, columns, dtype, device)
         )
 
     def start_of(self, tokens: int) -> int:
@@ -84,7 +84,7 @@ class Passes:
 class AttachedAttention:
     """The `forward` of one layer's self-attention while something is attached."""
 
-    def __init__(self, passes: Passes, layer: int, original: Callable[..., Any]) -> None:
+    def __init__(self, passes: SeenPasses, layer: int, original: Callable[..., Any]) -> None:
         """Take the place of a `forward`.
 
         Args:
@@ -95,7 +95,6 @@ class AttachedAttention:
         self._passes, self._layer, self._original = passes, layer, original
         self._module: Any = passes.upstream.attentions[layer]
         self.__signature__ = self._signature = signature(original)
-        self._family = passes.upstream.family.name
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,17 +106,14 @@ class AttachedAttention:
         Raises:
             BadRequest: If gradients are asked for, or the pass goes on from nothing that is known.
         """
-        call = self._signature.bind(*args, **kwargs).arguments
-        if call.get("kv_cache") is None:
+        call = arguments(self._signature, args, kwargs)
+        if call["kv_cache"] is None:
             return self._original(*args, **kwargs)
-        if torch.is_grad_enabled() and self._module.o.weight.requires_grad:
-            raise BadRequest(
-                "The attached attention has no gradients", "call it under torch.no_grad(), or detach() first"
-            )
+        require_no_gradients(self._module)
         # Under inference_mode the cache would be of a kind that nobody else may write to.
         with torch.inference_mode(False), torch.no_grad():
             out = self._attend(call)
-        if self._family == "longlive":  # where in its own cache the keys would be: nobody looks there
+        if self._passes.upstream.family.returns_update:  # places in its own cache: nobody looks there
             end = call["current_start"] + out.shape[1]
             return out, (end, end, None)
         return out
@@ -129,8 +125,7 @@ class AttachedAttention:
             passes.layers = 0
             if prod(passes.size) != x.shape[1]:
                 raise _passed_by(f"A pass has {x.shape[1]} tokens, and {prod(passes.size)} were embedded")
-            start, told = self._place(call)
-            passes.begin(start, len(x), q.dtype, q.device, **told)
+            passes.begin(self._start(call), len(x), q.dtype, q.device, **told(call))
         passes.layers += 1
         rope = passes.follower.rope
         attended = passes.video.attend(self._layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
@@ -150,16 +145,11 @@ class AttachedAttention:
         )
         return q, k, v.to(q.dtype)
 
-    def _place(self, call: dict[str, Any]) -> tuple[int, dict[str, bool]]:
-        """The position of a pass's first latent frame, and what it says of itself."""
-        if self._family == "comfyui":
-            return int(call["transformer_options"]["ar_state"]["start_frame"]), {}
-        told = {}
-        if self._family == "rolling-forcing":
-            told["commits"] = bool(call.get("updating_cache", False))
-        if self._family == "longlive":
-            told["restarts"] = bool(call.get("sink_recache_after_switch", False))
-        return self._passes.start_of(call.get("current_start", 0)), told
+    def _start(self, call: dict[str, Any]) -> int:
+        """The position of a pass's first latent frame."""
+        if "transformer_options" in call:
+            return int(call["transformer_options"]["ar_state"]["start_frame"])
+        return self._passes.start_of(call["current_start"])
 
 
 def _passed_by(problem: str) -> BadRequest:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from dummyforcing.checkpoints.names import WRAPPED
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.wan import ModelConfig
 
@@ -17,8 +19,8 @@ DEPTH = 4
 """How many attributes deep a transformer is looked for."""
 ATTRIBUTES = ("num_heads", "head_dim", "o", "norm_q", "norm_k")
 """Of every self-attention, beside q, k and v, or to_qkv."""
-INSIDE = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
-"""What wrappers call the module inside."""
+TOLD = {"updating_cache": "commits", "sink_recache_after_switch": "restarts"}
+"""Arguments by which a pass says what it is for, and fields of `follower.Pass`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Family:
     noise levels in a window, is that of the objects, or else the first."""
     tried: str
     """Repositories and commits that were tried."""
+    returns_update: bool = False
+    """Whether the self-attention writes nothing, and returns beside its output what is to be written."""
 
     def matches(self, attention: nn.Module) -> bool:
         """Whether a self-attention is of this family."""
@@ -47,6 +51,7 @@ FAMILIES = (
         "sink_recache_after_switch",
         ("longlive",),
         "NVlabs/LongLive, branch v1.0, e52d9ef",
+        returns_update=True,
     ),
     Family(
         "rolling-forcing",
@@ -144,6 +149,34 @@ def arguments_of(module: nn.Module) -> Mapping[str, Parameter]:
     return signature(module.forward).parameters
 
 
+def told(call: Mapping[str, Any]) -> dict[str, bool]:
+    """What a pass says of itself, as fields of `follower.Pass`.
+
+    Args:
+        call: The arguments of a self-attention or a transformer, its defaults included.
+    """
+    return {field: bool(call[argument]) for argument, field in TOLD.items() if argument in call}
+
+
+def arguments(takes: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names, the defaults of what was not given included."""
+    call = takes.bind(*args, **kwargs)
+    call.apply_defaults()
+    return dict(call.arguments)
+
+
+def require_no_gradients(module: nn.Module) -> None:
+    """Refuse to compute where gradients of a module's parameters are asked for.
+
+    Raises:
+        BadRequest: If they are.
+    """
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters()):
+        raise BadRequest(
+            "What is attached has no gradients", "call it under torch.no_grad(), or detach() first"
+        )
+
+
 def signature_of(transformer: nn.Module) -> Signature:
     """The arguments that a transformer's `forward` takes when it has a KV cache.
 
@@ -186,11 +219,11 @@ def _may_hold(value: object) -> bool:
 
 def _wrappers(module: nn.Module) -> list[nn.Module]:
     """Modules inside that have settings of their own: what wraps the transformer."""
-    return [child for child in module.children() if any(_is_transformer(part) for part in child.modules())]
-
-
-def _is_transformer(module: nn.Module) -> bool:
-    return _why_no_transformer(module) is None
+    return [
+        child
+        for child in module.children()
+        if any(_why_no_transformer(part) is None for part in child.modules())
+    ]
 
 
 def _why_no_transformer(module: nn.Module) -> str | None:
@@ -238,5 +271,5 @@ def _config(transformer: Any, attention: Any) -> ModelConfig:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """A module without what FSDP, checkpointing and torch.compile put around it."""
-    inside = next((module._modules[name] for name in INSIDE if name in module._modules), None)
+    inside = next((module._modules[name] for name in WRAPPED if name in module._modules), None)
     return module if inside is None else unwrapped(inside)

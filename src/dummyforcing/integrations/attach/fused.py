@@ -11,8 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dummyforcing.checkpoints.names import WRAPPERS
-from dummyforcing.integrations.attach.attention import Passes as Seen
-from dummyforcing.integrations.attach.families import Upstream, signature_of
+from dummyforcing.integrations.attach.attention import SeenPasses
+from dummyforcing.integrations.attach.families import (
+    Upstream,
+    arguments,
+    require_no_gradients,
+    signature_of,
+    told,
+)
 from dummyforcing.integrations.attach.follower import FollowedVideo
 from dummyforcing.models.wan import CausalWan, TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import Fp8, FusedWan, arrange
@@ -64,7 +70,7 @@ class FusedForward:
     """The `forward` of a transformer whose passes run on our fused path."""
 
     def __init__(
-        self, upstream: Upstream, seen: Seen, model: CausalWan | str, fp8: Fp8, teacache: float | None
+        self, upstream: Upstream, seen: SeenPasses, model: CausalWan | str, fp8: Fp8, teacache: float | None
     ) -> None:
         """Take the place of a transformer's `forward`, in which the attached attention is already.
 
@@ -98,9 +104,11 @@ class FusedForward:
         """
         if self.refused:
             return self._original(*args, **kwargs)
-        call = self._signature.bind(*args, **kwargs).arguments
-        if call.get("kv_cache") is None or any(call.get(name) is not None for name in OTHER_INPUTS):
+        call = arguments(self._signature, args, kwargs)
+        if call["kv_cache"] is None or any(call.get(name) is not None for name in OTHER_INPUTS):
             return self._original(*args, **kwargs)
+        assert isinstance(self._model, CausalWan)
+        require_no_gradients(self._model)
         if self._verified:
             with torch.inference_mode(False), torch.no_grad():
                 return self._run(call, self._begin(call))
@@ -135,12 +143,8 @@ class FusedForward:
         self._seen.size = (frames, height // config.patch_size[1], width // config.patch_size[2])
         weight = self._model.patch_embedding.weight
         dtype = self._fused.attention_dtype if self._fused else weight.dtype
-        told = {
-            name: bool(call.get(argument, False))
-            for argument, name in (("updating_cache", "commits"), ("sink_recache_after_switch", "restarts"))
-            if argument in self._signature.parameters
-        }
-        self._seen.begin(self._seen.start_of(call["current_start"]), batch, dtype, weight.device, **told)
+        start = self._seen.start_of(call["current_start"])
+        self._seen.begin(start, batch, dtype, weight.device, **told(call))
         self._seen.layers = config.num_layers
         return self._seen.video
 

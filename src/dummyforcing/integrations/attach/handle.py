@@ -7,7 +7,6 @@ handle.plan.save("plan.json"); handle.detach()
 with attach(pipeline): ...
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +19,7 @@ from dummyforcing.attention.backends import BACKENDS
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.records import nearest
 from dummyforcing.integrations.attach import buffers
-from dummyforcing.integrations.attach.attention import AttachedAttention, Passes
+from dummyforcing.integrations.attach.attention import AttachedAttention, SeenPasses
 from dummyforcing.integrations.attach.families import Upstream, recognise
 from dummyforcing.integrations.attach.follower import Follower, Rules
 from dummyforcing.integrations.attach.fused import FusedForward, shared_model
@@ -37,11 +36,8 @@ from dummyforcing.presets.catalog import find_preset
 from dummyforcing.presets.preset import Preset
 from dummyforcing.runtime.fused import Fp8, require_fp8
 
-logger = logging.getLogger(__name__)
-
 Engine = Literal["attention", "fused"]
 """What is replaced: self-attention with its cache, or the whole transformer."""
-
 
 INFINITE = "use_infinite_attention"
 """Setting of LongLive's pipelines under which positions are relative to the window."""
@@ -165,7 +161,7 @@ class Attachment:
         shared = shared_model(upstream)
         name = None if isinstance(shared, str) else fingerprint(shared)
         self._follower = Follower(upstream.config, rules, name)
-        passes = Passes(upstream, self._follower)
+        passes = SeenPasses(upstream, self._follower)
         transformer: Any = upstream.transformer
         self._fused: FusedForward | None = None
         try:
