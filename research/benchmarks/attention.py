@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dummyforcing.attention.attend import attend_grouped
+from dummyforcing.attention.attend import attend_side_by_side
 from dummyforcing.attention.backends import BACKENDS, FP8_OUT_SCALE
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.kernels.constants import FP8
@@ -80,8 +79,7 @@ def side_by_side(layer: Layer, backend: str) -> Way:
     """As the library does it: a stream for each group."""
 
     def way(number: int) -> None:
-        groups = [SimpleNamespace(k=k, v=v) for _, k, v, _ in layer.parts(number)]
-        attend_grouped(layer.q[number], groups, layer.out[number], backend)  # type: ignore[arg-type]
+        attend_side_by_side(layer.parts(number), backend)
 
     return way
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dummyforcing.attention.attend import attend_grouped
+from dummyforcing.attention.attend import attend_side_by_side
 from dummyforcing.attention.backends import default_backend, reference
 from dummyforcing.attention.split_keys import choose_parts
-from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cli import main
 from dummyforcing.files.state import read_state, write_state
 from dummyforcing.method.policy import parse_policy
@@ -227,21 +226,22 @@ def test_a_long_head_among_short_ones(backend: str) -> None:
     shapes = ((60 * tokens, 1), (4 * tokens, heads - 1))
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     assert choose_parts(q.shape[1], shapes, processors)[0] > 1
-    groups, expected, first = [], [], 0
+    out = torch.empty_like(q)
+    calls, expected, first = [], [], 0
     for keys, count in shapes:
         room = torch.randn(2, 1, keys + tokens, count, width, device="cuda", dtype=torch.bfloat16)
         k, v = room[:, :, :keys]
-        groups.append(HeadGroup(None, None, k, v, ()))
+        heads_here = slice(first, first + count)
+        calls.append((q[:, :, heads_here], k, v, out[:, :, heads_here]))
         for head in range(count):
             seen = (q[:, :, [first + head]], k[:, :, [head]], v[:, :, [head]])
             expected.append(reference(*seen))
         first += count
-    out = torch.empty_like(q)
-    attend_grouped(q, groups, out, backend)
+    attend_side_by_side(calls, backend)
     torch.testing.assert_close(out, torch.cat(expected, 2), atol=4e-3, rtol=0.02)
     again, graph = out.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        attend_grouped(q, groups, out, backend)
+        attend_side_by_side(calls, backend)
     out.fill_(float("nan"))
     graph.replay()
     torch.testing.assert_close(out, again, atol=0, rtol=0)

@@ -10,7 +10,7 @@ import torch
 
 from dummyforcing.kernels import ops
 from dummyforcing.kernels.constants import FP8
-from dummyforcing.kernels.rope import rope_table
+from dummyforcing.kernels.rope import apply_rope, rope_table
 from tests.interpreter import INTERPRETED, run_interpreted
 
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
@@ -117,54 +117,93 @@ def test_rms_norm(dtype):
     torch.testing.assert_close(x.cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-@here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=str)
-@pytest.mark.parametrize("batch", [1, 2])
-def test_place_heads(dtype, batch):
-    """Three heads in two buffers, in another order than the model's, at slots of their own."""
-    frames, tokens, heads, width = 2, 3, 3, 8
-    qkv = tensor(batch * frames * tokens, 3 * heads * width, dtype=torch.bfloat16)
-    gains = (
-        tensor(heads * width, seed=1, dtype=torch.bfloat16),
-        tensor(heads * width, seed=2, dtype=torch.bfloat16),
-    )
-    rope = rope_table(torch.tensor([4, 5]), 1, tokens, width)
-    order, slots = [2, 0, 1], torch.tensor([[1, 2], [-1, 0], [3, 0]], dtype=torch.int32)
+ORDERS = [[2, 0, 1], [0, 1, 2]]
+"""Of each sample's queries."""
+SLOTS = torch.tensor([[[1, 2], [-1, 0], [3, 0]], [[0, 3], [1, -1], [2, 3]]], dtype=torch.int32)
 
-    def targets(device):
-        def zeros(size, count):
-            return torch.zeros(batch, size * tokens, count, width, device=device).to(dtype)
 
-        buffers = [(zeros(size, count), zeros(size, count)) for size, count in ((4, 2), (1, 1))]
-        rows = {}
-        for (k, v), group in zip(buffers, ([2, 0], [1]), strict=True):
-            for column, head in enumerate(group):
-                at = [t.data_ptr() + column * width * t.element_size() for t in (k, v)]
-                rows[head] = [*at, k.stride(1), k.stride(0), order.index(head)]
-        table = torch.tensor([rows[head] for head in range(heads)], device=device)
-        return ops.Targets(buffers, torch.tensor(order, device=device), table, slots.to(device))
+def places(batch, tokens, heads, width, dtype, device, with_queries=True):
+    """Room for the heads of each sample: queries side by side, keys and values each in a buffer."""
 
-    mine, theirs = targets(DEVICE), targets("cpu")
-    q = torch.zeros(batch, frames * tokens, heads, width, device=DEVICE).to(dtype)
-    expected = torch.zeros(q.shape).to(dtype)
-    ops.place_heads(qkv.cpu(), (gains[0].cpu(), gains[1].cpu()), rope, theirs, expected, 1e-6)
-    on_device = tuple(t.to(DEVICE) for t in rope)
-    kernels().place_heads(qkv, gains, on_device, mine.table, mine.slots, q, 1e-6)
-    tolerance = {torch.float32: 2e-6, torch.bfloat16: 0.01, FP8: None}[dtype]
-    pairs = [
-        (q, expected),
-        *(
-            (a, b)
-            for x, y in zip(mine.buffers, theirs.buffers, strict=True)
-            for a, b in zip(x, y, strict=True)
-        ),
-    ]
-    for a, b in pairs:
-        assert b.float().any()
+    def zeros(*shape):
+        return torch.zeros(shape, device=device).to(dtype)
+
+    q = zeros(batch, 2 * tokens, heads, width)
+    buffers = zeros(batch, 2, 4 * tokens, heads, width)
+    rows = []
+    for sample in range(batch):
+        k, v = buffers[sample]
+        order = ORDERS[sample]
+        queries = [q[sample, :, order.index(head)] if with_queries else None for head in range(heads)]
+        rows.append([ops.Place(queries[head], k[:, head], v[:, heads - 1 - head]) for head in range(heads)])
+    table = ops.Targets.table_of(rows).to(device)
+    return ops.Targets(rows, table, SLOTS[:batch].contiguous().to(device)), (q, buffers)
+
+
+def same_places(mine, theirs, tolerance):
+    for a, b in zip(mine, theirs, strict=True):
         if tolerance is None:
             close_in_float8(a.cpu().float(), b.float(), 0.002)
         else:
             torch.testing.assert_close(a.cpu().float(), b.float(), atol=tolerance / 50, rtol=tolerance)
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_place_heads(dtype, batch):
+    """Three heads, each sample's in an order and at slots of its own."""
+    frames, tokens, heads, width = 2, 3, 3, 8
+    qkv = tensor(batch * frames * tokens, 3, heads, width, dtype=torch.bfloat16)
+    gains = tuple(tensor(heads * width, seed=seed, dtype=torch.bfloat16) for seed in (1, 2))
+    rope = rope_table(torch.tensor([4, 5]), 1, tokens, width)
+    mine, results = places(batch, tokens, heads, width, dtype, DEVICE)
+    theirs, expected = places(batch, tokens, heads, width, dtype, "cpu")
+    ops.place_heads(
+        qkv.cpu().unbind(1), theirs, tokens=tokens, gains=(gains[0].cpu(), gains[1].cpu()), rope=rope, eps=1e-6
+    )
+    assert all(b.float().any() for b in expected)
+    on_device = tuple(t.to(DEVICE) for t in rope)
+    kernels().place_heads(
+        qkv.unbind(1),
+        (mine.table, mine.slots),
+        dtype,
+        tokens,
+        tokens,
+        gains,
+        on_device,
+        1e-6,
+        with_queries=True,
+    )
+    same_places(results, expected, {torch.float32: 2e-6, torch.bfloat16: 0.01, FP8: None}[dtype])
+
+
+@here
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("part", [2, 3])
+def test_place_heads_that_come_in_parts(batch, part):
+    """Five tokens a frame, the first two or three of all frames and samples, then the others: a copy."""
+    frames, tokens, heads, width = 2, 5, 3, 8
+    natural = tensor(batch, frames, tokens, 3, heads, width)
+    parts = [natural[:, :, first : first + part].flatten(0, 2) for first in range(0, tokens, part)]
+    rows = torch.cat(parts)
+    _, k, v = rows.unbind(1)
+    mine, results = places(batch, tokens, heads, width, torch.float32, DEVICE, with_queries=False)
+    theirs, expected = places(batch, tokens, heads, width, torch.float32, "cpu", with_queries=False)
+    ops.place_heads(natural.cpu().flatten(0, 2).unbind(1), theirs, tokens=tokens)
+    ops.place_heads(
+        (k.cpu(), k.cpu(), v.cpu()),
+        theirs_in_parts := places(batch, tokens, heads, width, torch.float32, "cpu", with_queries=False)[0],
+        tokens=tokens,
+        part=part,
+    )
+    for one, other in zip(theirs.places, theirs_in_parts.places, strict=True):
+        assert all(torch.equal(a.k, b.k) and torch.equal(a.v, b.v) for a, b in zip(one, other, strict=True))
+    targets = mine.table, mine.slots
+    kernels().place_heads(
+        (k, k, v), targets, torch.float32, tokens, part, None, None, 0.0, with_queries=False
+    )
+    same_places(results, expected, 2e-6)
 
 
 @here
@@ -180,3 +219,15 @@ def test_merge_parts(dtype, count):
     kernels().merge_parts(parts, lse, wide[:, 1:])
     torch.testing.assert_close(wide[:, 1:].cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert not wide[:, 0].any()
+
+
+@here
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("heads", [2, 3])
+def test_apply_rope(dtype, heads):
+    """Of heads that lie apart in memory, too."""
+    x = tensor(2, 12, 3, heads, 16, dtype=dtype)[:, :, 1]
+    cos, sin = (t.to(DEVICE) for t in rope_table(torch.arange(5, 7), 2, 3, 16))
+    turned = kernels().apply_rope(x, cos, sin)
+    expected = apply_rope(x.cpu(), cos.cpu(), sin.cpu())
+    torch.testing.assert_close(turned.cpu(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])

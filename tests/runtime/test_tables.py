@@ -32,20 +32,22 @@ def test_the_kernel_writes_where_the_heads_read(monkeypatch: pytest.MonkeyPatch)
     calls = []
 
     def place(
-        qkv: Tensor,
+        heads: tuple[Tensor, Tensor, Tensor],
+        targets: ops.Targets,
+        *,
+        tokens: int,
         gains: tuple[Tensor, Tensor],
         rope: tuple[Tensor, Tensor],
-        targets: ops.Targets,
-        q: Tensor,
         eps: float,
     ) -> None:
         calls.append(targets)
-        ops_triton.place_heads(qkv, gains, rope, targets.table, targets.slots, q, eps)
+        tables, dtype = (targets.table, targets.slots), heads[0].dtype
+        ops_triton.place_heads(heads, tables, dtype, tokens, tokens, gains, rope, eps, with_queries=True)
 
     model = small_model(layers=2, heads=5)
     plan = random_plan(2, 5, seed=0)
     plain, _ = rollout(model, plan=plan, batch=2, frames=9)
-    monkeypatch.setattr("dummyforcing.runtime.fused.place_heads", place)
+    monkeypatch.setattr("dummyforcing.runtime.heads.place_heads", place)
     placed, _ = rollout(model, plan=plan, batch=2, frames=9, fused=FusedWan(model))
     torch.testing.assert_close(placed, plain, atol=1e-4, rtol=0)
     assert len(calls) == 2 * 3 * 5

@@ -36,32 +36,30 @@ def _as(q: Tensor, group: HeadGroup) -> tuple[Tensor, Tensor]:
     return group.k.to(q.dtype), group.v.to(q.dtype)
 
 
-def attend_grouped(q: Tensor, groups: Sequence[HeadGroup], out: Tensor, backend: str) -> None:
-    """`attend` for queries whose heads stand in the order of the groups: nothing is copied.
+AttentionCall = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Queries `(B, L, H, D)`, keys and values `(B, S, H, D)`, and what receives the result, like the queries."""
+
+
+def attend_side_by_side(calls: Sequence[AttentionCall], backend: str) -> None:
+    """Run attention calls that don't wait for each other: nothing is copied.
 
     Args:
-        q: `(B, L, H, D)`, heads in the order of the groups.
-        groups: Of whole batches.
-        out: Receives the result, in the same order.
+        calls: At least one.
         backend: A name of `BACKENDS`.
     """
-    first, calls = 0, []
-    for group in groups:
-        heads = slice(first, first + group.k.shape[2])
-        calls.append((q[:, :, heads], group.k, group.v, out[:, :, heads]))
-        first = heads.stop
-    calls.sort(key=lambda call: -call[1].shape[1])  # the longest first: what is short fills the gaps
-    if not q.is_cuda:
+    calls = sorted(calls, key=lambda call: -call[1].shape[1])  # the longest first: what is short fills gaps
+    device = calls[0][0].device
+    if device.type != "cuda":
         for call in calls:
             BACKENDS[backend](*call)
         return
     parts = [1] * len(calls)
-    if backend in PART_KERNELS and len(q) == 1:
+    if backend in PART_KERNELS and all(len(q) == 1 for q, *_ in calls):
         shapes = tuple((k.shape[1], k.shape[2]) for _, k, _, _ in calls)
-        parts = choose_parts(q.shape[1], shapes, _processors(q.device))
+        parts = choose_parts(calls[0][0].shape[1], shapes, _processors(device))
     # Side by side: a few heads alone leave most of the GPU idle.
-    main = torch.cuda.current_stream(q.device)
-    streams = [main, *(_side_stream(q.device, number) for number in range(len(calls) - 1))][::-1]
+    main = torch.cuda.current_stream(device)
+    streams = [main, *(_side_stream(device, number) for number in range(len(calls) - 1))][::-1]
     for stream, call, count in zip(streams, calls, parts, strict=True):
         if stream != main:
             stream.wait_stream(main)

@@ -1,6 +1,6 @@
 """Head groups: heads of a layer that see equally many frames, their keys and values in static slots."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ class HeadGroup:
     samples: Tensor | None
     """Which samples, `(B',)` int64; None: all."""
     heads: Tensor | None
-    """Which heads, `(H',)` int64; None: all, in order."""
+    """Which of the heads that are kept here, `(H',)` int64; None: all, in order."""
     k: Tensor
     """Keys, `(B', S, H', D)`: the visible past and the current chunk."""
     v: Tensor
@@ -85,6 +85,56 @@ class GroupState:
     pinned_k: Tensor
     """The pinned keys as they came, if they are to move."""
 
+    def only(self, heads: Collection[int]) -> "GroupState":
+        """The same of some heads."""
+        columns = [column for column, head in enumerate(self.heads) if head in heads]
+        if len(columns) == len(self.heads):
+            return self
+        slots = tuple(self.slots[column] for column in columns)
+        shifts = dict(zip(dict.fromkeys(self.slots), self.shifts, strict=True))
+        k, v, pinned = (t[:, :, columns] for t in (self.k, self.v, self.pinned_k))
+        kept = tuple(self.heads[column] for column in columns)
+        return GroupState(
+            self.samples, kept, slots, tuple(shifts[one] for one in dict.fromkeys(slots)), k, v, pinned
+        )
+
+    def on_host(self) -> "GroupState":
+        """The same in the main memory."""
+        return replace(self, k=self.k.cpu(), v=self.v.cpu(), pinned_k=self.pinned_k.cpu())
+
+
+def joined(parts: Sequence[GroupState], samples: tuple[int, ...], heads: tuple[int, ...]) -> GroupState:
+    """Join what several GPUs hold of a head group.
+
+    Args:
+        parts: Of all GPUs, of other groups, too.
+        samples: Of the group.
+        heads: Of the group, in order.
+    """
+    mine = [part for part in parts if part.samples == samples and set(part.heads) <= set(heads)]
+    places = [next((part, part.heads.index(head)) for part in mine if head in part.heads) for head in heads]
+    used = max(part.k.shape[1] for part in mine)
+
+    def column(tensor: Tensor, at: int, length: int) -> Tensor:
+        wide = tensor.new_zeros(len(samples), length, 1, tensor.shape[-1])
+        wide[:, : tensor.shape[1]] = tensor[:, :, at : at + 1]
+        return wide
+
+    slots = tuple(part.slots[at] for part, at in places)
+    shifts = {
+        one: shift for part in mine for one, shift in zip(dict.fromkeys(part.slots), part.shifts, strict=True)
+    }
+    pinned = max(part.pinned_k.shape[1] for part in mine)
+    return GroupState(
+        samples,
+        heads,
+        slots,
+        tuple(shifts[one] for one in dict.fromkeys(slots)),
+        torch.cat([column(part.k, at, used) for part, at in places], 2),
+        torch.cat([column(part.v, at, used) for part, at in places], 2),
+        torch.cat([column(part.pinned_k, at, pinned) for part, at in places], 2),
+    )
+
 
 class GroupCache:
     """The static slots of one head group: its keys and values."""
@@ -95,6 +145,7 @@ class GroupCache:
         samples: Sequence[int],
         slots: Sequence[Slots],
         heads: Sequence[int],
+        own: Sequence[int],
         past: int,
     ) -> None:
         """Make room.
@@ -103,13 +154,12 @@ class GroupCache:
             sizes: Of the cache.
             samples: Which samples the group is of.
             slots: Of all heads of the layer.
-            heads: Those that form the group.
+            heads: Those that form the group; heads with the same slots are neighbours.
+            own: Those that are kept here.
             past: How many frames are committed.
         """
         self.sizes, self.samples = sizes, tuple(samples)
-        # Heads with the same slots are neighbours, so that one copy serves all of them.
-        first = {s: i for i, s in reversed(list(enumerate(slots)))}
-        self.heads = tuple(sorted(heads, key=lambda head: first[slots[head]]))
+        self.heads, self.own = tuple(heads), tuple(own)
         self.slots = tuple(slots[head] for head in self.heads)
         self._runs = [(s, self.slots.index(s), self.slots.count(s)) for s in dict.fromkeys(self.slots)]
         total = self.slots[0].context.total
@@ -124,17 +174,23 @@ class GroupCache:
         self.pinned_k = self._empty(max(s.context.sink for s in self.slots) if moves else 0)
         self._shifts = [0] * len(self._runs)
         everyone = len(self.samples) == sizes.batch
-        every_head = self.heads == tuple(range(len(slots)))
+        every_head = self.heads == self.own
         self._samples = None if everyone else send(torch.tensor(self.samples), sizes.device)
-        self._heads = None if every_head else send(torch.tensor(self.heads), sizes.device)
+        self._heads = (
+            None
+            if every_head
+            else send(torch.tensor([self.own.index(head) for head in self.heads]), sizes.device)
+        )
         self._pass: tuple[int, int, bool] | None = None
         self.targets: list[tuple[int, ...]] = []
         """The slot of each current frame, -1 where it has none, for each of `heads`."""
 
     @classmethod
-    def from_state(cls, sizes: CacheSizes, slots: Sequence[Slots], state: GroupState) -> "GroupCache":
+    def from_state(
+        cls, sizes: CacheSizes, slots: Sequence[Slots], state: GroupState, own: Sequence[int]
+    ) -> "GroupCache":
         """Make a group that holds what another one did; `slots` are of all heads of the layer."""
-        group = cls(sizes, state.samples, slots, state.heads, 0)
+        group = cls(sizes, state.samples, slots, state.heads, own, 0)
         held = state.k.shape[1]
         if held > group.k.shape[1]:
             group.k, group.v = (_grown(t, held) for t in (group.k, group.v))
@@ -157,8 +213,8 @@ class GroupCache:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all samples share this group, and what is visible in the current pass is its prefix."""
-        return self._samples is None and not self._gathers
+        """Whether what is visible in the current pass is a prefix of the slots."""
+        return not self._gathers
 
     @property
     def is_full(self) -> bool:

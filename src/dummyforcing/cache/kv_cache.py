@@ -22,11 +22,13 @@ are hidden.
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup
+from dummyforcing.cache.deal import Deal, deal_heads
+from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup, joined
 from dummyforcing.cache.ring import Slots, runs
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
@@ -41,46 +43,126 @@ class CacheState:
     layers: tuple[tuple[GroupState, ...], ...]
 
 
+class Ranks(Protocol):
+    """GPUs that make one video together, each with a cache of some heads; see `runtime/ranks.py`."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def collect(self, value: Any) -> list[Any] | None:
+        """What all GPUs have, on rank 0; None on the others."""
+
+    def exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+        """Give every GPU one tensor, and take one from each.
+
+        Args:
+            outgoing: For each GPU, all of one dtype.
+            incoming: How many elements come from each.
+
+        Returns:
+            What each sent, flat.
+        """
+
+
+class HeldGroup(NamedTuple):
+    """Heads that form a group, wherever they are kept."""
+
+    samples: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
 class LayerCache:
-    """The head groups of one layer."""
+    """The head groups of one layer: of several GPUs, those of the heads that this one keeps."""
 
     def __init__(
-        self, sizes: CacheSizes, rows: Sequence[tuple[Slots, ...]], groups: Sequence[GroupCache]
+        self,
+        sizes: CacheSizes,
+        rows: Sequence[tuple[Slots, ...]],
+        deal: Deal,
+        own: Sequence[int],
+        held: Sequence[HeldGroup],
+        groups: Sequence[GroupCache],
     ) -> None:
         self._sizes, self.rows, self.groups = sizes, rows, groups
+        self.deal = deal
+        """Where which heads are kept."""
+        self.own = own
+        """The heads that are kept here, in order."""
+        self.held = held
+        """The head groups, wherever their heads are kept."""
 
     @classmethod
-    def empty(cls, sizes: CacheSizes, rows: Sequence[tuple[Slots, ...]], past: int, end: int) -> "LayerCache":
+    def empty(
+        cls, sizes: CacheSizes, rows: Sequence[tuple[Slots, ...]], deal: Deal, rank: int, past: int, end: int
+    ) -> "LayerCache":
         """Make room for what heads with these slots see, one row per sample.
 
         Args:
             sizes: Of the cache.
             rows: The slots of every sample's heads.
+            deal: Where which heads are kept.
+            rank: The number of this GPU.
             past: How many frames are committed.
             end: One more than the newest frame of the next pass.
         """
-        groups: list[GroupCache] = []
+        held: list[HeldGroup] = []
         for row in dict.fromkeys(rows):
-            samples = [sample for sample, other in enumerate(rows) if other == row]
+            samples = tuple(sample for sample, other in enumerate(rows) if other == row)
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
             equal: dict[tuple[int | None, int], list[int]] = {}
             for head, slots in enumerate(row):
                 equal.setdefault((slots.context.total, len(slots.visible(past, end))), []).append(head)
-            groups += [GroupCache(sizes, samples, row, heads, past) for heads in equal.values()]
-        return cls(sizes, rows, groups)
+            # Heads with the same slots are neighbours, so that one copy serves all of them.
+            first = {s: i for i, s in reversed(list(enumerate(row)))}
+            held += [
+                HeldGroup(samples, tuple(sorted(heads, key=lambda head: first[row[head]])))
+                for heads in equal.values()
+            ]
+        own = deal.heads(rank)
+        groups = []
+        for group in held:
+            if heads := [head for head in group.heads if head in own]:
+                groups.append(GroupCache(sizes, group.samples, rows[group.samples[0]], heads, own, past))
+        return cls(sizes, rows, deal, own, held, groups)
 
     @classmethod
-    def from_state(cls, sizes: CacheSizes, states: Sequence[GroupState]) -> "LayerCache":
-        """Make a layer that holds what the groups of another one did."""
+    def from_state(cls, sizes: CacheSizes, states: Sequence[GroupState], ranks: Ranks | None) -> "LayerCache":
+        """Make a layer that holds what the groups of another one did, as far as this GPU keeps them."""
         found = {
             (sample, head): slots
             for state in states
             for sample in state.samples
             for head, slots in zip(state.heads, state.slots, strict=True)
         }
-        heads = range(len(found) // sizes.batch)
+        heads = range(1 + max(head for _, head in found))
         rows = [tuple(found[sample, head] for head in heads) for sample in range(sizes.batch)]
-        return cls(sizes, rows, [GroupCache.from_state(sizes, rows[s.samples[0]], s) for s in states])
+        rank, deal = (ranks.rank if ranks else 0), deal_rows(rows, sizes, ranks)
+        own = deal.heads(rank)
+        held = [HeldGroup(state.samples, state.heads) for state in states]
+        groups = [
+            GroupCache.from_state(sizes, rows[state.samples[0]], mine, own)
+            for state in states
+            if (mine := state.only(own)).heads
+        ]
+        return cls(sizes, rows, deal, own, held, groups)
+
+    def copied(self, past: int) -> "LayerCache":
+        """Another one that holds the same, of which `past` frames are committed."""
+        groups = [
+            GroupCache.from_state(self._sizes, self.rows[group.samples[0]], group.state(past), self.own)
+            for group in self.groups
+        ]
+        return LayerCache(self._sizes, self.rows, self.deal, self.own, self.held, groups)
+
+    def order(self, rank: int, sample: int) -> list[int]:
+        """The heads of a sample that a GPU keeps, group by group."""
+        own = self.deal.heads(rank)
+        return [head for group in self.held if sample in group.samples for head in group.heads if head in own]
 
     def restart(self, start: int, end: int) -> bool:
         """Forget all but the pinned frames where they are, before a pass over frames `start` to `end`.
@@ -89,41 +171,104 @@ class LayerCache:
             Whether it could be done; not if heads that share a group would see unequally many frames.
         """
         rows = [tuple(replace(slots, start=start) for slots in row) for row in self.rows]
-        for group in self.groups:
+        for group in self.held:
             row = rows[group.samples[0]]
             if len({len(row[head].visible(start, end)) for head in group.heads}) > 1:
                 return False
-        for group in self.groups:
-            group.restart(start)
+        for cache in self.groups:
+            cache.restart(start)
         self.rows = rows
         return True
 
-    def rebuilt(self, rows: Sequence[tuple[Slots, ...]], past: int, end: int) -> "LayerCache":
+    def rebuilt(
+        self, rows: Sequence[tuple[Slots, ...]], ranks: Ranks | None, past: int, end: int
+    ) -> "LayerCache":
         """This layer's cache with other slots, one row per sample, and what these still hold of the past.
 
         Args:
             rows: The slots of every sample's heads.
+            ranks: The GPUs, of which each gets the heads that it is dealt with these slots.
             past: How many frames are committed.
             end: One more than the newest frame of the next pass.
         """
-        layer = LayerCache.empty(self._sizes, rows, past, end)
+        rank, deal = (ranks.rank if ranks else 0), deal_rows(rows, self._sizes, ranks)
+        layer = LayerCache.empty(self._sizes, rows, deal, rank, past, end)
         old_groups = [group.unmoved() for group in self.groups]
+        brought = self._bring(old_groups, layer, ranks, past) if ranks else {}
         for new in layer.groups:
             for column, (head, slots) in enumerate(zip(new.heads, new.slots, strict=True)):
                 frames = slots.held(past)
                 for row, sample in enumerate(new.samples):
-                    old = next(g for g in old_groups if sample in g.samples and head in g.heads)
-                    at = (old.samples.index(sample), old.heads.index(head))
-                    places = [(old.slots[at[1]].slot(frame), slots.slot(frame)) for frame in frames]
-                    for target, origin in ((new.k, old.k), (new.v, old.v)):
-                        into, out_of = self._frames(target, row, column), self._frames(origin, *at)
+                    target = [self._frames(buffer, row, column) for buffer in (new.k, new.v)]
+                    if (sample, head) in brought:
+                        places = [(number, slots.slot(frame)) for number, frame in enumerate(frames)]
+                        origin = brought[sample, head]
+                    else:
+                        old, *at = _find(old_groups, sample, head)
+                        places = [(old.slots[at[1]].slot(frame), slots.slot(frame)) for frame in frames]
+                        origin = [self._frames(buffer, *at) for buffer in (old.k, old.v)]
+                    for into, out_of in zip(target, origin, strict=True):
                         for source, to, length in runs(places):  # slices: a list of slots waits for a GPU
                             into[to : to + length] = out_of[source : source + length]
         return layer
 
+    def _bring(
+        self, old_groups: Sequence[GroupCache], layer: "LayerCache", ranks: Ranks, past: int
+    ) -> dict[tuple[int, int], list[Tensor]]:
+        """Exchange what GPUs get of heads that others kept: keys and values, `(frames, tokens, D)` each."""
+        moves = [
+            (sample, head, self.deal.keepers(head)[0], to, layer.rows[sample][head].held(past))
+            for to in range(ranks.size)
+            for head in layer.deal.heads(to)
+            if head not in self.deal.heads(to)
+            for sample in range(self._sizes.batch)
+        ]
+        if not moves:
+            return {}
+        empty = torch.empty(0, dtype=self._sizes.dtype, device=self._sizes.device)
+        outgoing: list[list[Tensor]] = [[empty] for _ in range(ranks.size)]
+        sizes = [0] * ranks.size
+        shape = self._sizes.tokens_per_frame, self._sizes.head_dim
+        for sample, head, keeper, to, frames in moves:
+            if keeper == ranks.rank:
+                old, *at = _find(old_groups, sample, head)
+                places = [old.slots[at[1]].slot(frame) for frame in frames]
+                for buffer in (old.k, old.v):
+                    kept = self._frames(buffer, *at)
+                    outgoing[to] += [kept[place].flatten() for place in places]
+            if to == ranks.rank:
+                sizes[keeper] += 2 * len(frames) * shape[0] * shape[1]
+        incoming = ranks.exchange([torch.cat(parts) for parts in outgoing], sizes)
+        brought, begun = {}, [0] * ranks.size
+        for sample, head, keeper, to, frames in moves:
+            if to == ranks.rank:
+                count = 2 * len(frames) * shape[0] * shape[1]
+                pair = incoming[keeper][begun[keeper] :][:count].view(2, len(frames), *shape)
+                brought[sample, head] = list(pair)
+                begun[keeper] += count
+        return brought
+
     def _frames(self, buffer: Tensor, row: int, column: int) -> Tensor:
         """One head's slots, `(slots, tokens, D)`."""
         return buffer[row, :, column].view(-1, self._sizes.tokens_per_frame, buffer.shape[-1])
+
+
+def _find(groups: Sequence[GroupCache], sample: int, head: int) -> tuple[GroupCache, int, int]:
+    """The group of a sample's head, and its row and column there."""
+    group = next(g for g in groups if sample in g.samples and head in g.heads)
+    return group, group.samples.index(sample), group.heads.index(head)
+
+
+def deal_rows(rows: Sequence[tuple[Slots, ...]], sizes: CacheSizes, ranks: Ranks | None) -> Deal:
+    """Deal the heads of a layer by what they see once their rings are full, in all samples together."""
+    if ranks is None:
+        return Deal.whole([range(len(rows[0]))])
+    costs = (
+        sizes.chunk_frames * len(rows)
+        + sum(max(sizes.reserved_frames, 1) if s.context.total is None else s.context.total for s in column)
+        for column in zip(*rows, strict=True)
+    )
+    return deal_heads(tuple(costs), ranks.size)
 
 
 class KVCache:
@@ -140,6 +285,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         frames: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Make an empty cache.
 
@@ -154,10 +300,12 @@ class KVCache:
             device: Where they live.
             frames: How many frames to make room for in heads that see the whole past; beyond that they grow
                 by one chunk at a time.
+            ranks: GPUs that share out the heads, this one among them; None: there is one, which has all.
 
         Raises:
             BadRequest: If a head pins more frames than the local attention has room for.
         """
+        self._ranks = ranks
         self.sizes = CacheSizes(
             len(plans),
             head_dim,
@@ -172,7 +320,11 @@ class KVCache:
         """Committed latent frames."""
         self.layout = 0
         """Another number whenever heads move to other memory."""
-        self.layers = [LayerCache.empty(self.sizes, rows, 0, chunk_frames) for rows in self._slots(plans)]
+        rank = ranks.rank if ranks else 0
+        self.layers = [
+            LayerCache.empty(self.sizes, rows, deal_rows(rows, self.sizes, ranks), rank, 0, chunk_frames)
+            for rows in self._slots(plans)
+        ]
 
     def write(self, layer: int, k: Tensor, v: Tensor, pinned: bool = True) -> list[HeadGroup]:
         """Put the current frames' keys and values in place; later writes before `commit` overwrite them.
@@ -240,22 +392,26 @@ class KVCache:
                 self._rebuild(number, rows, self.sizes.chunk_frames)
 
     def state(self) -> CacheState:
-        """Give the state; it shares memory with this cache."""
-        layers = (tuple(group.state(self.frames) for group in layer.groups) for layer in self.layers)
-        return CacheState(self.frames, tuple(layers))
+        """Give the state; it shares memory with this cache. Of several GPUs, rank 0 gets that of all."""
+        layers = [[group.state(self.frames) for group in layer.groups] for layer in self.layers]
+        if self._ranks is not None:
+            everywhere = self._ranks.collect([[one.on_host() for one in states] for states in layers])
+            for number, layer in enumerate(self.layers if everywhere else []):
+                parts = [one for states in everywhere or [] for one in states[number]]
+                layers[number] = [joined(parts, group.samples, group.heads) for group in layer.held]
+        return CacheState(self.frames, tuple(map(tuple, layers)))
 
     def load_state(self, state: CacheState) -> None:
-        """Hold what a cache of the same sizes held; copies it."""
+        """Hold what a cache of the same sizes held, of several GPUs what all of them held; copies it."""
         self.frames = state.frames
         self.layout += 1
         for number, states in enumerate(state.layers):
-            self.layers[number] = LayerCache.from_state(self.sizes, states)
+            self.layers[number] = LayerCache.from_state(self.sizes, states, self._ranks)
 
     def copy(self) -> "KVCache":
         """Another cache that holds the same."""
         other = copy(self)
-        other.layers = list(self.layers)
-        other.load_state(self.state())
+        other.layers = [layer.copied(self.frames) for layer in self.layers]
         return other
 
     def _begin_rings(self, frame: int, end: int) -> None:
@@ -272,7 +428,7 @@ class KVCache:
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
         self.layout += 1
         # One layer at a time: the old and the new memory of all layers never exist together.
-        self.layers[number] = self.layers[number].rebuilt(rows, self.frames, end)
+        self.layers[number] = self.layers[number].rebuilt(rows, self._ranks, self.frames, end)
 
     def _slots(self, plans: Sequence[Plan]) -> list[list[tuple[Slots, ...]]]:
         """The slots that plans ask for: of every layer, sample and head."""
@@ -295,13 +451,13 @@ class KVCache:
                 context = HeadContext(context.sink, size)
         return Slots(context, chunk, size)
 
-    @property
-    def slots(self) -> int:
-        """Frames that the largest head group has room for."""
-        most = max(group.k.shape[1] for layer in self.layers for group in layer.groups)
-        return most // self.sizes.tokens_per_frame
+    def room(self, frames: int) -> int:
+        """How many of so many frames the head with most slots has room for."""
+        slots = {slots for layer in self.layers for row in layer.rows for slots in row}
+        totals = [s.context.total for s in slots]
+        return min(frames, max(frames if t is None else t + self.sizes.chunk_frames for t in totals))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all head groups."""
+        """Bytes of all head groups, as far as they are kept here."""
         return sum(group.nbytes for layer in self.layers for group in layer.groups)

@@ -25,19 +25,39 @@ class Rows(NamedTuple):
     """`(M, 1)` float32."""
 
 
+class Place(NamedTuple):
+    """Destination of one head of one sample: `(tokens, D)` each, with contiguous channels."""
+
+    q: Tensor | None
+    """Of queries, in the order in which they come; None: they stay."""
+    k: Tensor
+    """Of keys, slot after slot."""
+    v: Tensor
+    """Of values, likewise."""
+
+
 @dataclass(frozen=True)
 class Targets:
-    """Destinations of a layer's heads: queries side by side by group, keys and values in the cache."""
+    """Destinations of a layer's heads."""
 
-    buffers: Sequence[tuple[Tensor, Tensor]]
-    """Keys and values of each group, `(B, S, H', D)`."""
-    heads: Tensor
-    """The head at each place when they stand side by side, `(H,)` int64."""
+    places: Sequence[Sequence[Place]]
+    """Of every sample and head."""
     table: Tensor
-    """Of each head: address of its keys and of its values, stride of a token and of a sample in elements, and
-    its place; `(H, 5)` int64."""
+    """The same as addresses and strides of a token in elements: address and stride of queries, address of
+    keys, address of values, stride of both, `(B, H, 5)` int64."""
     slots: Tensor
-    """The slot of each current frame in each head's buffer, -1 where it has none; `(H, F)` int32."""
+    """The slot of each current frame, -1 where it has none, `(B, H, F)` int32."""
+
+    @staticmethod
+    def table_of(places: Sequence[Sequence[Place]]) -> Tensor:
+        """The table of places, in the main memory."""
+        return torch.tensor([[_row(place) for place in sample] for sample in places])
+
+
+def _row(place: Place) -> tuple[int, ...]:
+    q, k, v = place
+    queries = (0, 0) if q is None else (q.data_ptr(), q.stride(0))
+    return (*queries, k.data_ptr(), v.data_ptr(), k.stride(0))
 
 
 def quantize_rows(x: Tensor, gelu: bool = False) -> Rows:
@@ -112,47 +132,70 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 def place_heads(
-    qkv: Tensor,
-    gains: tuple[Tensor, Tensor],
-    rope: tuple[Tensor, Tensor],
+    heads: tuple[Tensor, Tensor, Tensor],
     targets: Targets,
-    q: Tensor,
-    eps: float,
+    *,
+    tokens: int,
+    gains: tuple[Tensor, Tensor] | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+    part: int | None = None,
 ) -> None:
     """RMS-normalise queries and keys, turn them by RoPE, and put every head where attention reads it.
 
     Args:
-        qkv: Queries, keys and values of the current frames, `(B * L, 3 * H * D)`, contiguous.
-        gains: Of the normalisation of queries and of keys, each `(H * D,)`.
-        rope: Cosines and sines, each `(L, D / 2)` float32.
+        heads: Queries, keys and values of the current frames, each `(B * L, H, D)` with contiguous channels
+            and heads; rows of all three lie equally far apart.
         targets: Where they go.
-        q: Receives the queries, `(B, L, H, D)`, heads grouped by group.
+        tokens: Of one frame.
+        gains: Of the normalisation of queries and of keys over all heads, each `(H * D,)`; None: they are
+            normalised.
+        rope: Cosines and sines, each `(L, D / 2)` float32; None: they are turned.
         eps: Of the normalisation.
+        part: How many tokens of each frame come together, those of all samples and frames, before the next
+            ones; the last part may be smaller. None: all.
     """
-    if qkv.is_cuda:
+    part = part or tokens
+    if heads[0].is_cuda:
         from dummyforcing.kernels import ops_triton
 
-        ops_triton.place_heads(qkv, gains, rope, targets.table, targets.slots, q, eps)
+        place = targets.places[0][0]
+        ops_triton.place_heads(
+            heads,
+            (targets.table, targets.slots),
+            place.k.dtype,
+            tokens,
+            part,
+            gains,
+            rope,
+            eps,
+            with_queries=place.q is not None,
+        )
         return
-    tokens = q.shape[1] // targets.slots.shape[1]
-    *parts, v = qkv.float().chunk(3, dim=-1)
-    turned_q, turned_k = (
-        apply_rope(F.rms_norm(part, part.shape[-1:], gain.float(), eps).view(q.shape), *rope)
-        for part, gain in zip(parts, gains, strict=True)
-    )
-    v = v.reshape(q.shape)
-    q.copy_(turned_q[:, :, targets.heads])
-    first = 0
-    for buffers in targets.buffers:
-        for column in range(buffers[0].shape[2]):
-            head = int(targets.heads[first + column])
-            for frame, slot in enumerate(targets.slots[head].tolist()):
-                if slot >= 0:
-                    source = slice(frame * tokens, (frame + 1) * tokens)
-                    target = slice(slot * tokens, (slot + 1) * tokens)
-                    for buffer, new in zip(buffers, (turned_k, v), strict=True):
-                        buffer[:, target, column] = new[:, source, head].to(buffer.dtype)
-        first += buffers[0].shape[2]
+    batch, _, frames = targets.slots.shape
+    q, k, v = (head.float() for head in heads)
+    if gains is not None:
+        q, k = (
+            F.rms_norm(x.flatten(1), (x[0].numel(),), gain.float(), eps).view(x.shape)
+            for x, gain in zip((q, k), gains, strict=True)
+        )
+    if rope is not None:
+        q, k = (apply_rope(x.view(batch, -1, *x.shape[1:]), *rope).flatten(0, 1) for x in (q, k))
+    row = 0
+    for first in range(0, tokens, part):
+        size = min(part, tokens - first)
+        for sample in range(batch):
+            for frame in range(frames):
+                here = slice(first * frames + frame * size, first * frames + (frame + 1) * size)
+                for head, place in enumerate(targets.places[sample]):
+                    if place.q is not None:
+                        place.q[here] = q[row : row + size, head].to(place.q.dtype)
+                    slot = int(targets.slots[sample, head, frame])
+                    if slot >= 0:
+                        there = slice(slot * tokens + first, slot * tokens + first + size)
+                        place.k[there] = k[row : row + size, head].to(place.k.dtype)
+                        place.v[there] = v[row : row + size, head].to(place.v.dtype)
+                row += size
 
 
 def merge_parts(parts: Tensor, lse: Tensor, out: Tensor) -> None:

@@ -82,14 +82,6 @@ def _rms_norm(x, gain, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _normed(x, gain, inside, width, eps):
-    """RMS-normalised heads `(heads, channels)` of one token."""
-    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    value *= tl.rsqrt(tl.sum(value * value) / width + eps)
-    return value * tl.load(gain, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
 def _turned(x, cos, sin, HEADS: tl.constexpr, HALF: tl.constexpr):
     """Adjacent channel pairs of `x (HEADS, 2 * HALF)`, rotated."""
     even, odd = tl.split(tl.reshape(x, (HEADS, HALF, 2)))
@@ -97,46 +89,88 @@ def _turned(x, cos, sin, HEADS: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _place_heads(
-    qkv, gain_q, gain_k, cosines, sines, table, slots, q,
-    length, tokens, frames, heads, eps,
-    CACHE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+def _apply_rope(
+    x, cosines, sines, out, length, heads, sample_stride, token_stride, head_stride,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // length, row % length
-    frame = token // tokens
     head = tl.arange(0, HEADS)[:, None]
     channel = tl.arange(0, WIDTH)[None, :]
     inside = (head < heads) & (channel < WIDTH)
-    width = heads * WIDTH
-    at = head * WIDTH + channel
     half = tl.arange(0, WIDTH // 2)[None, :]
     cos = tl.load(cosines + token * (WIDTH // 2) + half)
     sin = tl.load(sines + token * (WIDTH // 2) + half)
+    source = x + sample * sample_stride + token * token_stride + head * head_stride + channel
+    value = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    value = _turned(value, cos, sin, HEADS, WIDTH // 2)
+    tl.store(out + (row * heads + head) * WIDTH + channel, value.to(out.dtype.element_ty), mask=inside)
 
-    source = qkv + row * 3 * width + at
-    place = tl.load(table + head * 5 + 4, mask=head < heads, other=0)
-    value = _turned(_normed(source, gain_q + at, inside, width, eps), cos, sin, HEADS, WIDTH // 2)
-    tl.store(q + row * width + place * WIDTH + channel, value.to(q.dtype.element_ty), mask=inside)
 
-    slot = tl.load(slots + head * frames + frame, mask=head < heads, other=-1).to(tl.int64)
+@triton.jit
+def _prepared(
+    x, gain, cos, sin, inside, width, eps,
+    NORM: tl.constexpr, TURN: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Heads `(HEADS, 2 * HALF)` of one token: RMS-normalised over all of them, and turned."""
+    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        value *= tl.rsqrt(tl.sum(value * value) / width + eps)
+        value *= tl.load(gain, mask=inside, other=0.0).to(tl.float32)
+    if TURN:
+        value = _turned(value, cos, sin, HEADS, HALF)
+    return value
+
+
+@triton.jit
+def _place_heads(
+    queries, keys, values, row_stride, gain_q, gain_k, cosines, sines, table, slots,
+    batch, tokens, part, frames, heads, eps,
+    DTYPE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+    NORM: tl.constexpr, TURN: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    sample, row = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
+    piece = row // (frames * part)
+    within = row - piece * frames * part
+    size = tl.minimum(part, tokens - piece * part)
+    frame, token = within // size, piece * part + within % size
+    source = (piece * batch * frames * part + sample * frames * size + within) * row_stride
+    head = tl.arange(0, HEADS)[:, None]
+    channel = tl.arange(0, WIDTH)[None, :]
+    there = head < heads
+    inside = there & (channel < WIDTH)
+    at = head * WIDTH + channel
+    half = tl.arange(0, WIDTH // 2)[None, :]
+    cos = half
+    sin = half
+    if TURN:
+        cos = tl.load(cosines + row * (WIDTH // 2) + half)
+        sin = tl.load(sines + row * (WIDTH // 2) + half)
     # Loaded numbers say nothing of their alignment, on which the width of the stores depends.
-    token_stride = tl.multiple_of(
-        tl.load(table + head * 5 + 2, mask=head < heads, other=0), (ALIGNED, ALIGNED)
-    )
-    sample_stride = tl.multiple_of(
-        tl.load(table + head * 5 + 3, mask=head < heads, other=0), (ALIGNED, ALIGNED)
-    )
-    to = sample * sample_stride + (slot * tokens + token % tokens) * token_stride + channel
+    place = table + (sample * heads + head) * 5
+    width = heads * WIDTH
+    if QUERIES:
+        to = tl.load(place, mask=there, other=0).to(tl.pointer_type(DTYPE))
+        stride = tl.multiple_of(tl.load(place + 1, mask=there, other=0), (ALIGNED, ALIGNED))
+        value = _prepared(
+            queries + source + at, gain_q + at, cos, sin, inside, width, eps, NORM, TURN, HEADS, WIDTH // 2
+        )
+        to = tl.multiple_of(to, (ALIGNED, ALIGNED))
+        tl.store(to + row * stride + channel, value.to(DTYPE), mask=inside)
+    slot = tl.load(slots + (sample * heads + head) * frames + frame, mask=there, other=-1).to(tl.int64)
+    stride = tl.multiple_of(tl.load(place + 4, mask=there, other=0), (ALIGNED, ALIGNED))
+    offset = (slot * tokens + token) * stride + channel
     kept = inside & (slot >= 0)
-    keys = tl.load(table + head * 5, mask=head < heads, other=0).to(tl.pointer_type(CACHE))
-    value = _turned(_normed(source + width, gain_k + at, inside, width, eps), cos, sin, HEADS, WIDTH // 2)
-    keys = tl.multiple_of(keys, (ALIGNED, ALIGNED))
-    tl.store(keys + to, value.to(CACHE), mask=kept)
-    values = tl.load(table + head * 5 + 1, mask=head < heads, other=0).to(tl.pointer_type(CACHE))
-    values = tl.multiple_of(values, (ALIGNED, ALIGNED))
-    value = tl.load(source + 2 * width, mask=inside, other=0.0).to(tl.float32)
-    tl.store(values + to, value.to(CACHE), mask=kept)
+    to = tl.load(place + 2, mask=there, other=0).to(tl.pointer_type(DTYPE))
+    value = _prepared(
+        keys + source + at, gain_k + at, cos, sin, inside, width, eps, NORM, TURN, HEADS, WIDTH // 2
+    )
+    to = tl.multiple_of(to, (ALIGNED, ALIGNED))
+    tl.store(to + offset, value.to(DTYPE), mask=kept)
+    to = tl.load(place + 3, mask=there, other=0).to(tl.pointer_type(DTYPE))
+    to = tl.multiple_of(to, (ALIGNED, ALIGNED))
+    value = tl.load(values + source + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to + offset, value.to(DTYPE), mask=kept)
 
 
 @triton.jit
@@ -222,23 +256,40 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return x
 
 
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `rope.apply_rope`."""
+    batch, length, heads, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    padded = triton.next_power_of_2(heads)
+    _apply_rope[(batch * length,)](
+        x, cos, sin, out, length, heads, *x.stride()[:3], padded, width, num_warps=_warps(padded * width)
+    )  # fmt: skip
+    return out
+
+
 def place_heads(
-    qkv: Tensor,
-    gains: tuple[Tensor, Tensor],
-    rope: tuple[Tensor, Tensor],
-    table: Tensor,
-    slots: Tensor,
-    q: Tensor,
+    heads: tuple[Tensor, Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    tokens: int,
+    part: int,
+    gains: tuple[Tensor, Tensor] | None,
+    rope: tuple[Tensor, Tensor] | None,
     eps: float,
+    *,
+    with_queries: bool,
 ) -> None:
-    """See `ops.place_heads`."""
-    batch, length, heads, width = q.shape
-    frames = slots.shape[1]
-    padded, aligned = triton.next_power_of_2(heads), 16 if width % 16 == 0 else 1
-    _place_heads[(batch * length,)](
-        qkv, *gains, *rope, table, slots, q,
-        length, length // frames, frames, heads, eps,
-        _TRITON_DTYPES[q.dtype], padded, width, aligned, num_warps=_warps(padded * width),
+    """See `ops.place_heads`; targets are its table and slots, and what is there has a dtype."""
+    table, slots = targets
+    batch, count, frames = slots.shape
+    width = heads[0].shape[-1]
+    padded, aligned = triton.next_power_of_2(count), 16 if width % 16 == 0 else 1
+    # Pointers that the kernel does not read stand for what there is none of.
+    _place_heads[(frames * tokens, batch)](
+        *heads, heads[0].stride(0), *(gains or targets), *(rope or targets), table, slots,
+        batch, tokens, part, frames, count, eps,
+        _TRITON_DTYPES[dtype], padded, width, aligned,
+        gains is not None, rope is not None, with_queries, num_warps=_warps(padded * width),
     )  # fmt: skip
 
 

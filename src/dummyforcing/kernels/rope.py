@@ -8,6 +8,7 @@ can be cached after rotation and never touched again.
 import torch
 from torch import Tensor
 
+from dummyforcing.kernels.choice import runs_in_triton
 from dummyforcing.kernels.transfers import send
 
 THETA = 10_000.0
@@ -63,6 +64,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         The rotated tensor, same shape and dtype; the rotation itself runs in float32.
     """
+    width = x.shape[-1]
+    if runs_in_triton(x) and len(cos) == x.shape[1] and not width & (width - 1):
+        from dummyforcing.kernels import ops_triton
+
+        return ops_triton.apply_rope(x, cos, sin)
     even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

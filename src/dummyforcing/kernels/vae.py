@@ -3,13 +3,11 @@
 Feature maps are `(B, T, H, W, C)`: the channels of a pixel lie side by side.
 """
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dummyforcing.kernels.choice import runs_in_triton
 from dummyforcing.kernels.constants import SMALLEST_NORM
 
 
@@ -35,7 +33,7 @@ def add_norm(
         silu: Whether SiLU follows the normalisation.
         keep: Whether `x` gets the sum.
     """
-    if _fuses(x):
+    if runs_in_triton(x):
         from dummyforcing.kernels import vae_triton
 
         vae_triton.add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
@@ -87,7 +85,7 @@ def upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, frames: in
     Returns:
         `(B, T * frames, 2 H, 2 W, C)`, in the dtype of `x`.
     """
-    if _fuses(x):
+    if runs_in_triton(x):
         from dummyforcing.kernels import vae_triton
 
         return vae_triton.upsample(x, bias, residual, frames)
@@ -106,13 +104,3 @@ def reference_upsample(x: Tensor, bias: Tensor | None, residual: Tensor | None, 
     out = x.new_empty(batch, time, frames, height, 2, width, 2, channels)
     out.copy_(pixels[:, :, :, :, None, :, None])
     return out.view(batch, time * frames, 2 * height, 2 * width, channels)
-
-
-def _fuses(x: Tensor) -> bool:
-    return x.is_cuda and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    """Torch brings Triton along on Linux, not everywhere."""
-    return find_spec("triton") is not None

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dummyforcing.kernels.transfers import send
 from dummyforcing.method.policy import Policy
 
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
@@ -126,37 +127,51 @@ class HeadScorer:
         rows: RowSampler,
         last_frames: int = 0,
         score_pass: Literal["denoise", "commit"] = "denoise",
+        total: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.rows, self.score_pass = rows, score_pass
+        self._total = total
+        """Adds up a tensor over the GPUs that score some heads each; None: there is one."""
         self._label = partial(frame_regions, first=first_frames, last=last_frames)
         self._sum = torch.zeros(batch, layers, heads, 3)
-        self._calls = [0] * layers
+        self._calls = torch.zeros(layers, heads, 1)
 
     def copy(self) -> "HeadScorer":
         """Another one that goes on from here; both draw rows from the same source."""
         other = copy(self)
-        other._sum, other._calls = self._sum.clone(), list(self._calls)
+        other._sum, other._calls = self._sum.clone(), self._calls.clone()
         return other
 
     def watches(self, step: int | None) -> bool:
         """Whether it is to observe a denoising step, or a commit pass (None)."""
         return (step is None) == (self.score_pass == "commit")
 
-    def observe(self, layer: int, q: Tensor, groups: Sequence[Group]) -> None:
+    def observe(
+        self, layer: int, q: Tensor, groups: Sequence[Group], heads: Sequence[int] | None = None
+    ) -> None:
         """Score one attention call.
 
         Args:
             layer: Its layer.
             q: Queries of the current chunk, RoPE applied, `(B, L, H, D)`.
             groups: What the queries attend to.
+            heads: Which heads of the layer they are of; None: all.
         """
         self._sum = self._sum.to(q.device)
-        self._sum[:, layer] += region_mass(q, groups, self.rows(layer, q.shape[1]), self._label, 3)
-        self._calls[layer] += 1
+        mass = region_mass(q, groups, self.rows(layer, q.shape[1]), self._label, 3)
+        if heads is None or len(heads) == self._sum.shape[2]:
+            self._sum[:, layer] += mass
+            self._calls[layer] += 1
+        else:
+            self._calls[layer, list(heads)] += 1
+            self._sum[:, layer].index_add_(1, send(torch.tensor(heads), q.device), mass)
 
     def scores(self) -> Tensor:
         """Attention mass on first, middle and current frames, `(B, layers, heads, 3)` float32, on the CPU."""
-        return self._sum.cpu() / torch.tensor(self._calls)[:, None, None]
+        sums, calls = self._sum.cpu(), self._calls
+        if self._total is not None:
+            sums, calls = self._total(sums), self._total(calls)
+        return sums / calls
 
 
 def frame_regions(frames: Tensor, current: int, first: int, last: int = 0) -> Tensor:

@@ -7,63 +7,65 @@ cache, so the graphs are captured again, each at the cost of one pass on the hos
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import KVCache, LayerCache
-from dummyforcing.kernels.ops import Targets
 from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-
-
-class _Place(NamedTuple):
-    """The part of a layer's `Targets` and `Layer` that is fixed until the cache moves."""
-
-    heads: Tensor
-    table: Tensor
-    out: Linear
+from dummyforcing.runtime.heads import ExchangedHeads, Grid, LocalHeads, Scratch, SelfAttention
+from dummyforcing.runtime.ranks import TokenSplit
 
 
 class _Inputs:
     """Static inputs of the passes over a given number of frames: what differs from pass to pass."""
 
-    def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], slots: Tensor) -> None:
-        self.x, self.modulation, self.rope, self.slots = x, modulation, rope, slots
+    def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+        self.x, self.modulation, self.rope = x, modulation, rope
         self.angles: Tensor | None = None
         """The cosines that `rope` is a copy of."""
         self.written: HeadGroup | None = None
-        """What the first heads see in the pass that `slots` are of: another one in every other pass."""
+        """What the first heads see in the pass that the slots are of: another one in every other pass."""
+        self.slots = x.new_empty(0, dtype=torch.int32)
+        """Of the current frames in all layers, flat."""
+        self.layers: list[tuple[SelfAttention, Linear]] = []
+        """The self-attention of each layer, and its output projection; empty: not laid out yet."""
 
 
 class GraphRunner:
     """Runs the passes of one rollout, from CUDA graphs where it can."""
 
-    def __init__(self, fused: FusedWan, cache: KVCache, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        fused: FusedWan,
+        cache: KVCache,
+        backend: str | None = None,
+        split: TokenSplit | None = None,
+    ) -> None:
         """Hold what passes need.
 
         Args:
             fused: The model.
             cache: The rollout's, of `fused.attention_dtype`.
             backend: Of self-attention; None: the fastest that is there.
+            split: Of the tokens over several GPUs; None: there is one.
         """
-        self._fused, self._cache = fused, cache
+        self._fused, self._cache, self._split = fused, cache, split
         self._backend = backend or fused.backend(fused.modulation.device)
         self._inputs: dict[tuple[int, ...], _Inputs] = {}
         self._text: TextKV = []
         self._text_source: TextKV | None = None
-        self._layout: tuple[int, ...] = ()
-        self._places: list[_Place] = []
+        self._layout: tuple[object, ...] = ()
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
     def over(self, cache: KVCache) -> "GraphRunner":
         """A runner like this one for another rollout's cache."""
-        return GraphRunner(self._fused, cache, self._backend)
+        return GraphRunner(self._fused, cache, self._backend, self._split)
 
     def run(
         self,
@@ -77,50 +79,43 @@ class GraphRunner:
         """Run all blocks over the current frames; their keys and values are in the cache afterwards.
 
         Args:
-            tokens: From `CausalWan.patchify`, `(B, L, dim)`.
+            tokens: From `CausalWan.patchify`, `(B, L, dim)`; of several GPUs, this one's.
             time: From `embed_time`, the same for all samples.
             text: From `embed_text`.
-            rope: From `rope_table`.
+            rope: From `rope_table`, for the same tokens.
             pinned: See `LayerCache.write`.
             kv_only: Stop when the last keys and values are in the cache (the commit pass).
 
         Returns:
             The residual stream after the last block, `(B, L, dim)`, valid until the next call; None if this
-            pass needs more than fused blocks can do (plans that differ between samples, gaps in what is
-            visible): nothing has happened then.
+            pass needs more than fused blocks can do (gaps in what is visible): nothing has happened then.
         """
-        frames = tokens.shape[1] // self._cache.sizes.tokens_per_frame
+        per_frame = self._split.own_tokens if self._split else self._cache.sizes.tokens_per_frame
+        frames = tokens.shape[1] // per_frame
         layers = self._cache.layers
         groups = [self._cache.prepare(number, frames, pinned) for number in range(len(layers))]
         caches = [group for layer in layers for group in layer.groups]
         if len(time.blocks) > 1 or not all(group.is_plain for group in caches):
             return None
-        layout = (self._cache.layout, *(t.data_ptr() for group in caches for t in (group.k, group.v)))
+        buffers = [(g.k.data_ptr(), g.v.data_ptr(), g.k.shape[1]) for g in caches]
+        layout = (self._cache.layout, *buffers)
         if layout != self._layout:
             self._layout = layout
             self._graphs.clear()
             self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
             for known in self._inputs.values():
-                known.written = None
-            self._places = [self._place(*pair) for pair in zip(layers, self._fused.blocks, strict=True)]
+                known.layers = []
         inputs = self._fill(tokens, time, text, rope, frames)
         if inputs.written is not groups[0][0]:
             inputs.written = groups[0][0]
-            slots = torch.tensor(_slots(layers), dtype=inputs.slots.dtype)
-            inputs.slots.copy_(send(slots, tokens.device))
-        passes = [
-            Layer(
-                Targets([(group.k, group.v) for group in layer.groups], place.heads, place.table, slots),
-                seen,
-                place.out,
-            )
-            for layer, place, slots, seen in zip(layers, self._places, inputs.slots, groups, strict=True)
-        ]
+            inputs.slots.copy_(send(_slots(layers, [pair[0] for pair in inputs.layers]), tokens.device))
 
         def forward() -> None:
-            self._fused.transform(
-                inputs.x, inputs.modulation, self._text, inputs.rope, passes, self._backend, kv_only
-            )
+            passes = [
+                Layer(partial(self._attend, attention, inputs.rope, seen), out)
+                for (attention, out), seen in zip(inputs.layers, groups, strict=True)
+            ]
+            self._fused.transform(inputs.x, inputs.modulation, self._text, passes, frames, kv_only)
 
         # Triton looks at the current device, not at that of tensors.
         with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
@@ -129,6 +124,18 @@ class GraphRunner:
             else:
                 forward()
         return inputs.x
+
+    def _attend(
+        self,
+        attention: SelfAttention,
+        rope: tuple[Tensor, Tensor],
+        groups: Sequence[HeadGroup],
+        qkv: Tensor,
+        block: FusedBlock,
+        kv_only: bool,
+    ) -> Tensor | None:
+        eps = self._fused.config.eps
+        return attention.attend(qkv, block.gains, rope, eps, groups, self._backend, kv_only)
 
     def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:
         """Run a pass, the first time as it is, which compiles and loads its kernels, later from a graph."""
@@ -167,9 +174,10 @@ class GraphRunner:
                 torch.empty(tokens.shape, dtype=tokens.dtype, device=device),
                 torch.empty(layers, *time.blocks.shape[1:], device=device),
                 (torch.empty_like(rope[0]), torch.empty_like(rope[1])),
-                torch.empty(layers, config.num_heads, frames, dtype=torch.int32, device=device),
             )
         inputs = self._inputs[size]
+        if not inputs.layers:
+            self._lay_out(inputs, frames)
         inputs.x.copy_(tokens)
         torch.add(self._fused.modulation, time.blocks, out=inputs.modulation)
         if inputs.angles is not rope[0]:
@@ -185,25 +193,36 @@ class GraphRunner:
                     own.copy_(new)
         return inputs
 
-    def _place(self, layer: LayerCache, block: FusedBlock) -> _Place:
-        """Tables of a layer, and its output projection for heads in the order of the groups."""
-        device, width = self._fused.modulation.device, self._fused.config.head_dim
-        heads = [head for group in layer.groups for head in group.heads]
-        rows: dict[int, tuple[int, ...]] = {}
-        for group in layer.groups:
-            step = width * group.k.element_size()
-            for column, head in enumerate(group.heads):
-                starts = (group.k.data_ptr() + column * step, group.v.data_ptr() + column * step)
-                rows[head] = (*starts, group.k.stride(1), group.k.stride(0), heads.index(head))
-        order = send(torch.tensor(heads), device)
-        out = block.out
-        if heads != sorted(heads):
-            # torch indexes no float8.
-            weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
-            grouped = weight.view(len(weight), len(heads), width)[:, order].flatten(1)
-            out = out._replace(weight=grouped.view(out.weight.dtype))
-        table = send(torch.tensor([rows[head] for head in sorted(rows)]), device)
-        return _Place(order, table, out)
+    def _lay_out(self, inputs: _Inputs, frames: int) -> None:
+        """Lay out the self-attention of all layers, until the cache moves."""
+        config, sizes = self._fused.config, self._cache.sizes
+        batch, split = inputs.x.shape[0], self._split
+        part = split.part if split else sizes.tokens_per_frame
+        grid = Grid(batch, frames, sizes.tokens_per_frame, part)
+        rows = [batch * len(layer.own) * frames for layer in self._cache.layers]
+        inputs.slots = torch.empty(sum(rows), dtype=torch.int32, device=inputs.x.device)
+        inputs.written = None
+        scratch = Scratch(config.head_dim, self._fused.attention_dtype, inputs.x.device)
+        for layer, block, slots in zip(
+            self._cache.layers, self._fused.blocks, torch.split(inputs.slots, rows), strict=True
+        ):
+            slots = slots.view(batch, -1, frames)
+            attention: SelfAttention
+            if split is None:
+                attention = LocalHeads(layer, grid, scratch, slots)
+            else:
+                attention = ExchangedHeads(layer, grid, split.ranks, scratch, config.num_heads, slots)
+            inputs.layers.append((attention, self._out(block.out, attention.order)))
+
+    def _out(self, out: Linear, order: Sequence[int]) -> Linear:
+        """The output projection of a layer for heads in another order."""
+        if list(order) == sorted(order):
+            return out
+        # torch indexes no float8.
+        weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
+        places = send(torch.tensor(order), weight.device)
+        grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
+        return out._replace(weight=grouped.view(out.weight.dtype))
 
 
 @cache
@@ -212,10 +231,17 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _slots(layers: Sequence[LayerCache]) -> list[list[tuple[int, ...]]]:
-    """The slot of each current frame, of every layer and head."""
-    found = []
-    for layer in layers:
-        of = {h: slots for g in layer.groups for h, slots in zip(g.heads, g.targets, strict=True)}
-        found.append([of[head] for head in sorted(of)])
-    return found
+def _slots(layers: Sequence[LayerCache], attentions: Sequence[SelfAttention]) -> Tensor:
+    """The slot of each current frame, of all layers, samples and heads, flat."""
+    found: list[int] = []
+    for layer, attention in zip(layers, attentions, strict=True):
+        of = {
+            (sample, head): slots
+            for group in layer.groups
+            for sample in group.samples
+            for head, slots in zip(group.heads, group.targets, strict=True)
+        }
+        for sample, heads in enumerate(attention.heads):
+            for head in heads:
+                found += of[sample, head]
+    return torch.tensor(found, dtype=torch.int32)

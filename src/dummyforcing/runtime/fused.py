@@ -9,7 +9,7 @@ reads no value back from the GPU, so that `cuda_graphs.py` can capture it.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dummyforcing.attention.attend import attend_grouped
 from dummyforcing.attention.backends import FP8_OUT_SCALE, cudnn, default_backend, require, sdpa
-from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.errors import BadRequest, NoSuchDevice
 from dummyforcing.kernels.constants import FP8
-from dummyforcing.kernels.ops import Rows, Targets, place_heads, quantize_rows, residual_norm, rms_norm
+from dummyforcing.kernels.ops import Rows, quantize_rows, residual_norm, rms_norm
 from dummyforcing.models.wan import Block, CausalWan, TextKV
 
 logger = logging.getLogger(__name__)
@@ -87,12 +85,13 @@ class FusedBlock:
 
 
 class Layer(NamedTuple):
-    """Inputs of one layer's self-attention in a pass."""
+    """What answers one layer's self-attention in a pass."""
 
-    targets: Targets
-    groups: Sequence[HeadGroup]
+    attend: Callable[[Tensor, FusedBlock, bool], Tensor | None]
+    """`attend(qkv, block, kv_only)`: from queries, keys and values of the current tokens,
+    `(B * L, 3 * H * D)`, to what they attend to, `(B, L, H, D)`; None with `kv_only`."""
     out: Linear
-    """The output projection, for heads in the order of the groups."""
+    """The output projection, for heads in the order in which they come."""
 
 
 class FusedWan:
@@ -160,9 +159,8 @@ class FusedWan:
         x: Tensor,
         modulation: Tensor,
         text: TextKV,
-        rope: tuple[Tensor, Tensor],
         layers: Sequence[Layer],
-        backend: str,
+        frames: int,
         kv_only: bool = False,
     ) -> None:
         """Run all blocks.
@@ -171,15 +169,14 @@ class FusedWan:
             x: Tokens, `(B, L, dim)`, contiguous; becomes the residual stream after the last block.
             modulation: Time embedding of the frames with `self.modulation` added, `(layers, F or 1, 6, dim)`.
             text: Cross-attention keys and values, per block.
-            rope: Cosines and sines of the tokens.
-            layers: Where heads go, and what they see, per block.
-            backend: Of self-attention, a name of `attention.BACKENDS`.
+            layers: What answers the self-attention, per block.
+            frames: How many the tokens are of.
             kv_only: Stop when the last keys and values are in the cache (the commit pass).
         """
         heads, eps = self.config.num_heads, self.config.eps
         batch, length, dim = x.shape
         flat, shape = x.view(-1, dim), (batch, length, heads, dim // heads)
-        tokens = length // layers[0].targets.slots.shape[1]
+        tokens = length // frames
 
         def then(
             delta: Tensor | None,
@@ -192,15 +189,12 @@ class FusedWan:
 
         # FlashAttention-4 is slower than cuDNN where there are few keys.
         text_attention = cudnn if x.is_cuda and x.dtype != torch.float32 else sdpa
-        q = x.new_empty(shape, dtype=self.attention_dtype)
-        attended = torch.empty_like(q)
         y = then(None, None, (modulation[0, :, 1], modulation[0, :, 0]), self.blocks[0])
         for number, (block, layer, now) in enumerate(zip(self.blocks, layers, modulation, strict=True)):
             is_last = number == len(self.blocks) - 1
-            place_heads(block.qkv(y), block.gains, rope, layer.targets, q, eps)
-            if kv_only and is_last:
+            attended = layer.attend(block.qkv(y), block, kv_only and is_last)
+            if attended is None:
                 return
-            attend_grouped(q, layer.groups, attended, backend)
             y = then(layer.out(self._heads(attended, block)), now[:, 2], block.norm3, block)
 
             q_text = rms_norm(block.cross_q(y), block.cross_gain, eps).view(shape)

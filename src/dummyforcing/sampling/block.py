@@ -162,7 +162,7 @@ class BlockSampler(Sampler):
             return
         count = min(self._recache_frames, self.frames)
         if self._global_sink and count < self.frames:
-            count = min(count, self.cache.slots)  # of what is pinned nothing is written again
+            count = self.cache.room(count)  # of what is pinned nothing is written again
         latents = self.history.newest[:, -count:]
         if self._global_sink:
             self.cache.rewind(latents.shape[1])

@@ -1,8 +1,10 @@
 """Head classification in a rollout: when heads are scored, and the plans that follow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy
@@ -38,6 +40,7 @@ class HeadClassifier:
         chunk_frames: int,
         first_frames: int,
         fingerprint: str | None,
+        total: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Set what the heads see at first, and when they are scored.
 
@@ -50,6 +53,7 @@ class HeadClassifier:
             chunk_frames: Latent frames per chunk.
             first_frames: How many of the oldest visible frames count as first when heads are scored.
             fingerprint: Of the model, see `wan.fingerprint`; None if it cannot be told.
+            total: Adds up a tensor over the GPUs that score some heads each; None: there is one.
 
         Raises:
             BadRequest: If the plan is of another model, or there is nothing to guard.
@@ -61,6 +65,7 @@ class HeadClassifier:
         self.policy, self.guard = policy, guard
         self._config, self._fingerprint = config, fingerprint
         self._batch, self._chunk_frames, self._first_frames = batch, chunk_frames, first_frames
+        self._total = total
         self.plans: tuple[Plan, ...] = (plan or self.everyone(policy.initial),) * batch
         """What the heads of every sample see at present."""
         self.is_planned = plan is not None
@@ -96,6 +101,7 @@ class HeadClassifier:
             row_sampler(self.policy),
             self.policy.last_frames,
             self.policy.score_pass,
+            self._total,
         )
 
     def plan(self, scorer: HeadScorer, frames: int) -> tuple[Plan, ...] | None:

@@ -23,6 +23,7 @@ from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import Attention, CausalWan, TextKV, TimeEmbedding
 from dummyforcing.runtime.cuda_graphs import GraphRunner
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.runtime.ranks import Ranks, TokenSplit
 from dummyforcing.sampling.schedule import COMMIT_TIMESTEP
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Passes:
         fused: FusedWan | None = None,
         backend: str | None = None,
         observer: Observer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Embed all timesteps: one embedding per step serves all chunks.
 
@@ -77,13 +79,15 @@ class Passes:
                 through the model itself. None: all do.
             backend: A name of `BACKENDS`; None: the fastest that is there.
             observer: Is shown every self-attention.
+            ranks: The GPUs that share the passes; None: there is one.
         """
         self.model, self.cache = model, cache
         self._height, self._width = latent_size
         self._backend, self._observer = backend, observer
         weight = model.patch_embedding.weight
         self._dtype, self.device = weight.dtype, weight.device
-        self._graphs = GraphRunner(fused, cache, backend) if fused else None
+        self._split = TokenSplit(ranks, cache.sizes.tokens_per_frame) if ranks else None
+        self._graphs = GraphRunner(fused, cache, backend, self._split) if fused else None
         self.origin = 0
         """The position of the cache's frame 0."""
         self._place = (-1, 0)  # the frames that `_angles` are of
@@ -158,13 +162,16 @@ class Passes:
         """
         scorer = scorer if scorer is not None and scorer.watches(call.step) else None
         rope = self._rope(tokens.shape[1] // self.cache.sizes.tokens_per_frame)
+        own = self._split.take(tokens) if self._split else tokens
+        hidden = None
         if self._graphs and scorer is None and self._observer is None:
-            hidden = self._graphs.run(tokens, time, text, rope, pinned, kv_only)
-            if hidden is not None:
-                return hidden
-            _tell_of_plain_passes()
-        attention = self.attention(call, scorer, pinned, kv_only)
-        return self.model.transform(tokens, time, text, rope, attention, kv_only)
+            hidden = self._graphs.run(own, time, text, rope, pinned, kv_only)
+            if hidden is None:
+                _tell_of_plain_passes()
+        if hidden is None:
+            attention = self.attention(call, scorer, pinned, kv_only)
+            hidden = self.model.transform(own, time, text, rope, attention, kv_only)
+        return self._split.whole(hidden) if self._split and not kv_only else hidden
 
     def attention(self, call: Call, scorer: HeadScorer | None, pinned: bool, kv_only: bool) -> Attention:
         """What answers the model's self-attention in a pass that is not fused: score, cache, attend.
@@ -175,19 +182,26 @@ class Passes:
             pinned: See `KVCache.write`.
             kv_only: See `transform`.
         """
-        last = self.model.config.num_layers - 1
+        last, split = self.model.config.num_layers - 1, self._split
+
+        def exchanged(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            assert split is not None
+            deal = self.cache.layers[layer].deal
+            heads = [deal.heads(rank) for rank in range(split.ranks.size)]
+            q, k, v = split.to_heads(torch.cat([q, k, v], -1), heads).chunk(3, -1)
+            return split.to_tokens(attention(layer, q, k, v), heads)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             groups = self.cache.write(layer, k, v, pinned)
             if scorer is not None:
-                scorer.observe(layer, q, groups)
+                scorer.observe(layer, q, groups, self.cache.layers[layer].own)
             if self._observer is not None:
                 self._observer(call, layer, q, groups)
             if kv_only and layer == last:
                 return q  # nobody reads what the last block of a commit pass attends to
             return attend(q, groups, self._backend)
 
-        return attention
+        return exchanged if split else attention
 
     def _rope(self, frames: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the current frames; computed once for all passes at the same place."""
@@ -195,7 +209,10 @@ class Passes:
         if self._place != (start, frames):
             self._place = (start, frames)
             positions = torch.arange(start, start + frames, device=self.device)
-            self._angles = self.model.rope(positions, self._height, self._width)
+            cos, sin = self.model.rope(positions, self._height, self._width)
+            self._angles = cos, sin
+            if self._split:
+                self._angles = self._split.take(cos, 0), self._split.take(sin, 0)
         return self._angles
 
     def restart(self, frames: int) -> None:
@@ -223,6 +240,4 @@ class Passes:
 @cache
 def _tell_of_plain_passes() -> None:
     """Log it once, however many passes there are."""
-    logger.info(
-        "the fused path is left where samples have different plans, or visible frames have gaps in the cache"
-    )
+    logger.info("the fused path is left where visible frames have gaps in the cache")

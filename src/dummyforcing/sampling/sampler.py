@@ -24,6 +24,7 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.models.wan import CausalWan, fingerprint
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.runtime.ranks import Ranks
 from dummyforcing.sampling.classifier import ClassifierState, HeadClassifier
 from dummyforcing.sampling.guard import Guard
 from dummyforcing.sampling.history import HistoryState, LatentHistory
@@ -57,6 +58,8 @@ class SamplerOptions(TypedDict, total=False):
     """A name of `BACKENDS`; None, the default: the fastest that is there."""
     observer: Observer | None
     """Is shown every self-attention."""
+    ranks: Ranks | None
+    """The GPUs that make the video together, each in a process that does the same. None, the default: one."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Sampler(ABC):
         fused: FusedWan | None = None,
         backend: str | None = None,
         observer: Observer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Build the parts.
 
@@ -129,6 +133,7 @@ class Sampler(ABC):
             fused: Likewise.
             backend: Likewise.
             observer: Likewise.
+            ranks: Likewise.
 
         Raises:
             BadRequest: If `frames` is no multiple of `chunk_frames`, the plan is of another model, or there
@@ -157,6 +162,7 @@ class Sampler(ABC):
             chunk_frames=chunk_frames,
             first_frames=max(policy.first_frames, needs.region_frames),
             fingerprint=self.fingerprint,
+            total=ranks.sum if ranks else None,
         )
         cached_frames = needs.cached_frames
         if cached_frames is None:
@@ -172,6 +178,7 @@ class Sampler(ABC):
             dtype=fused.attention_dtype if fused else weight.dtype,
             device=weight.device,
             frames=cached_frames,
+            ranks=ranks,
         )
         self.passes = Passes(
             model,
@@ -181,6 +188,7 @@ class Sampler(ABC):
             fused=fused,
             backend=backend,
             observer=observer,
+            ranks=ranks,
         )
         self.prompts = PromptTrack(model, prompt_embeds, batch)
         empty = torch.empty(batch, 0, *latent_shape[1:], device=weight.device)
