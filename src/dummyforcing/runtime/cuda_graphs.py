@@ -17,7 +17,7 @@ from dummyforcing.cache.kv_cache import KVCache, LayerCache
 from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-from dummyforcing.runtime.heads import ExchangedHeads, Grid, LocalHeads, Scratch, SelfAttention
+from dummyforcing.runtime.heads import ExchangedHeads, Grid, LocalHeads, Scratch, SelfAttention, Watch
 from dummyforcing.runtime.ranks import TokenSplit
 
 
@@ -75,6 +75,7 @@ class GraphRunner:
         rope: tuple[Tensor, Tensor],
         pinned: bool = True,
         kv_only: bool = False,
+        watch: Callable[[int, Tensor, Sequence[HeadGroup]], None] | None = None,
     ) -> Tensor | None:
         """Run all blocks over the current frames; their keys and values are in the cache afterwards.
 
@@ -85,10 +86,13 @@ class GraphRunner:
             rope: From `rope_table`, for the same tokens.
             pinned: See `LayerCache.write`.
             kv_only: Stop when the last keys and values are in the cache (the commit pass).
+            watch: `watch(layer, q, groups)` looks at every self-attention: at the queries of the heads that
+                are kept here, `(B, L, H, D)`, and at what they see.
 
         Returns:
             The residual stream after the last block, `(B, L, dim)`, valid until the next call; None if this
-            pass needs more than fused blocks can do (gaps in what is visible): nothing has happened then.
+            pass needs more than fused blocks can do (gaps in what is visible, a watch over heads that are
+            cut): nothing has happened then.
         """
         per_frame = self._split.own_tokens if self._split else self._cache.sizes.tokens_per_frame
         frames = tokens.shape[1] // per_frame
@@ -106,20 +110,31 @@ class GraphRunner:
             for known in self._inputs.values():
                 known.layers = []
         inputs = self._fill(tokens, time, text, rope, frames)
+        if watch is not None and not all(attention.shows_all for attention, _ in inputs.layers):
+            return None
         if inputs.written is not groups[0][0]:
             inputs.written = groups[0][0]
             inputs.slots.copy_(send(_slots(layers, [pair[0] for pair in inputs.layers]), tokens.device))
 
         def forward() -> None:
             passes = [
-                Layer(partial(self._attend, attention, inputs.rope, seen), out)
-                for (attention, out), seen in zip(inputs.layers, groups, strict=True)
+                Layer(
+                    partial(
+                        self._attend,
+                        attention,
+                        inputs.rope,
+                        seen,
+                        watch and partial(_show, watch, number, seen),
+                    ),
+                    out,
+                )
+                for number, ((attention, out), seen) in enumerate(zip(inputs.layers, groups, strict=True))
             ]
             self._fused.transform(inputs.x, inputs.modulation, self._text, passes, frames, kv_only)
 
         # Triton looks at the current device, not at that of tensors.
         with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
-            if tokens.is_cuda and all(group.is_full for group in caches):
+            if tokens.is_cuda and watch is None and all(group.is_full for group in caches):
                 self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
             else:
                 forward()
@@ -130,12 +145,13 @@ class GraphRunner:
         attention: SelfAttention,
         rope: tuple[Tensor, Tensor],
         groups: Sequence[HeadGroup],
+        watch: Watch | None,
         qkv: Tensor,
         block: FusedBlock,
         kv_only: bool,
     ) -> Tensor | None:
         eps = self._fused.config.eps
-        return attention.attend(qkv, block.gains, rope, eps, groups, self._backend, kv_only)
+        return attention.attend(qkv, block.gains, rope, eps, groups, self._backend, kv_only, watch)
 
     def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:
         """Run a pass, the first time as it is, which compiles and loads its kernels, later from a graph."""
@@ -223,6 +239,15 @@ class GraphRunner:
         places = send(torch.tensor(order), weight.device)
         grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
         return out._replace(weight=grouped.view(out.weight.dtype))
+
+
+def _show(
+    watch: Callable[[int, Tensor, Sequence[HeadGroup]], None],
+    layer: int,
+    groups: Sequence[HeadGroup],
+    q: Tensor,
+) -> None:
+    watch(layer, q, groups)
 
 
 @cache

@@ -5,7 +5,7 @@ On several GPUs they go to the GPUs that have the heads first, in one exchange, 
 back in another one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -88,6 +88,10 @@ class Scratch:
         return known[:size]
 
 
+Watch = Callable[[Tensor], None]
+"""`watch(q)`: is shown the queries of the heads that are kept here, `(B, L, H, D)`, before they attend."""
+
+
 class LocalHeads:
     """All heads of a layer on one GPU."""
 
@@ -116,6 +120,9 @@ class LocalHeads:
         self._calls = list(plan_calls(layer, columns, grid))
         self.order, self._sorted = common_order(orders, q.device)
         """The order of the heads in what comes back."""
+        self.shows_all = True
+        """Whether a watch can be shown all queries."""
+        self._places = places_of(orders, self.heads, q.device)
 
     def attend(
         self,
@@ -126,6 +133,7 @@ class LocalHeads:
         groups: Sequence[HeadGroup],
         backend: str,
         kv_only: bool,
+        watch: Watch | None = None,
     ) -> Tensor | None:
         """Attend from the current tokens to what their heads see.
 
@@ -137,12 +145,15 @@ class LocalHeads:
             groups: What is seen in this pass.
             backend: Of attention.
             kv_only: Put keys and values in place, no more.
+            watch: Looks on, if any.
 
         Returns:
             `(B, L, H, D)`, heads in the order of `order`; None with `kv_only`.
         """
         heads = split_heads(qkv, self._q.shape[2])
         place_heads(heads, self._targets, tokens=self._tokens, gains=gains, rope=rope, eps=eps)
+        if watch is not None:
+            watch(in_order(self._q, self._places))
         if kv_only:
             return None
         run_calls(self._calls, self._q, groups, self._attended, backend)
@@ -244,6 +255,9 @@ class ExchangedHeads:
         ]
         self.order, self._sorted = common_order(orders_back, device)
         """The order of the heads in what comes back."""
+        self.shows_all = all((part.first, part.end) == (0, ranks.size) for part in layer.deal.parts[me])
+        """Whether a watch can be shown all queries: not of heads that are cut."""
+        self._places = places_of(orders[me], [layer.own] * batch, device) if self.shows_all else None
 
     def attend(
         self,
@@ -254,6 +268,7 @@ class ExchangedHeads:
         groups: Sequence[HeadGroup],
         backend: str,
         kv_only: bool,
+        watch: Watch | None = None,
     ) -> Tensor | None:
         """Attend from this GPU's tokens to what their heads see; see `LocalHeads.attend`."""
         heads = split_heads(qkv, self._total)
@@ -264,11 +279,18 @@ class ExchangedHeads:
         first, second = self._count, self._count + self._kept
         k, v = self._received[:, first:second], self._received[:, second:]
         place_heads((k, k, v), self._cached, tokens=self._grid.tokens, part=self._grid.part)
-        if kv_only:
-            return None
         if len(self._q) > 1:
             for rows, piece in self._pieces:
                 self._q[:, rows] = piece
+        if watch is not None:
+            shown = in_order(self._q, self._places)
+            frames = [
+                shown[:, rows].view(len(shown), self._grid.frames, -1, *shown.shape[2:])
+                for rows, _ in self._pieces
+            ]
+            watch(torch.cat(frames, 2).flatten(1, 2))
+        if kv_only:
+            return None
         run_calls(self._calls, self._q, groups, self._attended, backend)
         if len(self._q) > 1:
             for (rows, _), given in zip(
@@ -359,16 +381,26 @@ def common_order(orders: Sequence[Sequence[int]], device: torch.device) -> tuple
     """The order of heads that all samples have in common.
 
     Returns:
-        It, and where each sample's heads stand if they must be sorted for it, `(B, H)` int64.
+        It, and where each sample's heads stand if they must be sorted for it; see `places_of`.
     """
     if all(order == orders[0] for order in orders):
         return list(orders[0]), None
-    places = [[order.index(head) for head in range(len(order))] for order in orders]
-    return list(range(len(orders[0]))), send(torch.tensor(places), device)
+    wanted = sorted(orders[0])
+    return wanted, places_of(orders, [wanted] * len(orders), device)
+
+
+def places_of(
+    orders: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], device: torch.device
+) -> Tensor | None:
+    """Where each sample's heads stand if another order is wanted, `(B, H)` int64; None: they are in order."""
+    if all(list(a) == list(b) for a, b in zip(orders, wanted, strict=True)):
+        return None
+    places = [[order.index(head) for head in row] for order, row in zip(orders, wanted, strict=True)]
+    return send(torch.tensor(places), device)
 
 
 def in_order(attended: Tensor, places: Tensor | None) -> Tensor:
-    """Sort the heads of `attended (B, L, H, D)`; see `common_order`."""
+    """Take heads `(B, L, H, D)` from their places; see `places_of`."""
     if places is None:
         return attended
     # Float8 has no gather.

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ class Passes:
         pinned: bool = True,
         kv_only: bool = False,
     ) -> Tensor:
-        """Run all blocks over the current frames: fused, if nobody looks at the attention of this pass.
+        """Run all blocks over the current frames: fused, if no observer looks at the attention.
 
         Args:
             tokens: From `tokens`, `(B, L, dim)`.
@@ -164,8 +164,9 @@ class Passes:
         rope = self._rope(tokens.shape[1] // self.cache.sizes.tokens_per_frame)
         own = self._split.take(tokens) if self._split else tokens
         hidden = None
-        if self._graphs and scorer is None and self._observer is None:
-            hidden = self._graphs.run(own, time, text, rope, pinned, kv_only)
+        if self._graphs and self._observer is None:
+            watch = partial(self._score, scorer) if scorer else None
+            hidden = self._graphs.run(own, time, text, rope, pinned, kv_only, watch)
             if hidden is None:
                 _tell_of_plain_passes()
         if hidden is None:
@@ -194,7 +195,7 @@ class Passes:
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             groups = self.cache.write(layer, k, v, pinned)
             if scorer is not None:
-                scorer.observe(layer, q, groups, self.cache.layers[layer].own)
+                self._score(scorer, layer, q, groups)
             if self._observer is not None:
                 self._observer(call, layer, q, groups)
             if kv_only and layer == last:
@@ -202,6 +203,12 @@ class Passes:
             return attend(q, groups, self._backend)
 
         return exchanged if split else attention
+
+    def _score(self, scorer: HeadScorer, layer: int, q: Tensor, groups: Sequence[HeadGroup]) -> None:
+        """Score the heads of a layer that are kept here."""
+        # Few rows of float8 are looked at, which torch does not index.
+        wide = q.to(self._dtype) if q.element_size() == 1 else q
+        scorer.observe(layer, wide, groups, self.cache.layers[layer].own)
 
     def _rope(self, frames: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the current frames; computed once for all passes at the same place."""
