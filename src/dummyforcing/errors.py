@@ -59,6 +59,10 @@ class NoSuchDevice(UserError):
     """There is no such device here, or it lacks what was asked for."""
 
 
+class RankFailed(UserError):
+    """A process of one of several GPUs ended, and the model with it."""
+
+
 class RequestWarning(UserWarning):
     """What was asked for is done, but perhaps not as it was meant."""
 

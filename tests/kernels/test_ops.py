@@ -160,7 +160,12 @@ def test_place_heads(dtype, batch):
     mine, results = places(batch, tokens, heads, width, dtype, DEVICE)
     theirs, expected = places(batch, tokens, heads, width, dtype, "cpu")
     ops.place_heads(
-        qkv.cpu().unbind(1), theirs, tokens=tokens, gains=(gains[0].cpu(), gains[1].cpu()), rope=rope, eps=1e-6
+        qkv.cpu().unbind(1),
+        theirs,
+        tokens=tokens,
+        gains=(gains[0].cpu(), gains[1].cpu()),
+        rope=rope,
+        eps=1e-6,
     )
     assert all(b.float().any() for b in expected)
     on_device = tuple(t.to(DEVICE) for t in rope)

@@ -13,6 +13,7 @@ from dummyforcing.models.wan import CausalWan, fingerprint
 from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import Preset, ScheduleArgs
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.runtime.ranks import Ranks
 from dummyforcing.sampling.passes import Observer
 from dummyforcing.sampling.sampler import Sampler
 from dummyforcing.sampling.samplers import SAMPLERS
@@ -31,6 +32,7 @@ def sampler_maker(
     first_latent: Callable[[], Tensor] | None = None,
     fused: FusedWan | None = None,
     observer: Observer | None = None,
+    ranks: Ranks | None = None,
 ) -> Callable[..., Sampler]:
     """Prepare the sampler of a request.
 
@@ -43,6 +45,7 @@ def sampler_maker(
         first_latent: See `RecomputeSampler`.
         fused: The model arranged for speed.
         observer: Is shown every self-attention.
+        ranks: The GPUs that share the passes.
 
     Returns:
         Makes it: `maker(prompt_embeds=..., seeds=...)`.
@@ -76,6 +79,7 @@ def sampler_maker(
         local_attention_size=preset.local_attention_size,
         fused=fused,
         observer=observer,
+        ranks=ranks,
         **options,
     )
 

@@ -21,12 +21,18 @@ from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.parts import Parts
 from dummyforcing.presets.preset import SIZE_MULTIPLE
 from dummyforcing.runtime.fused import Fp8, arrange
+from dummyforcing.runtime.ranks import Ranks
 from dummyforcing.vae.codec import VideoDecoder
 from dummyforcing.vae.memory import DecoderSizes
 
 
-def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
+def load_parts(files: ModelFiles, options: LoadOptions, ranks: Ranks | None = None) -> Parts:
     """Load a model whose files are found already.
+
+    Args:
+        files: The model.
+        options: How to load it.
+        ranks: GPUs that share its work, each of which loads it; the first one alone has a text encoder.
 
     Raises:
         UserError: If files are missing or damaged, handed-in parts do not suit the model, or there is no such
@@ -37,6 +43,8 @@ def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
         weight = given.patch_embedding.weight
         device, precision = weight.device if device == "auto" else device, precision or weight.dtype
     device = choose_device(device)
+    if ranks is not None and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     dtype = choose_dtype(precision, device)
     _check_parts(files, options)
     loras = [LoRA(fetch_lora(place), scale) for place, scale in files.loras]
@@ -44,15 +52,19 @@ def load_parts(files: ModelFiles, options: LoadOptions) -> Parts:
     opened = open_transformer(source, files.config, files.key, loras)
     vae = _load_vae(files, options, device, files.vae_dtype(dtype))
     model = fill(*opened, device, dtype)
+    vae.ranks = ranks
     where = torch.device("cpu") if options.offload else device
-    if options.text_encoder is not None and options.tokenizer is not None:
+    text = None
+    if ranks is not None and ranks.rank:
+        pass
+    elif options.text_encoder is not None and options.tokenizer is not None:
         encoder = options.text_encoder.to(where, dtype).eval()
         text = TextEncoder(encoder, options.tokenizer, model.config.text_len)
     else:
         base = fetch(files.base)
         encoder_path, tokenizer = find_part(base, "text_encoder"), find_part(base, "tokenizer")
         text = load_text_encoder(encoder_path, tokenizer, model.config.text_len, where, dtype)
-    return Parts(files.preset, model, text, vae, arrange(model, options.fp8))
+    return Parts(files.preset, model, text, vae, arrange(model, options.fp8), ranks)
 
 
 def take_parts(

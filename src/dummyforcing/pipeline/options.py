@@ -54,6 +54,9 @@ class LoadOptions:
         hint="bfloat16 on a GPU, float32 elsewhere",
     )
     """Precision of the computation."""
+    gpus: int = option(1, kind=int, metavar="N", least=1)
+    """How many GPUs of this machine make each video together; with device cpu, so many processes. Under
+    torchrun, as many as it started."""
     offload: bool = option(False, kind=bool)
     """Spare the GPU's memory: the text encoder runs in the main memory, the VAE's weights come from there
     only to decode. A 1.3B model then fits into 12 GB."""

@@ -7,8 +7,10 @@ import torch
 from dummyforcing.errors import BadRequest
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan
+from dummyforcing.pipeline.team import Team
 from dummyforcing.presets.preset import Preset
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.runtime.ranks import Ranks
 from dummyforcing.vae.codec import VideoDecoder
 
 
@@ -22,6 +24,10 @@ class Parts:
     """None: prompts come as embeddings."""
     vae: VideoDecoder
     fused: FusedWan | None
+    ranks: Ranks | None = None
+    """The GPUs that share the model's work, each with its parts; None: there is one."""
+    team: Team | None = None
+    """What tells the others what to do; None: nobody has to be told."""
 
     @property
     def text(self) -> TextEncoder:

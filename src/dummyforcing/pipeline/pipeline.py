@@ -28,6 +28,7 @@ from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.assembly import find_skips
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.follower import load_together
 from dummyforcing.pipeline.loading import load_parts, take_parts
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.option import shorten
@@ -115,7 +116,8 @@ class DummyForcingPipeline:
 
     def _set(self, files: ModelFiles, parts: Parts) -> None:
         self.files = replace(files, decoder=parts.vae.sizes)  # that of a VAE that was handed in, too
-        self.model, self.encoder, self.vae, self.fused = parts.model, parts.encoder, parts.vae, parts.fused
+        self.parts = parts
+        """The parts of the model as rollouts need them."""
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "tiny", **options: Any) -> "DummyForcingPipeline":
@@ -147,8 +149,30 @@ class DummyForcingPipeline:
         Raises:
             UserError: If files are missing or damaged, or there is no such device, dtype or float8 here.
         """
-        parts = load_parts(files, options)
-        return cls.from_parts(files, parts.model, parts.encoder, parts.vae, parts.fused)
+        parts = load_together(files, options) if options.gpus > 1 else load_parts(files, options)
+        pipeline = cls.__new__(cls)
+        pipeline._set(files, parts)
+        return pipeline
+
+    @property
+    def model(self) -> CausalWan:
+        """The transformer."""
+        return self.parts.model
+
+    @property
+    def encoder(self) -> TextEncoder | None:
+        """The text encoder with its tokenizer; None: prompts come as embeddings."""
+        return self.parts.encoder
+
+    @property
+    def vae(self) -> VideoDecoder:
+        """Decodes and encodes."""
+        return self.parts.vae
+
+    @property
+    def fused(self) -> FusedWan | None:
+        """The transformer arranged for speed; None: it runs as it is."""
+        return self.parts.fused
 
     @property
     def device(self) -> torch.device:
@@ -185,11 +209,6 @@ class DummyForcingPipeline:
         return dict(self.files.preset.options)
 
     @property
-    def parts(self) -> Parts:
-        """The parts of the model as rollouts need them."""
-        return Parts(self.files.preset, self.model, self.encoder, self.vae, self.fused)
-
-    @property
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer.
 
@@ -210,7 +229,7 @@ class DummyForcingPipeline:
 
         Raises:
             NoSuchDevice: If there is no such device, or it has not the float8 that was asked for.
-            BadRequest: If there is no such dtype.
+            BadRequest: If there is no such dtype, or the model is on several GPUs.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -218,14 +237,21 @@ class DummyForcingPipeline:
         precision = self.dtype if dtype is None else choose_dtype(dtype, where)
         if (where, precision) == (self.device, self.dtype):
             return self
+        if self.parts.team is not None:
+            raise BadRequest("A model on several GPUs stays there", "load it where it shall be", "device")
         fp8 = self.fused.fp8 if self.fused else "none"
-        self.fused = None
+        self.parts = replace(self.parts, fused=None)
         self.model.to(where, precision)
         if self.encoder is not None:
             self.encoder.model.to("cpu" if self.vae.offload else where, precision)
-        self.vae = self.vae.at(where, self.files.vae_dtype(precision))
-        self.fused = arrange(self.model, fp8)
+        vae = self.vae.at(where, self.files.vae_dtype(precision))
+        self.parts = replace(self.parts, vae=vae, fused=arrange(self.model, fp8))
         return self
+
+    def close(self) -> None:
+        """End the processes of a model on several GPUs, which cannot be used any more; else do nothing."""
+        if self.parts.team is not None:
+            self.parts.team.end()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder of safetensors, whole or not at all; `from_pretrained` reads it.

@@ -10,6 +10,7 @@ run.save("ball.rollout")                                      # pipeline.resume(
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -66,9 +67,14 @@ class Rollout:
         Raises:
             BadRequest: If the request does not suit the model.
         """
-        start = time.perf_counter()
-        preset, batch = parts.preset, len(request.prompts)
         self._parts, self.request = parts, request
+        self._number = parts.team.new_number(self) if parts.team else 0
+        with self._together("start", request, tiles):
+            self._start(tiles, observer)
+
+    def _start(self, tiles: int | None, observer: Observer | None) -> None:
+        start, parts, request = time.perf_counter(), self._parts, self.request
+        preset, batch = parts.preset, len(request.prompts)
         self.prompts = request.prompts
         """What the video shows at present, one for each of the batch."""
         self._height = request.size[0] // parts.vae.stride
@@ -87,7 +93,7 @@ class Rollout:
         self.frames = 0
         """Latent frames that were made, of all parts of the video."""
         given = request.prompt_embeds
-        self._prompt_embeds = parts.text.encode(self.prompts) if given is None else given
+        self._prompt_embeds = self._encode(self.prompts) if given is None else given
         self._observer = observer
         noise = seeded_noise(range(request.seed, request.seed + batch))
         if request.generators is not None:
@@ -135,9 +141,10 @@ class Rollout:
         """
         if self.is_done:
             raise _at_its_length()
-        chunk = self._chunk
-        latents = self._advance(self._put)
-        self._check.ask(chunk, latents)
+        with self._together("next_latents"):
+            chunk = self._chunk
+            latents = self._advance(self._put)
+            self._check.ask(chunk, latents)
         return latents
 
     def require_finite(self) -> None:
@@ -170,11 +177,14 @@ class Rollout:
                 "prompt",
             )
         fade = one_option(VideoOptions, "fade").checked(fade)
-        embeds = self._parts.text.encode(prompts)
+        self._change_prompts(prompts, fade)
         change = remarks_on_change(self._parts, self.request)
         warn([*remarks_on_prompts(self._parts, prompts), *change])
-        self.prompts, self._prompt_embeds = prompts, embeds
-        self.sampler.set_prompt(embeds, chunks=fade)
+
+    def _change_prompts(self, prompts: tuple[str, ...], fade: int) -> None:
+        with self._together("_change_prompts", prompts, fade):
+            self._prompt_embeds, self.prompts = self._encode(prompts), prompts
+            self.sampler.set_prompt(self._prompt_embeds, chunks=fade)
 
     @property
     def timings(self) -> Timings:
@@ -192,12 +202,18 @@ class Rollout:
         It has a cache of its own and shares the rest of the memory.
         """
         other = copy(self)
+        if self._parts.team:
+            other._number = self._parts.team.new_number(other)
+        with self._together("fork", other._number):
+            self._fork_into(other)
+        return other
+
+    def _fork_into(self, other: "Rollout") -> None:
         other._switches, other._given = copy(self._switches), copy(self._given)
         other._decoder = self._decoder.copy(self._height)
         other.sampler = self._fork_sampler(other._decoder)
         other._check = self._check.copy()
         other._delivery = self._delivery.copy()
-        return other
 
     def save(self, path: str | Path) -> None:
         """Write all that is needed to go on to a file, which appears whole or not at all.
@@ -212,22 +228,26 @@ class Rollout:
                 chunk has NaN or infinite numbers.
         """
         self.require_finite()
-        state = RolloutState(
-            fingerprint=self.sampler.fingerprint,
-            rules=rules_of(self._parts),
-            request=replace(self.request, start=None, source=None, generators=None, prompt_embeds=None),
-            prompts=self.prompts,
-            prompt_embeds=self._prompt_embeds,
-            switches=len(self._switches),
-            given=tuple(self._given),
-            source=self._source,
-            frames=self.frames,
-            latents=self._latents,
-            sampler=self.sampler.state(),
-            decoder=self._decoder.state(),
-            delivery=self._delivery.state(),
-        )
-        write_rollout(Path(path), state)
+        write_rollout(Path(path), self._state())
+
+    def _state(self) -> RolloutState:
+        """The state between two chunks; it shares memory with this rollout."""
+        with self._together("_state"):
+            return RolloutState(
+                fingerprint=self.sampler.fingerprint,
+                rules=rules_of(self._parts),
+                request=replace(self.request, start=None, source=None, generators=None, prompt_embeds=None),
+                prompts=self.prompts,
+                prompt_embeds=self._prompt_embeds,
+                switches=len(self._switches),
+                given=tuple(self._given),
+                source=self._source,
+                frames=self.frames,
+                latents=self._latents,
+                sampler=self.sampler.state(),
+                decoder=self._decoder.state(),
+                delivery=self._delivery.state(),
+            )
 
     @classmethod
     def from_state(cls, state: RolloutState, parts: Parts, tiles: int | None = None) -> "Rollout":
@@ -238,21 +258,39 @@ class Rollout:
             parts: The model; another device than that of the state will do, but for rounding.
             tiles: In how many tiles of rows to decode, if that is not decided yet.
         """
-        device = parts.device
         request = replace(state.request, prompt_embeds=state.prompt_embeds)
         rollout = cls(parts, request, state.decoder.stream.tiles or tiles)
-        rollout.prompts = state.prompts
-        rollout._switches = deque(list(request.switches)[len(request.switches) - state.switches :])
-        rollout._given = deque(latents.to(device) for latents in state.given)
-        rollout._source = None if state.source is None else state.source.to(device)
-        if rollout._source is not None:
-            rollout.sampler = rollout._new_sampler(rollout.sampler.noise)
-        rollout.frames = state.frames
-        rollout._latents = None if state.latents is None else state.latents.to(device)
-        rollout.sampler.load_state(state.sampler)
-        rollout._decoder.load_state(state.decoder, rollout._height)
-        rollout._delivery.load_state(state.delivery)
+        rollout._load(state)
         return rollout
+
+    def _load(self, state: RolloutState) -> None:
+        with self._together("_load", state):
+            device, switches = self._parts.device, self.request.switches
+            self.prompts = state.prompts
+            self._switches = deque(list(switches)[len(switches) - state.switches :])
+            self._given = deque(latents.to(device) for latents in state.given)
+            self._source = None if state.source is None else state.source.to(device)
+            if self._source is not None:
+                self.sampler = self._new_sampler(self.sampler.noise)
+            self.frames = state.frames
+            self._latents = None if state.latents is None else state.latents.to(device)
+            self.sampler.load_state(state.sampler)
+            self._decoder.load_state(state.decoder, self._height)
+            self._delivery.load_state(state.delivery)
+
+    # --- several GPUs ------------------------------------------------------------------------------------
+
+    def _together(self, what: str, *args: object) -> AbstractContextManager[object]:
+        """Have the processes of other GPUs do with their rollout what is done with this one inside."""
+        team = self._parts.team
+        return team.together(self._number, what, *args) if team else nullcontext()
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of prompts; of several GPUs, the first one makes them."""
+        parts = self._parts
+        if parts.ranks is None:
+            return parts.text.encode(prompts)
+        return parts.ranks.share(lambda: parts.text.encode(prompts).cpu())
 
     # --- making chunks ---------------------------------------------------------------------------------
 
@@ -268,6 +306,7 @@ class Rollout:
             first_latent=self._decoder.first_latent,
             fused=parts.fused,
             observer=self._observer,
+            ranks=parts.ranks,
         )
         return maker(prompt_embeds=self._prompt_embeds, seeds=noise)
 
@@ -287,7 +326,7 @@ class Rollout:
         else:
             if self._switches and self._switches[0].frame <= self.frames:
                 self.prompts = (self._switches.popleft().prompt,) * len(self.prompts)
-                self._prompt_embeds = self._parts.text.encode(self.prompts)
+                self._prompt_embeds = self._encode(self.prompts)
                 self.sampler.set_prompt(self._prompt_embeds, chunks=self.request.fade)
             latents = self.sampler.next_chunk(received)
         self._latents = latents
@@ -346,7 +385,12 @@ class Rollout:
         The next part of a video decodes the frames that it begins with again, so they are left out at the end
         of the one before.
         """
+        with self._together("_ask"):
+            self._ask_here()
+
+    def _ask_here(self) -> None:
         decodings: list[Decoding] = []
+        parts = self._parts
 
         def received(latents: Tensor) -> None:
             self._put(latents)
@@ -361,7 +405,8 @@ class Rollout:
         self._advance(received)
         ended, sampler = Event(self._parts.device), self.sampler
         asked = Asked(began, self._ready, ended, sampler.plans, sampler.cache.nbytes, chunk)
-        self._delivery.put(asked, decodings)
+        if parts.ranks is None or parts.ranks.rank == 0:  # which hands them out
+            self._delivery.put(asked, decodings)
 
 
 def _at_its_length() -> BadRequest:

@@ -6,20 +6,26 @@ for self-attention, so heads are exchanged around it.
 Source: DeepSpeed-Ulysses (arXiv:2309.14509), here with heads that differ in cost.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dummyforcing.errors import UserError
+
+Value = TypeVar("Value")
 
 
 class Ranks:
     """The process group that this process belongs to."""
 
     def __init__(self) -> None:
-        """Take the default process group; `torch.distributed` must be initialised."""
+        """Take the default process group; `torch.distributed` must be initialised, all ranks come here."""
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # Decoding goes on beside the transformer, and a communicator works on one thing at a time.
+        self._beside = dist.new_group()
 
     def all_to_all(
         self, incoming: Tensor, outgoing: Tensor, in_sizes: Sequence[int], out_sizes: Sequence[int]
@@ -56,6 +62,40 @@ class Ranks:
         total = x.clone()
         dist.all_reduce(total)
         return total
+
+    def gather(self, x: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+        """Put together what ranks have decoded.
+
+        Args:
+            x: What this one has.
+            sizes: How much each has in dimension `dim`.
+            dim: In which they differ.
+        """
+        shape = list(x.shape)
+        shape[dim] = max(sizes)
+        padded = x.new_empty(self.size, *shape)
+        mine = x.new_empty(shape)
+        mine.narrow(dim, 0, x.shape[dim]).copy_(x)
+        dist.all_gather_into_tensor(padded.flatten(0, 1), mine, group=self._beside)
+        return torch.cat([part.narrow(dim, 0, n) for part, n in zip(padded, sizes, strict=True)], dim)
+
+    def share(self, make: Callable[[], Value]) -> Value:
+        """What rank 0 makes, on all ranks, by way of the main memory; what it is refused, all are refused.
+
+        Args:
+            make: Called on rank 0 only.
+        """
+        made: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                made = [make(), None]
+            except UserError as error:
+                made = [None, error]
+        dist.broadcast_object_list(made)
+        if made[1] is not None:
+            raise made[1]
+        value: Value = made[0]
+        return value
 
     def collect(self, value: Any) -> list[Any] | None:
         """What all ranks have, on rank 0; None on the others."""

@@ -23,6 +23,7 @@ from dummyforcing.errors import BadRequest
 from dummyforcing.files.finite import all_finite
 from dummyforcing.vae.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
 from dummyforcing.vae.stream import StreamedDecoder
+from dummyforcing.vae.tiles import Ranks
 
 
 class OneDNNConv3d(TorchFunctionMode):
@@ -67,6 +68,8 @@ class VideoDecoder:
             offload: Whether its weights stay in the main memory wherever it is moved to.
         """
         self.vae, self._home = vae, vae.device
+        self.ranks: Ranks | None = None
+        """GPUs that decode together, each with a decoder like this one; None: there is one."""
         self.device = vae.device if device is None else torch.device(device)
         for module in vae.modules():
             if isinstance(module, nn.Conv3d):
@@ -181,7 +184,7 @@ class DecoderStream:
         self.frames, self.tiles = state.frames, state.tiles
         if state.features:
             decoder = self._decoder
-            self._state = StreamedDecoder(decoder.vae.decoder, height, self.tiles or 1)
+            self._state = StreamedDecoder(decoder.vae.decoder, height, self.tiles or 1, decoder.ranks)
             self._state.load_features(state.features, decoder.device)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -213,7 +216,9 @@ class DecoderStream:
             z = F.linear(z.to(vae.dtype), quant.weight.flatten(1), quant.bias)
             if self._state is None:
                 self.tiles = self._fewest_tiles(z) if self.tiles is None else self.tiles
-                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.tiles)
+                if decoder.ranks is not None:  # equally many for each
+                    self.tiles = -(-self.tiles // decoder.ranks.size) * decoder.ranks.size
+                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.tiles, decoder.ranks)
             pixels = self._state(z, self._passes(z))
         self.frames += z.shape[1]
         self._note(pixels)

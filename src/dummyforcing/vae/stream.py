@@ -25,7 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from dummyforcing.kernels.vae import add_norm, upsample
-from dummyforcing.vae.tiles import History, Rows, Tile, split_rows, upsampler_of
+from dummyforcing.vae.tiles import History, Ranks, Rows, Tile, split_rows, upsampler_of
 
 HISTORY = 2
 """Past frames that a convolution in time sees."""
@@ -57,35 +57,56 @@ class StreamedDecoder:
     the state of the others is in the main memory meanwhile.
     """
 
-    def __init__(self, decoder: WanDecoder3d, height: int, tiles: int = 1) -> None:
+    def __init__(
+        self, decoder: WanDecoder3d, height: int, tiles: int = 1, ranks: Ranks | None = None
+    ) -> None:
         """Begin a video.
 
         Args:
             decoder: With weights in channels-last layout. It is not changed.
             height: Rows of its latents.
             tiles: How many; `height` at most.
+            ranks: GPUs that share them; None: there is one.
         """
         self._layers: Any = decoder
         self._middle: History = {}
-        self._tiles = [Tile(decoder, rows, height) for rows in split_rows(height, tiles)]
+        self._ranks = ranks
+        cut = split_rows(height, tiles)
+        size, rank = (ranks.size, ranks.rank) if ranks else (1, 0)
+        shares = [range(i * tiles // size, (i + 1) * tiles // size) for i in range(size)]
+        self._numbers = shares[rank]
+        """Of the tiles that are decoded here."""
+        self._tiles = [Tile(decoder, cut[number], height) for number in self._numbers]
+        self._crops = tiles > 1
+        self._scale = 2 ** sum(upsampler_of(block) is not None for block in decoder.up_blocks)
+        self._heights = [self._scale * sum(cut[n][1] - cut[n][0] for n in share) for share in shares]
+        """Rows of pixels that each GPU decodes."""
         self._widened: dict[nn.Module, Tensor] = {}
         self._history, self._is_first = self._middle, True
+        self._begins = True
+        """Whether the first latent frame of the video comes next."""
 
     def features(self) -> dict[str, Tensor]:
         """Give the features that convolutions keep of the last frames, by layer name; shares memory.
 
-        Waits until the histories of tiles have come to the main memory.
+        Waits until the histories of tiles have come to the main memory. Of several GPUs, rank 0 gets those of
+        all.
         """
         for past in self._middle.values():
             if past.is_cuda and len(self._tiles) > 1:
                 torch.cuda.current_stream(past.device).synchronize()
         names = {layer: name for name, layer in self._layers.named_modules()}
-        parts = {"middle": self._middle} | {str(i): tile.history for i, tile in enumerate(self._tiles)}
-        return {
+        tiles = zip(self._numbers, self._tiles, strict=True)
+        parts = {"middle": self._middle} | {str(number): tile.history for number, tile in tiles}
+        found = {
             f"{part} {names[layer]}": past
             for part, history in parts.items()
             for layer, past in history.items()
         }
+        if self._ranks is None:
+            return found
+        everywhere = self._ranks.collect({name: past.cpu() for name, past in found.items()})
+        return {name: past for features in everywhere or [found] for name, past in features.items()}
 
     def load_features(self, features: Mapping[str, Tensor], device: torch.device) -> None:
         """Go on from what `features` gave; copies it.
@@ -94,15 +115,17 @@ class StreamedDecoder:
             features: Of a video that was decoded in as many tiles.
             device: Where the decoder works.
         """
-        layers = dict(self._layers.named_modules())
+        layers, self._begins = dict(self._layers.named_modules()), False
         for key, past in features.items():
             part, name = key.split(" ")
             if part == "middle":
                 self._middle[layers[name]] = past.to(device, copy=True)
-            elif len(self._tiles) == 1:
-                self._tiles[0].history[layers[name]] = past.to(device, copy=True)
-            else:
-                self._tiles[int(part)].keep(layers[name], past, device)
+            elif int(part) in self._numbers:
+                tile = self._tiles[self._numbers.index(int(part))]
+                if len(self._tiles) == 1:
+                    tile.history[layers[name]] = past.to(device, copy=True)
+                else:
+                    tile.keep(layers[name], past, device)
 
     def __call__(self, z: Tensor, passes: Sequence[int]) -> Tensor:
         """Decode the next latent frames.
@@ -124,7 +147,13 @@ class StreamedDecoder:
             if len(self._tiles) > 1:
                 tile.put_away(self._history)
         self._history = self._middle
-        return torch.cat(pixels, dim=2)
+        if not pixels:  # a video that was begun in fewer tiles
+            frames = 4 * z.shape[1] - (3 if self._begins else 0)
+            width = self._layers.conv_out.out_channels
+            pixels = [z.new_empty(len(z), frames, 0, z.shape[3] * self._scale, width)]
+        self._begins = False
+        whole = torch.cat(pixels, dim=2)
+        return self._ranks.gather(whole, self._heights, 2) if self._ranks else whole
 
     def _begin(self, z: Tensor) -> Sum:
         """The layers that see whole frames; what they give is not added up yet."""
@@ -139,7 +168,7 @@ class StreamedDecoder:
         """The up blocks and what follows, for a tile; `needed` is of `vae_tiles.rows_needed`."""
         layers, place = self._layers, 0  # where the first row of `x` is in the frame
         for block, (first, end) in zip(layers.up_blocks, needed, strict=False):
-            if len(self._tiles) > 1:
+            if self._crops:
                 x = x.crop(first - place, end - place)
             x = self._up_block(block, x)
             place = first if upsampler_of(block) is None else 2 * first

@@ -5,7 +5,8 @@ a neighbourhood: rows of the output need a few more rows of their input than the
 resolution a tile has just these, and its padding with zeros spoils rows of the halo alone.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanResample, WanResidualUpBlock
@@ -17,6 +18,24 @@ Rows = tuple[int, int]
 """The first row, and the one behind the last."""
 History = dict[nn.Module, Tensor]
 """The last frames that each convolution in time has seen."""
+
+
+class Ranks(Protocol):
+    """GPUs that decode a video together, some tiles each; see `runtime/ranks.py`."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, x: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+        """Put together what each has, which differs in size in a dimension."""
+
+    def collect(self, value: Any) -> list[Any] | None:
+        """What all have, on rank 0; None on the others."""
 
 
 class Tile:
