@@ -680,8 +680,9 @@ def test_frames_that_do_not_follow_each_other():
     with torch.no_grad(), dummyforcing.attach(krea):
         krea.begin(x)
         krea.velocity(x, prompt, 0.0, 0)
+        krea.model.block_mask = krea.context_mask()
         with pytest.raises(BadRequest, match="Context of 6"):
-            krea.velocity(noise_of(6), prompt, 0.0, 0)
+            krea.velocity(noise_of(6), prompt, 0.0, 3)
 
 
 def test_one_layer_that_is_passed_by_is_noticed():

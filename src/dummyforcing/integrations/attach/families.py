@@ -38,6 +38,8 @@ class Family:
     """Repositories and commits that were tried."""
     returns_update: bool = False
     """Whether the self-attention writes nothing, and returns beside its output what is to be written."""
+    masks_context: bool = False
+    """Whether a pass under a block mask writes context from position 0 on, wherever it says that it begins."""
 
     def matches(self, attention: nn.Module) -> bool:
         """Whether a self-attention is of this family."""
@@ -67,6 +69,7 @@ FAMILIES = (
         "fuse_projections",
         ("krea-realtime",),
         "krea-ai/realtime-video acf4b7b",
+        masks_context=True,
     ),
     Family(
         "self-forcing",
@@ -149,13 +152,16 @@ def arguments_of(module: nn.Module) -> Mapping[str, Parameter]:
     return signature(module.forward).parameters
 
 
-def told(call: Mapping[str, Any]) -> dict[str, bool]:
+def told(call: Mapping[str, Any]) -> dict[str, Any]:
     """What a pass says of itself, as fields of `follower.Pass`.
 
     Args:
         call: The arguments of a self-attention or a transformer, its defaults included.
     """
-    return {field: bool(call[argument]) for argument, field in TOLD.items() if argument in call}
+    says: dict[str, Any] = {field: bool(call[name]) for name, field in TOLD.items() if name in call}
+    layer = call["kv_cache"] if isinstance(call["kv_cache"], Mapping) else call["kv_cache"][0]
+    # Wrappers such as FSDP hand on copies of dictionaries, and the very tensors in them.
+    return {**says, "memory": id(layer["k"]), "masked": call.get("block_mask") is not None}
 
 
 def arguments(takes: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

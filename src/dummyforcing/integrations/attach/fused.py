@@ -144,7 +144,9 @@ class FusedForward:
         weight = self._model.patch_embedding.weight
         dtype = self._fused.attention_dtype if self._fused else weight.dtype
         start = self._seen.start_of(call["current_start"])
-        self._seen.begin(start, batch, dtype, weight.device, **told(call))
+        # Krea keeps the mask that its self-attention is given with the transformer.
+        mask = getattr(self._seen.upstream.transformer, "block_mask", None)
+        self._seen.begin(start, batch, dtype, weight.device, **told({**call, "block_mask": mask}))
         self._seen.layers = config.num_layers
         return self._seen.video
 

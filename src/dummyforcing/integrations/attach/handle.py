@@ -160,7 +160,7 @@ class Attachment:
         self._undo = ExitStack()
         shared = shared_model(upstream)
         name = None if isinstance(shared, str) else fingerprint(shared)
-        self._follower = Follower(upstream.config, rules, name)
+        self._follower = Follower(upstream.config, rules, name, upstream.family.masks_context)
         passes = SeenPasses(upstream, self._follower)
         transformer: Any = upstream.transformer
         self._fused: FusedForward | None = None
