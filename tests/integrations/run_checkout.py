@@ -87,7 +87,7 @@ def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
     places: dict[str, Any] = {"package": "wan.modules", "base": ""}
     if case == "causvid":
         places = {"package": "causvid.models.wan", "base": "causvid.models.wan.wan_base.modules"}
-    counts = {"num_layers": layers, "num_heads": heads, "dim": 128 * heads}
+    counts: dict[str, Any] = {"num_layers": layers, "num_heads": heads, "dim": 128 * heads}
     model = small(
         transformer(kernel=attention, tokens=tokens, infinite=infinite, **counts, **places, **SIZES, **window)
     )

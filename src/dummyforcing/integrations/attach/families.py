@@ -6,7 +6,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Family:
     returns_update: bool = False
     """Whether the self-attention writes nothing, and returns beside its output what is to be written."""
     masks_context: bool = False
-    """Whether a pass under a block mask writes context from position 0 on, wherever it says that it begins."""
+    """Whether a pass under a block mask writes context from position 0 on, wherever it says it begins."""
 
     def matches(self, attention: nn.Module) -> bool:
         """Whether a self-attention is of this family."""
@@ -57,7 +58,7 @@ FAMILIES = (
     ),
     Family(
         "rolling-forcing",
-        "Rolling Forcing, and the long videos of Causal-Forcing",
+        "Rolling Forcing and the long videos of Causal-Forcing",
         "updating_cache",
         ("rolling-forcing", "causal-forcing-long"),
         "TencentARC/RollingForcing a1477d0",
@@ -106,6 +107,17 @@ class Upstream:
         found = (getattr(owner, name, None) for owner in (*self.owners, self.transformer))
         return next((value for value in found if value is not None), None)
 
+    def __reduce__(self) -> NoReturn:
+        """Keep what is attached from being copied: a copy would be attached, too, without anybody's handle.
+
+        Raises:
+            BadRequest: Always.
+        """
+        raise BadRequest(
+            "What is attached cannot be copied or pickled",
+            "detach() first, and attach again afterwards; state_dict() can be saved at any time",
+        )
+
 
 def recognise(target: object) -> Upstream:
     """Find the transformer in an object, and tell whose code it is.
@@ -116,6 +128,8 @@ def recognise(target: object) -> Upstream:
     Raises:
         BadRequest: If there is none, or are several; says what was looked for.
     """
+    if isinstance(target, type):
+        raise BadRequest(f"{target.__name__} is a class", "give an object of it, with its weights", "target")
     found: dict[int, tuple[nn.Module, list[object]]] = {}
     near = ""
     for holder, owners in _walk(target):
@@ -127,7 +141,7 @@ def recognise(target: object) -> Upstream:
             near = near or problem or ""
     if not found:
         raise BadRequest(
-            f"A {type(target).__name__} holds no transformer that can be attached to"
+            f"No transformer that can be attached to was found in this {type(target).__name__}"
             + (f" ({near})" if near else ""),
             "give a pipeline or transformer of one of these: "
             f"{', '.join(family.title for family in FAMILIES)}; that is, blocks whose self_attn has q, k, v, "
@@ -136,7 +150,7 @@ def recognise(target: object) -> Upstream:
         )
     if len(found) > 1:
         raise BadRequest(
-            f"A {type(target).__name__} holds {len(found)} transformers that can be attached to",
+            f"{len(found)} transformers that can be attached to were found in this {type(target).__name__}",
             "give the one that makes the video",
             "target",
         )
@@ -191,6 +205,16 @@ def signature_of(transformer: nn.Module) -> Signature:
     return signature(getattr(transformer, "_forward_inference", transformer.forward))
 
 
+def holds(owner: object, transformer: nn.Module) -> bool:
+    """Whether a transformer is still in an object around it."""
+    return any(
+        module is transformer
+        for holder, _ in _walk(owner)
+        if isinstance(holder, nn.Module)
+        for module in holder.modules()
+    )
+
+
 def _walk(target: object) -> Iterator[tuple[object, list[object]]]:
     """Objects that hold a transformer, nearest first, each with those around it, itself included."""
     seen: set[int] = set()
@@ -211,6 +235,8 @@ def _walk(target: object) -> Iterator[tuple[object, list[object]]]:
 
 
 def _attributes(one: object) -> Sequence[object]:
+    if isinstance(one, ModuleType):  # the whole library would follow
+        return []
     try:
         return list(vars(one).values())
     except TypeError:
@@ -220,7 +246,7 @@ def _attributes(one: object) -> Sequence[object]:
 def _may_hold(value: object) -> bool:
     """Whether an attribute may lead to a transformer: an object of some library, no plain data."""
     plain = (str, bytes, int, float, complex, bool, list, tuple, dict, set, Tensor, type(None), type)
-    return not isinstance(value, plain) and not callable(getattr(value, "__get__", None))
+    return not isinstance(value, plain) and not hasattr(type(value), "__get__")
 
 
 def _wrappers(module: nn.Module) -> list[nn.Module]:

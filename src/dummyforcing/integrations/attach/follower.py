@@ -36,6 +36,9 @@ class Grid:
     """Of queries, keys and values."""
     device: torch.device
 
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.rows} x {self.columns} {str(self.dtype).removeprefix('torch.')}"
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -285,7 +288,7 @@ class Follower:
         self,
         config: ModelConfig,
         rules: Callable[[int], Rules],
-        fingerprint: str | None,
+        fingerprint: Callable[[], str | None],
         masks_context: bool = False,
     ) -> None:
         """Wait for a video.
@@ -293,7 +296,7 @@ class Follower:
         Args:
             config: Sizes of the transformer.
             rules: Tells what holds for a video whose first pass has so many latent frames.
-            fingerprint: Of the transformer; None if it cannot be told.
+            fingerprint: Tells that of the transformer where a video begins; None if it cannot be told.
             masks_context: See `families.Family`.
         """
         self._config, self._rules, self._fingerprint = config, rules, fingerprint
@@ -311,6 +314,11 @@ class Follower:
         if now.masked and self._masks_context:
             now = replace(now, start=0)
         video, self.video = self.video, None  # stays away if there is an error
+        if video is not None and video.grid != grid and now.start:
+            raise BadRequest(
+                f"A pass at latent frame {now.start} is {grid}, where the video is {video.grid}",
+                "begin another video for another batch, picture or dtype: its first pass is at position 0",
+            )
         if video is None or video.grid != grid or not video.go_on(now):
             del video  # the old cache and the new one never exist together
             video = self._begin_video(now, grid)
@@ -335,7 +343,7 @@ class Follower:
             )
         rules = self._rules(now.frames)
         kind = RecomputedVideo if rules.preset.sampler == "recompute" else FollowedVideo
-        return kind(self._config, rules, grid, self._fingerprint, now)
+        return kind(self._config, rules, grid, self._fingerprint(), now)
 
 
 def _jumped(start: int, end: int) -> BadRequest:
