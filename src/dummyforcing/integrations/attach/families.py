@@ -137,7 +137,8 @@ def recognise(target: object) -> Upstream:
         for module in modules:
             problem = _why_no_transformer(module)
             if problem is None:
-                found.setdefault(id(module), (module, owners))
+                _, around = found.setdefault(id(module), (module, []))
+                around += [one for one in owners if all(one is not other for other in around)]
             near = near or problem or ""
     if not found:
         raise BadRequest(
@@ -216,21 +217,19 @@ def holds(owner: object, transformer: nn.Module) -> bool:
 
 
 def _walk(target: object) -> Iterator[tuple[object, list[object]]]:
-    """Objects that hold a transformer, nearest first, each with those around it, itself included."""
+    """Objects that may hold a transformer, nearest first, each with those around it, itself included.
+
+    One comes as often as there are ways to it.
+    """
     seen: set[int] = set()
     level: list[tuple[object, list[object]]] = [(target, [target])]
     for _ in range(DEPTH):
         below: list[tuple[object, list[object]]] = []
         for one, around in level:
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
             yield one, [*around, *(_wrappers(one) if isinstance(one, nn.Module) else ())]
-            below += [
-                (value, [*around, value])
-                for value in _attributes(one)
-                if _may_hold(value) and id(value) not in seen
-            ]
+            if id(one) not in seen:
+                seen.add(id(one))
+                below += [(value, [*around, value]) for value in _attributes(one) if _may_hold(value)]
         level = below
 
 

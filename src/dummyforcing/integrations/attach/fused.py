@@ -50,6 +50,8 @@ def shared_model(upstream: Upstream) -> CausalWan | str:
             theirs[name.replace("to_qkv", letter)] = nn.Parameter(part, requires_grad=False)
     if strange := next((n for n, p in theirs.items() if type(p) is not nn.Parameter), None):
         return f"its {strange} is spread over processes, quantised or otherwise no plain parameter"
+    if any(".base_layer." in name for name in theirs):
+        return "it has LoRA layers beside its weights, which are to be merged"
     own = dict(model.named_parameters())
     if lacking := sorted(own.keys() - theirs.keys()):
         return f"it has no parameter {lacking[0]}"
