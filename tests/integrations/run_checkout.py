@@ -26,14 +26,8 @@ from research.upstream import TextEncoder, pipeline, put_on_path, transformer
 from tests.integrations.standins import Pipeline
 
 TOLERANCE = 2e-5
-HEADS, CHANNELS = 12, 16
-SIZES: dict[str, Any] = {
-    "dim": 128 * HEADS,  # what their caches are made for
-    "ffn_dim": 64,
-    "num_heads": HEADS,
-    "text_dim": 16,
-    "freq_dim": 32,
-}
+CHANNELS = 16
+SIZES: dict[str, Any] = {"ffn_dim": 64, "text_dim": 16, "freq_dim": 32}
 CASES = {
     "self-forcing": ("self-forcing", 15, 3),
     "causal-forcing": ("causal-forcing", 15, 3),
@@ -43,7 +37,7 @@ CASES = {
     "longlive-infinite": ("longlive-infinite", 24, 3),
     "rolling-forcing": ("rolling-forcing", 36, 3),
     "causvid": ("causvid", 15, 3),
-    "krea": ("krea-realtime", 6, 3),
+    "krea": ("krea-realtime", 9, 3),
 }
 """The public model, latent frames of the video, and of a chunk."""
 LATENTS = {"krea": (60, 104)}
@@ -67,10 +61,18 @@ def small(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def sizes(case: str) -> tuple[int, int, int, int]:
-    """Height and width of the latents, tokens of a latent frame, and layers."""
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **options: Any) -> Tensor:
+    """Stands for compiled flex attention, `(B, H, L, D)`."""
+    rows, columns = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
+    seen = block_mask.mask_mod(0, 0, rows, columns)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+
+def sizes(case: str) -> tuple[int, int, int, int, int]:
+    """Height and width of the latents, tokens of a latent frame, layers, and heads."""
     height, width = LATENTS.get(case, (8, 8))
-    return height, width, height * width // 4, 1 if case in LATENTS else 2
+    layers, heads = (1, 2) if case in LATENTS else (2, 12)  # caches of the others are made for 12 heads
+    return height, width, height * width // 4, layers, heads
 
 
 def prompt(text: str) -> Tensor:
@@ -79,22 +81,26 @@ def prompt(text: str) -> Tensor:
 
 def build(case: str, chunk: int, steps: list[float]) -> tuple[Any, Any]:
     """The pipeline of the checkout that is on the path, and a function that makes its video."""
-    *_, tokens, layers = sizes(case)
+    *_, tokens, layers, heads = sizes(case)
     window: dict[str, Any] = {"local_attn_size": 12, "sink_size": 3} if case.startswith("longlive") else {}
     infinite = case == "longlive-infinite"
     places: dict[str, Any] = {"package": "wan.modules", "base": ""}
     if case == "causvid":
         places = {"package": "causvid.models.wan", "base": "causvid.models.wan.wan_base.modules"}
+    counts: dict[str, Any] = {"num_layers": layers, "num_heads": heads, "dim": 128 * heads}
     model = small(
-        transformer(
-            kernel=attention, tokens=tokens, infinite=infinite, num_layers=layers, **places, **SIZES, **window
-        )
+        transformer(kernel=attention, tokens=tokens, infinite=infinite, **counts, **places, **SIZES, **window)
     )
     if case in ("causvid", "krea"):  # their pipelines load weights where they are made
         model.family = case
         preset = find_preset(CASES[case][0])[0]
-        pipe: Any = Pipeline(model, chunk, list(steps), sizes=(layers, HEADS, 128), tokens=tokens)
+        pipe: Any = Pipeline(model, chunk, list(steps), sizes=(layers, heads, 128), tokens=tokens)
         pipe.schedule = make_schedule(steps, preset.schedule.shift, preset.schedule.warp)
+        if case == "krea":
+            sys.modules[type(model).__module__].flex_attention = masked_attention  # type: ignore[attr-defined]
+            pipe.context_mask = lambda: model._prepare_blockwise_causal_attn_mask(
+                "cpu", num_frames=chunk, frame_seqlen=tokens, num_frame_per_block=chunk, local_attn_size=-1
+            )
         return pipe, lambda noise: pipe.inference(noise, [prompt("a")])
     options: dict[str, Any] = {**window, "use_infinite_attention": infinite}
     if case == "rolling-forcing":

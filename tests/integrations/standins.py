@@ -234,6 +234,7 @@ class Transformer(CausalWan):
         )
         self.local_attn_size = window.get("local_attn_size", -1)
         self.num_frame_per_block = 1
+        self.block_mask: Any = None
         self.blocks = nn.ModuleList(
             Block(config, ATTENTIONS[family](config, **window)) for _ in range(config.num_layers)
         )
@@ -279,7 +280,7 @@ class Transformer(CausalWan):
             if self.family == "comfyui":
                 seen: Any = (None, kv, {"ar_state": {"start_frame": current_start // TOKENS}})
             else:
-                seen = (None, grid_sizes, None, None, kv, current_start)
+                seen = (None, grid_sizes, None, self.block_mask, kv, current_start)
             if self.family == "causvid":
                 seen = (*seen, end)
             tokens, info = block(tokens, time.blocks, text, cross, *seen, **told)
@@ -446,7 +447,8 @@ class Pipeline:
         self.global_sink = global_sink
         self.kv_cache1: Any = None
         self.crossattn_cache: Any = None
-        self.first_pass: Callable[[], None] | None = None
+        self.context_mask: Callable[[], Any] = object
+        """Makes the block mask of a pass that writes context."""
         model.num_frame_per_block = chunk
 
     @property
@@ -578,14 +580,20 @@ class Pipeline:
         return torch.cat(made, 1)
 
     def _recompute(self, noise: Tensor, prompt: Tensor) -> Tensor:
-        """Write the context again before every chunk; its first frame is the video's (keep_first_frame)."""
+        """Write the context again before every chunk; its first frame is the video's (keep_first_frame).
+
+        It is at position 0, by its block mask, and said to be where the chunk is.
+        """
         self.begin(noise)
         chunk = self.num_frame_per_block
         made: list[Tensor] = []
         for start in range(0, noise.shape[1], chunk):
             if made:
                 past = torch.cat(made, 1)
-                self.velocity(torch.cat([past[:, :1], past[:, 1 - chunk :]], 1), prompt, 0.0, 0)
+                self._initialize_kv_cache(len(noise), noise.dtype, noise.device)
+                self.model.block_mask = self.context_mask()
+                self.velocity(torch.cat([past[:, :1], past[:, 1 - chunk :]], 1), prompt, 0.0, chunk)
+                self.model.block_mask = None
             made.append(self.denoise(noise[:, start : start + chunk], prompt, chunk if made else 0))
         return torch.cat(made, 1)
 

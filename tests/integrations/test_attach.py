@@ -1,9 +1,14 @@
 """Attached transformers against our own samplers, and against the dense attention of the stand-ins."""
 
+import copy
 import dataclasses
+import gc
 import json
+import pickle
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dummyforcing
-from dummyforcing.errors import BadRequest
+from dummyforcing.errors import BadRequest, UserError
 from dummyforcing.integrations.attach.families import FAMILIES, recognise
 from dummyforcing.integrations.attach.fused import shared_model
 from dummyforcing.method.plan import HeadContext, Plan
@@ -253,6 +258,9 @@ def test_a_plan_is_saved_and_used_by_our_own_engine(tmp_path):
         video(pipe)
         handle.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
+    with dummyforcing.attach(pipe, plan=tmp_path / "plan.json") as handle:
+        video(pipe)
+        assert handle.plan == plan
     model = shared(pipe)
     plan.require(2, 4, fingerprint(model))
     assert json.loads((tmp_path / "plan.json").read_text())["policy"] == "dummy"
@@ -512,7 +520,7 @@ def test_a_lora_beside_the_weights():
     with dummyforcing.attach(pipe, "dense", engine="fused") as handle:
         torch.testing.assert_close(video(pipe), alone, rtol=0, atol=TOLERANCE)
         assert handle.engine == "attention"
-        assert "lora" in handle.note or "base_layer" in handle.note or "parameter" in handle.note
+        assert "LoRA layers beside its weights" in handle.note
 
 
 @pytest.mark.parametrize("compiled_before", [False, True])
@@ -545,12 +553,180 @@ def test_an_object_around_the_pipeline():
         torch.testing.assert_close(video(session.pipe), expected, rtol=0, atol=TOLERANCE)
 
 
+def test_an_object_with_several_ways_to_the_transformer():
+    """Krea's models: the pipeline, whose buffers are left out, is not on the shortest one."""
+    pipe = pipeline("self-forcing", chunk=1)
+    models = SimpleNamespace(transformer=pipe.generator, pipeline=pipe)
+    expected = our_video(pipe, "dummy", frames=8)[0]
+    with dummyforcing.attach(models):
+        torch.testing.assert_close(video(pipe, frames=8), expected, rtol=0, atol=TOLERANCE)
+        assert all(cache["k"].nbytes == 0 for cache in pipe.kv_cache1)
+
+
 @pytest.mark.parametrize("family", NAMES)
 def test_the_transformer_alone(family):
     pipe = pipeline(family)
     expected = our_video(pipe, "dummy")[0]
     with dummyforcing.attach(pipe.model):
         torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+
+
+# What changes while something is attached
+
+
+def lora(pipe: Pipeline) -> None:
+    """Put low-rank changes beside all projections."""
+    torch.manual_seed(3)
+    for block in pipe.model.blocks:
+        for name in "qkvo":
+            setattr(block.self_attn, name, LoRALinear(getattr(block.self_attn, name)))
+    pipe.model.requires_grad_(False)
+
+
+def another_activation(pipe: Pipeline) -> None:
+    pipe.model.blocks[1].ffn[1] = nn.ReLU()
+
+
+def other_weights(pipe: Pipeline) -> None:
+    pipe.model.load_state_dict(transformer("self-forcing", seed=7).state_dict())
+
+
+def other_parameters(pipe: Pipeline) -> None:
+    pipe.model.load_state_dict(transformer("self-forcing", seed=7).state_dict(), assign=True)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+@pytest.mark.parametrize("engine", ["attention", "fused"])
+@pytest.mark.parametrize("change", [lora, another_activation, other_weights, other_parameters])
+def test_a_transformer_that_changes_while_something_is_attached(change, engine, has_run):
+    pipe, changed = pipeline("self-forcing"), pipeline("self-forcing")
+    change(changed)
+    expected = video(changed)
+    ours = change in (other_weights, other_parameters)
+    with dummyforcing.attach(pipe, "dense", engine=engine) as handle:
+        if has_run:
+            video(pipe)
+        change(pipe)
+        torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+        assert handle.engine == (engine if ours else "attention")
+    assert torch.equal(video(pipe), expected)
+
+
+def test_a_lora_that_is_taken_away_again():
+    pipe = pipeline("self-forcing")
+    plain = video(pipe)
+    linear = pipe.model.blocks[0].self_attn.q
+    with dummyforcing.attach(pipe, "dense", engine="fused") as handle:
+        pipe.model.blocks[0].self_attn.q = LoRALinear(linear).requires_grad_(False)
+        video(pipe)
+        assert handle.note
+        pipe.model.blocks[0].self_attn.q = linear
+        torch.testing.assert_close(video(pipe), plain, rtol=0, atol=TOLERANCE)
+        assert handle.engine == "fused"
+
+
+def test_float8_weights_are_made_again_of_changed_ones():
+    pipe, changed = pipeline("self-forcing"), pipeline("self-forcing")
+    other_weights(changed)
+    with dummyforcing.attach(changed, engine="fused", fp8="linear"):
+        video(changed)
+        expected = video(changed)
+    with dummyforcing.attach(pipe, engine="fused", fp8="linear"):
+        video(pipe)
+        other_weights(pipe)
+        video(pipe)  # its first pass verifies
+        torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("engine", ["attention", "fused"])
+def test_another_dtype(engine):
+    pipe, half = pipeline("self-forcing"), pipeline("self-forcing")
+    half.model.bfloat16()
+
+    def made(pipe: Pipeline) -> Tensor:
+        torch.manual_seed(5)
+        with torch.no_grad():
+            return pipe.inference(noise_of(9).bfloat16(), [prompt_of(pipe.model).bfloat16()])
+
+    with dummyforcing.attach(half, engine=engine):
+        expected = made(half), made(half)  # the first one begins with the code's own pass
+    with dummyforcing.attach(pipe, engine=engine) as handle:
+        video(pipe)
+        pipe.model.bfloat16()
+        assert torch.equal(made(pipe), expected[0])
+        assert torch.equal(made(pipe), expected[1])
+        assert handle.engine == engine
+
+
+def test_hooks_on_blocks_are_called():
+    pipe, calls = pipeline("self-forcing"), 0
+
+    def count(*told: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    with dummyforcing.attach(pipe, engine="fused") as handle:
+        video(pipe)
+        assert handle.engine == "fused"
+        hook = pipe.model.blocks[1].ffn.register_forward_hook(count)
+        video(pipe)
+        assert calls == 15
+        assert handle.note == "its blocks.1.ffn has hooks, which would not be called"
+        hook.remove()
+        video(pipe)
+        assert handle.engine == "fused"
+
+
+def test_another_transformer_in_the_pipeline_is_noticed():
+    pipe = pipeline("self-forcing")
+    handle = dummyforcing.attach(pipe)
+    pipe.generator.model = transformer("self-forcing", seed=7)
+    with pytest.raises(BadRequest, match="another transformer"):
+        video(pipe)
+    with pytest.raises(BadRequest, match="already"):
+        dummyforcing.attach(pipe)
+    handle.detach()
+    expected = our_video(pipe, "dummy")[0]
+    with dummyforcing.attach(pipe):
+        torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_memory_is_given_back():
+    pipe = pipeline("self-forcing")
+    handle = dummyforcing.attach(pipe, engine="fused")
+    video(pipe)
+    plan, timings = handle.plan, handle.timings
+    assert handle._follower.video is not None
+    cache = weakref.ref(handle._follower.video.cache)
+    assert handle.cache_bytes
+    handle.detach()
+    assert (handle.plan, handle.timings, handle.cache_bytes) == (plan, timings, 0)
+    gc.collect()
+    assert cache() is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_copies_are_refused_and_weights_can_be_saved(whole):
+    pipe = pipeline("self-forcing")
+    names = list(pipe.model.state_dict())
+    one = pipe if whole else pipe.model
+    with dummyforcing.attach(pipe):
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(BadRequest, match="detach"):
+                copied(one)
+        assert list(pipe.model.state_dict()) == names
+    copy.deepcopy(one)
+
+
+def test_weights_that_come_after_attaching():
+    pipe = pipeline("self-forcing")
+    expected, weights = our_video(pipe, "dummy")[0], pipe.model.state_dict()
+    pipe.model.to("meta")
+    with dummyforcing.attach(pipe, engine="fused") as handle:
+        pipe.model.load_state_dict(weights, assign=True)
+        torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+        assert handle.engine == "fused"
+        assert handle.plan.fingerprint == fingerprint(shared(pipe))
 
 
 # What is refused
@@ -598,9 +774,11 @@ def headless() -> nn.Module:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (None, "NoneType holds no transformer"),
-        ("self-forcing", "str holds no transformer"),
-        (nn.Linear(2, 2), "Linear holds no transformer"),
+        (None, "this NoneType"),
+        ("self-forcing", "this str"),
+        (torch, "this module"),
+        (Pipeline, "Pipeline is a class"),
+        (nn.Linear(2, 2), "this Linear"),
         (no_cache(), "takes no kv_cache, but x, mask"),
         (unknown(), "none of sink_recache_after_switch"),
         (headless(), "has no num_heads, q"),
@@ -612,6 +790,48 @@ def test_what_is_not_recognised_is_refused(target, said):
         dummyforcing.attach(target)
 
 
+@pytest.mark.parametrize("engine", ["attention", "fused"])
+def test_two_caches_that_take_turns(engine):
+    """As for guidance; or two videos at once."""
+    pipe = pipeline("self-forcing")
+    prompts = [prompt_of(pipe.model, seed) for seed in range(2)]
+    with torch.no_grad(), dummyforcing.attach(pipe, engine=engine):
+        caches = []
+        for _ in prompts:
+            pipe._initialize_kv_cache(1, torch.float32, torch.device("cpu"))
+            pipe.forget_prompt()
+            caches.append((pipe.kv_cache1, pipe.crossattn_cache))
+
+        def both(timestep: float, start: int) -> None:
+            for prompt, (pipe.kv_cache1, pipe.crossattn_cache) in zip(prompts, caches, strict=True):
+                pipe.velocity(noise_of(3), prompt, timestep, start)
+
+        both(500.0, 0)
+        both(0.0, 0)
+        with pytest.raises(BadRequest, match="another KV cache"):
+            both(500.0, 3)
+        expected = our_video(pipe, "dummy")[0]
+        torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("engine", ["attention", "fused"])
+def test_other_sizes_in_the_middle_of_a_video(engine):
+    pipe = pipeline("self-forcing")
+    with torch.no_grad(), dummyforcing.attach(pipe, engine=engine):
+        for other in (noise_of(3, batch=2), torch.randn(1, 3, CHANNELS, 8, 10)):
+            pipe.begin(noise_of(3))
+            pipe.velocity(noise_of(3), prompt_of(pipe.model), 0.0, 0)
+            with pytest.raises(
+                BadRequest, match=r"latent frame 3 is .*, where the video is 1 x 2 x 3 float32"
+            ):
+                pipe.velocity(other, prompt_of(pipe.model, batch=len(other)), 0.0, 3)
+
+
+def test_our_own_pipeline_needs_no_attachment():
+    with pytest.raises(BadRequest, match="is ours"):
+        dummyforcing.attach(dummyforcing.DummyForcingPipeline.from_pretrained("tiny"))
+
+
 def test_options_that_do_not_go_together():
     pipe = pipeline("self-forcing")
     for options, said in (
@@ -621,12 +841,18 @@ def test_options_that_do_not_go_together():
         ({"policy": "dumy"}, "dummy"),
         ({"preset": "self-farcing"}, "self-forcing"),
         ({"plan": random_plan(3, 4, 0)}, "3 layers"),
+        ({"plan": {}}, "plan={}"),
+        ({"plan": Path("nowhere.json")}, "nowhere.json cannot be read"),
+        ({"policy": None}, "policy=None"),
+        ({"dummy_fraction": "x"}, "no number"),
+        ({"engine": "fused", "teacache": "0.2"}, "by a threshold only"),
+        ({"preset": "rolling-forcing"}, "has sampler 'rolling'"),
         ({"policy": "dense", "dummy_fraction": 0.2}, "no dummy heads"),
         ({"engine": "fused", "fp8": "half"}, "float8 mode"),
         ({"engine": "fused", "teacache": 0}, "threshold"),
         ({"backend": "flash9"}, "backend"),
     ):
-        with pytest.raises(BadRequest, match=said):
+        with pytest.raises(UserError, match=said):
             dummyforcing.attach(pipe, **options)
         *state, _ = state_of(pipe)
         with dummyforcing.attach(pipe):
@@ -680,8 +906,9 @@ def test_frames_that_do_not_follow_each_other():
     with torch.no_grad(), dummyforcing.attach(krea):
         krea.begin(x)
         krea.velocity(x, prompt, 0.0, 0)
+        krea.model.block_mask = krea.context_mask()
         with pytest.raises(BadRequest, match="Context of 6"):
-            krea.velocity(noise_of(6), prompt, 0.0, 0)
+            krea.velocity(noise_of(6), prompt, 0.0, 3)
 
 
 def test_one_layer_that_is_passed_by_is_noticed():

@@ -3,7 +3,6 @@
 import inspect
 import json
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -63,6 +62,35 @@ def test_near_misses_are_explained(tmp_path):
     assert "none of sink_recache_after_switch" in found["Unknown"]
 
 
+def test_what_has_no_cache_is_told_of_where_nothing_else_is_found(tmp_path):
+    (tmp_path / "c.py").write_text(source("Renamed", "self-forcing").replace("kv_cache", "memory"))
+    (found,) = read_checkout(tmp_path).attentions
+    assert found.problem.startswith("its forward takes no kv_cache, but x, seq_lens")
+    assert not read_checkout(tmp_path).families
+
+
+def test_a_pipeline_with_guidance_cannot_be_used(tmp_path, capsys):
+    (tmp_path / "m.py").write_text(source("Attention", "self-forcing"))
+    pipeline = """
+    class Guided:
+        def _initialize_kv_cache(self, batch_size, dtype, device):
+            self.kv_cache_pos, self.kv_cache_neg = [], []
+
+    class Plain:
+        def _initialize_kv_cache(self, batch_size, dtype, device):
+            self.kv_cache1 = []
+    """
+    (tmp_path / "p.py").write_text(textwrap.dedent(pipeline))
+    guided, plain = read_checkout(tmp_path).pipelines
+    assert (
+        guided.problem
+        == "guidance, for which its kv_cache_neg and kv_cache_pos take turns, cannot be followed"
+    )
+    assert not plain.problem
+    assert main(["attach", "--check", str(tmp_path)]) == 0
+    assert "Guided  cannot be used: guidance" in capsys.readouterr().out
+
+
 def test_pipelines_and_files_that_are_no_python(tmp_path):
     pipeline = """
     class Pipeline:
@@ -92,9 +120,12 @@ def test_a_single_file_and_nothing(tmp_path):
     path.write_text(source("One", "causvid"))
     assert [one.family for one in read_checkout(path).attentions] == ["causvid"]
     (tmp_path / "empty").mkdir()
-    for nothing in (tmp_path / "empty", tmp_path / "missing", Path(__file__).with_suffix(".txt")):
+    (tmp_path / "notes.txt").touch()
+    for nothing in (tmp_path / "empty", tmp_path / "notes.txt"):
         with pytest.raises(BadFile, match="no Python files"):
             read_checkout(nothing)
+    with pytest.raises(BadFile, match="There is no"):
+        read_checkout(tmp_path / "missing")
 
 
 def test_the_command(tmp_path, capsys):

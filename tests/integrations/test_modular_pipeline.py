@@ -133,6 +133,21 @@ def test_without_a_text_encoder(pipe: DummyForcingPipeline, model_folder: Path) 
     assert np.array_equal(videos, pipe(PROMPT, num_frames=21).frames)
 
 
+def test_what_is_missing_or_wrong_is_named(pipe: DummyForcingPipeline, model_folder: Path) -> None:
+    for name, part, said in (
+        ("text_encoder", None, "text_encoder is None, and no loaded UMT5EncoderModel"),
+        ("tokenizer", None, "tokenizer is None"),
+        ("vae", None, "vae=None is no loaded vae"),
+        ("preset", "tyni", "no model or folder 'tyni'"),
+    ):
+        made = modular(pipe, model_folder)
+        made.update_components(**{name: part})
+        with pytest.raises(BadRequest, match=said):
+            made(prompt=PROMPT, num_frames=9)
+    with pytest.raises(BadRequest, match="output_type 'gif'"):
+        modular(pipe, model_folder)(prompt=PROMPT, num_frames=9, output_type="gif")
+
+
 def test_parts_that_overlap_are_refused(
     pipe: DummyForcingPipeline, model_folder: Path, tmp_path: Path
 ) -> None:

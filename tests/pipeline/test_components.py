@@ -236,14 +236,22 @@ def quantised(model: WanTransformer3DModel) -> WanTransformer3DModel:
         ),
         (lambda _: random_diffusers(cross_attn_norm=False), r"6 missing \(blocks\.0\.norm3\.weight"),
         (lambda _: random_diffusers(text_dim=8), "text encoder gives 16 channels, but model .* takes 8"),
+        (lambda model: model.to("meta"), "is on the meta device, without values"),
         (lambda _: None, "transformer=None is no loaded transformer of Wan; give one"),
         (lambda _: "w.safetensors", r"transformer='w\.safetensors' is no loaded transformer of Wan"),
     ],
-    ids=["unmerged", "quantised", "from images", "other norms", "other text", "none", "file"],
+    ids=["unmerged", "quantised", "from images", "other norms", "other text", "no values", "none", "file"],
 )
 def test_transformers_that_are_refused(change: Callable[[Any], Any], message: str, saved: Path) -> None:
     parts = {**loaded(saved), "transformer": change(random_diffusers())}
     with pytest.raises(UserError, match=message):
+        DummyForcingPipeline(**parts, preset=saved)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("text_encoder", "UMT5EncoderModel"), ("tokenizer", "Pre")])
+def test_other_text_parts_are_refused(name: str, kind: str, saved: Path) -> None:
+    parts = {**loaded(saved), name: torch.nn.Linear(2, 2)}
+    with pytest.raises(BadRequest, match=f"{name} is of type Linear, and no loaded {kind}"):
         DummyForcingPipeline(**parts, preset=saved)
 
 

@@ -25,10 +25,12 @@ def tensors_of(module: nn.Module) -> dict[str, StoredTensor]:
     """List the parameters of a loaded module by name; reading one copies nothing.
 
     Raises:
-        BadRequest: If one is no floating-point number, as those of quantised modules.
+        BadRequest: If one is no floating-point number, as those of quantised modules, or not loaded yet.
     """
     stored = {}
     for name, weight in module.named_parameters():
+        if weight.is_meta:
+            raise BadRequest(f"{name} is on the meta device, without values", "load the weights first")
         if not weight.is_floating_point():
             raise BadRequest(
                 f"{name} is of {str(weight.dtype).removeprefix('torch.')}: the model is quantised",

@@ -34,7 +34,8 @@ def attach(*, check: Annotated[Path, arg(metavar="PATH")]) -> Found:
         what = one.problem and f"cannot be attached to: {one.problem}"
         tell(f"{one.file}:{one.line}  {one.name}  {what or f'can be attached to, as {one.family}'}")
     for one in found.pipelines:
-        tell(f"{one.file}:{one.line}  {one.name}  its dense KV buffers are left out")
+        what = one.problem and f"cannot be used: {one.problem}"
+        tell(f"{one.file}:{one.line}  {one.name}  {what or 'its dense KV buffers are left out'}")
     for name in found.unreadable:
         tell(f"{name}  is no Python that can be read, and is left out")
     if not found.families:

@@ -11,7 +11,7 @@ from typing import Any
 import ftfy
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from dummyforcing.errors import BadRequest
 
@@ -20,6 +20,25 @@ def clean_prompt(prompt: str) -> str:
     """Mend the encoding, resolve HTML entities (twice: they come doubly escaped), collapse whitespace."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(text.split())
+
+
+def require_text_parts(model: object, tokenizer: object) -> None:
+    """Refuse what is no text encoder with its tokenizer.
+
+    Raises:
+        BadRequest: If it is not.
+    """
+    for name, part, kind in (
+        ("text_encoder", model, UMT5EncoderModel),
+        ("tokenizer", tokenizer, PreTrainedTokenizerBase),
+    ):
+        if not isinstance(part, kind):
+            what = "None" if part is None else f"of type {type(part).__name__}"
+            raise BadRequest(
+                f"The {name} is {what}, and no loaded {kind.__name__}",
+                "give one; or no text encoder and no tokenizer, but prompt_embeds",
+                name,
+            )
 
 
 class TextEncoder:

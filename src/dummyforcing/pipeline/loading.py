@@ -14,7 +14,7 @@ from dummyforcing.checkpoints.transformer import open_transformer
 from dummyforcing.checkpoints.vae import load_small_decoder, load_vae
 from dummyforcing.checkpoints.weights import fill
 from dummyforcing.errors import BadRequest
-from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.models.text_encoder import TextEncoder, require_text_parts
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.options import LoadOptions
@@ -94,6 +94,8 @@ def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
     config, name = files.config, files.preset.name
     if (options.text_encoder is None) != (options.tokenizer is None):
         raise BadRequest("A text encoder goes with its tokenizer", "give both of them", "tokenizer")
+    if options.text_encoder is not None:
+        require_text_parts(options.text_encoder, options.tokenizer)
     if options.text_encoder is not None and options.text_encoder.config.d_model != config.text_dim:
         raise BadRequest(
             f"The text encoder gives {options.text_encoder.config.d_model} channels, but model '{name}' "

@@ -5,7 +5,7 @@ Nothing is imported: forks need packages and GPUs that are not there, and weight
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dummyforcing.errors import BadFile
@@ -28,7 +28,7 @@ class Found:
     family: str = ""
     """Of a self-attention: an entry of `FAMILIES` by name; empty: of none."""
     problem: str = ""
-    """Of a self-attention: in one clause what keeps it from being attached to."""
+    """In one clause what keeps it from being attached to."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Checkout:
     """What was found."""
 
     attentions: tuple[Found, ...]
-    """Classes that are a self-attention with a KV cache, or look like one."""
+    """Classes that are a self-attention with a KV cache, or look like one; where there are none, those that
+    look like one without a KV cache."""
     pipelines: tuple[Found, ...]
-    """Classes that allocate dense KV buffers, which they need not any more."""
+    """Classes that allocate dense KV buffers, which they need not any more; or cannot do without."""
     unreadable: tuple[str, ...]
     """Files that are no Python of this version."""
 
@@ -57,6 +58,8 @@ class _Class:
     attributes: set[str] = field(default_factory=set)
     methods: dict[str, list[str]] = field(default_factory=dict)
     """The arguments of each."""
+    caches: tuple[str, ...] = ()
+    """Attributes in which it keeps the KV buffers that it allocates."""
 
 
 def read_checkout(path: Path) -> Checkout:
@@ -65,6 +68,8 @@ def read_checkout(path: Path) -> Checkout:
     Raises:
         BadFile: If there are no Python files.
     """
+    if not path.exists():
+        raise BadFile(f"There is no {path}", "give the folder of a checkout")
     files = list(_python_files(path))
     if not files:
         raise BadFile(f"{path} holds no Python files", "give the folder of a checkout")
@@ -81,16 +86,19 @@ def read_checkout(path: Path) -> Checkout:
             if isinstance(node, ast.ClassDef):
                 classes[f"{name}:{node.name}"] = _class(name, node)
     by_name = {one.node.name: one for one in classes.values()}
-    attentions, pipelines = [], []
+    attentions: list[Found] = []
+    without_cache: list[Found] = []
+    pipelines: list[Found] = []
     for one in classes.values():
         attributes, methods = _inherited(one, by_name, set())
         place = Found(one.file, one.node.lineno, one.node.name)
         trains = "training" in one.node.name.lower()
         if METHOD in methods and "device" in methods[METHOD] and not trains:
-            pipelines.append(place)
+            guided = f"guidance, for which its {' and '.join(one.caches)} take turns, cannot be followed"
+            pipelines.append(replace(place, problem=guided) if len(one.caches) > 1 else place)
         if (found := _attention(place, attributes, methods)) is not None:
-            attentions.append(found)
-    return Checkout(tuple(attentions), tuple(pipelines), tuple(unreadable))
+            (attentions if "kv_cache" in methods["forward"] else without_cache).append(found)
+    return Checkout(tuple(attentions or without_cache), tuple(pipelines), tuple(unreadable))
 
 
 def _python_files(path: Path) -> Iterator[Path]:
@@ -112,12 +120,15 @@ def _class(file: str, node: ast.ClassDef) -> _Class:
             found.methods[method.name] = [
                 one.arg for one in (*takes.posonlyargs, *takes.args, *takes.kwonlyargs)
             ]
-            found.attributes |= {
+            kept = {
                 target.attr
                 for statement in ast.walk(method)
                 for target in _targets(statement)
                 if isinstance(target, ast.Attribute) and getattr(target.value, "id", "") == "self"
             }
+            found.attributes |= kept
+            if method.name == METHOD:
+                found.caches = tuple(sorted(name for name in kept if "cache" in name))
     return found
 
 
@@ -144,18 +155,18 @@ def _inherited(
 
 def _attention(place: Found, attributes: set[str], methods: Mapping[str, list[str]]) -> Found | None:
     """Tell whether a class is a self-attention with a KV cache; None: it is something else."""
-    takes = methods.get("forward", [])
-    has_heads = {"q", "k", "v"} <= attributes or "to_qkv" in attributes
-    if not has_heads or "kv_cache" not in takes:
-        return None
+    takes = methods.get("forward", [])[1:]
     lacks = [name for name in ATTRIBUTES if name not in attributes]
+    has_heads = {"q", "k", "v"} <= attributes or "to_qkv" in attributes
+    if not has_heads or not takes or (lacks and "kv_cache" not in takes):
+        return None
     family = next((one for one in FAMILIES if one.mark in takes or one.mark in methods), None)
     problem = ""
     if lacks:
         problem = f"it has no {', '.join(lacks)}"
+    elif "kv_cache" not in takes:
+        problem = f"its forward takes no kv_cache, but {', '.join(takes)}"
     elif family is None:
-        problem = (
-            f"its forward takes {', '.join(takes[1:])}, and none of {', '.join(f.mark for f in FAMILIES)}"
-        )
+        problem = f"its forward takes {', '.join(takes)}, and none of {', '.join(f.mark for f in FAMILIES)}"
     named = family.name if family and not problem else ""
     return Found(place.file, place.line, place.name, named, problem)

@@ -6,7 +6,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class Family:
     """Repositories and commits that were tried."""
     returns_update: bool = False
     """Whether the self-attention writes nothing, and returns beside its output what is to be written."""
+    masks_context: bool = False
+    """Whether a pass under a block mask writes context from position 0 on, wherever it says it begins."""
 
     def matches(self, attention: nn.Module) -> bool:
         """Whether a self-attention is of this family."""
@@ -55,7 +58,7 @@ FAMILIES = (
     ),
     Family(
         "rolling-forcing",
-        "Rolling Forcing, and the long videos of Causal-Forcing",
+        "Rolling Forcing and the long videos of Causal-Forcing",
         "updating_cache",
         ("rolling-forcing", "causal-forcing-long"),
         "TencentARC/RollingForcing a1477d0",
@@ -67,6 +70,7 @@ FAMILIES = (
         "fuse_projections",
         ("krea-realtime",),
         "krea-ai/realtime-video acf4b7b",
+        masks_context=True,
     ),
     Family(
         "self-forcing",
@@ -103,6 +107,17 @@ class Upstream:
         found = (getattr(owner, name, None) for owner in (*self.owners, self.transformer))
         return next((value for value in found if value is not None), None)
 
+    def __reduce__(self) -> NoReturn:
+        """Keep what is attached from being copied: a copy would be attached, too, without anybody's handle.
+
+        Raises:
+            BadRequest: Always.
+        """
+        raise BadRequest(
+            "What is attached cannot be copied or pickled",
+            "detach() first, and attach again afterwards; state_dict() can be saved at any time",
+        )
+
 
 def recognise(target: object) -> Upstream:
     """Find the transformer in an object, and tell whose code it is.
@@ -113,6 +128,8 @@ def recognise(target: object) -> Upstream:
     Raises:
         BadRequest: If there is none, or are several; says what was looked for.
     """
+    if isinstance(target, type):
+        raise BadRequest(f"{target.__name__} is a class", "give an object of it, with its weights", "target")
     found: dict[int, tuple[nn.Module, list[object]]] = {}
     near = ""
     for holder, owners in _walk(target):
@@ -120,11 +137,12 @@ def recognise(target: object) -> Upstream:
         for module in modules:
             problem = _why_no_transformer(module)
             if problem is None:
-                found.setdefault(id(module), (module, owners))
+                _, around = found.setdefault(id(module), (module, []))
+                around += [one for one in owners if all(one is not other for other in around)]
             near = near or problem or ""
     if not found:
         raise BadRequest(
-            f"A {type(target).__name__} holds no transformer that can be attached to"
+            f"No transformer that can be attached to was found in this {type(target).__name__}"
             + (f" ({near})" if near else ""),
             "give a pipeline or transformer of one of these: "
             f"{', '.join(family.title for family in FAMILIES)}; that is, blocks whose self_attn has q, k, v, "
@@ -133,7 +151,7 @@ def recognise(target: object) -> Upstream:
         )
     if len(found) > 1:
         raise BadRequest(
-            f"A {type(target).__name__} holds {len(found)} transformers that can be attached to",
+            f"{len(found)} transformers that can be attached to were found in this {type(target).__name__}",
             "give the one that makes the video",
             "target",
         )
@@ -149,13 +167,16 @@ def arguments_of(module: nn.Module) -> Mapping[str, Parameter]:
     return signature(module.forward).parameters
 
 
-def told(call: Mapping[str, Any]) -> dict[str, bool]:
+def told(call: Mapping[str, Any]) -> dict[str, Any]:
     """What a pass says of itself, as fields of `follower.Pass`.
 
     Args:
         call: The arguments of a self-attention or a transformer, its defaults included.
     """
-    return {field: bool(call[argument]) for argument, field in TOLD.items() if argument in call}
+    says: dict[str, Any] = {field: bool(call[name]) for name, field in TOLD.items() if name in call}
+    layer = call["kv_cache"] if isinstance(call["kv_cache"], Mapping) else call["kv_cache"][0]
+    # Wrappers such as FSDP hand on copies of dictionaries, and the very tensors in them.
+    return {**says, "memory": id(layer["k"]), "masked": call.get("block_mask") is not None}
 
 
 def arguments(takes: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,26 +206,36 @@ def signature_of(transformer: nn.Module) -> Signature:
     return signature(getattr(transformer, "_forward_inference", transformer.forward))
 
 
+def holds(owner: object, transformer: nn.Module) -> bool:
+    """Whether a transformer is still in an object around it."""
+    return any(
+        module is transformer
+        for holder, _ in _walk(owner)
+        if isinstance(holder, nn.Module)
+        for module in holder.modules()
+    )
+
+
 def _walk(target: object) -> Iterator[tuple[object, list[object]]]:
-    """Objects that hold a transformer, nearest first, each with those around it, itself included."""
+    """Objects that may hold a transformer, nearest first, each with those around it, itself included.
+
+    One comes as often as there are ways to it.
+    """
     seen: set[int] = set()
     level: list[tuple[object, list[object]]] = [(target, [target])]
     for _ in range(DEPTH):
         below: list[tuple[object, list[object]]] = []
         for one, around in level:
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
             yield one, [*around, *(_wrappers(one) if isinstance(one, nn.Module) else ())]
-            below += [
-                (value, [*around, value])
-                for value in _attributes(one)
-                if _may_hold(value) and id(value) not in seen
-            ]
+            if id(one) not in seen:
+                seen.add(id(one))
+                below += [(value, [*around, value]) for value in _attributes(one) if _may_hold(value)]
         level = below
 
 
 def _attributes(one: object) -> Sequence[object]:
+    if isinstance(one, ModuleType):  # the whole library would follow
+        return []
     try:
         return list(vars(one).values())
     except TypeError:
@@ -214,7 +245,7 @@ def _attributes(one: object) -> Sequence[object]:
 def _may_hold(value: object) -> bool:
     """Whether an attribute may lead to a transformer: an object of some library, no plain data."""
     plain = (str, bytes, int, float, complex, bool, list, tuple, dict, set, Tensor, type(None), type)
-    return not isinstance(value, plain) and not callable(getattr(value, "__get__", None))
+    return not isinstance(value, plain) and not hasattr(type(value), "__get__")
 
 
 def _wrappers(module: nn.Module) -> list[nn.Module]:

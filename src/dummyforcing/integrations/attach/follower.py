@@ -6,7 +6,7 @@ begins, and what it leaves in the cache is that of its last pass, the commit pas
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -36,6 +36,9 @@ class Grid:
     """Of queries, keys and values."""
     device: torch.device
 
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.rows} x {self.columns} {str(self.dtype).removeprefix('torch.')}"
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -49,6 +52,10 @@ class Pass:
     """Whether it says that it is a commit pass; None: such code does not say."""
     restarts: bool = False
     """Whether frames that it writes again become the first ones of a new past."""
+    memory: int | None = None
+    """Which KV cache of the code around it was given, by identity; None: that is not known."""
+    masked: bool = False
+    """Whether it was given a block mask."""
 
     @property
     def end(self) -> int:
@@ -128,6 +135,14 @@ class FollowedVideo:
             BadRequest: If it goes on from nothing that is known.
         """
         here, last = self.origin + self.cache.frames, self.last
+        if now.memory != last.memory:
+            if now.start == 0:
+                return False
+            raise BadRequest(
+                f"A pass at latent frame {now.start} has another KV cache than the pass before it",
+                "make one video at a time with a transformer, and without guidance, for which two caches "
+                "take turns",
+            )
         if here < now.start <= last.end:
             self._finish(now.start - here)
         elif now.start < here and now.end == last.end:
@@ -228,35 +243,32 @@ class FollowedVideo:
 
 
 class RecomputedVideo(FollowedVideo):
-    """One whose code writes a chunk of context again before every chunk, from position 0 on.
+    """One whose code writes context again before every chunk, by a pass under a block mask.
 
-    The passes of its first chunk are all at 0, and there is one there before each later chunk. So another
-    video is told by its second pass; in the first one there is no past in which it would differ.
+    That one is at position 0, and the passes of the chunk follow it. A chunk without context is the first.
     """
 
     def go_on(self, now: Pass) -> bool:
         """Go on to the next pass; see `FollowedVideo`."""
         last, size = self.last, self.rules.preset.chunk_frames
-        if now.start == 0 and now.frames > size:
-            raise BadRequest(
-                f"Context of {now.frames} latent frames cannot be written again at once",
-                f"let it have {size} (Krea's kv_cache_num_frames)",
-            )
-        if now.start == last.start == 0:
-            if self.finished:
-                return False
-        elif now.start == 0:
-            self._plan()
-            self.finished += last.frames
+        if now.masked:
+            if now.frames > size:
+                raise BadRequest(
+                    f"Context of {now.frames} latent frames cannot be written again at once",
+                    f"let it have {size} (Krea's kv_cache_num_frames)",
+                )
+            if not last.masked:
+                self._plan()
+                self.finished += last.frames
+                self.begun.append(_mark(self.grid.device))
             self.cache.reset()
             self._begin_chunk()
-            self.begun.append(_mark(self.grid.device))
-        elif now.start == last.end:
+        elif now.start == 0 != self.finished:
+            return False
+        elif last.masked and now.start == last.end:
             self.cache.commit(last.frames)
-            if not self.finished:  # no context came before the first chunk
-                self.finished = last.frames
-                self.begun.append(_mark(self.grid.device))
-        elif now.start != last.start:
+            self.finished = self.finished or last.frames  # the first chunk goes on from given frames
+        elif now.start != last.start or last.masked:
             raise _jumped(now.start, last.end)
         self._begin_pass(now)
         return True
@@ -272,15 +284,23 @@ class RecomputedVideo(FollowedVideo):
 class Follower:
     """The head-wise memory of a transformer: that of the video that it makes at present."""
 
-    def __init__(self, config: ModelConfig, rules: Callable[[int], Rules], fingerprint: str | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        rules: Callable[[int], Rules],
+        fingerprint: Callable[[], str | None],
+        masks_context: bool = False,
+    ) -> None:
         """Wait for a video.
 
         Args:
             config: Sizes of the transformer.
             rules: Tells what holds for a video whose first pass has so many latent frames.
-            fingerprint: Of the transformer; None if it cannot be told.
+            fingerprint: Tells that of the transformer where a video begins; None if it cannot be told.
+            masks_context: See `families.Family`.
         """
         self._config, self._rules, self._fingerprint = config, rules, fingerprint
+        self._masks_context = masks_context
         self.video: FollowedVideo | None = None
         """None: nothing was seen of one yet, or what was seen led nowhere."""
         self._place: tuple[Pass, Grid] | None = None
@@ -291,7 +311,14 @@ class Follower:
         Raises:
             BadRequest: If it begins no video, and goes on from nothing that is known.
         """
+        if now.masked and self._masks_context:
+            now = replace(now, start=0)
         video, self.video = self.video, None  # stays away if there is an error
+        if video is not None and video.grid != grid and now.start:
+            raise BadRequest(
+                f"A pass at latent frame {now.start} is {grid}, where the video is {video.grid}",
+                "begin another video for another batch, picture or dtype: its first pass is at position 0",
+            )
         if video is None or video.grid != grid or not video.go_on(now):
             del video  # the old cache and the new one never exist together
             video = self._begin_video(now, grid)
@@ -316,7 +343,7 @@ class Follower:
             )
         rules = self._rules(now.frames)
         kind = RecomputedVideo if rules.preset.sampler == "recompute" else FollowedVideo
-        return kind(self._config, rules, grid, self._fingerprint, now)
+        return kind(self._config, rules, grid, self._fingerprint(), now)
 
 
 def _jumped(start: int, end: int) -> BadRequest:

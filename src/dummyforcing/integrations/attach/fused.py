@@ -20,7 +20,7 @@ from dummyforcing.integrations.attach.families import (
     told,
 )
 from dummyforcing.integrations.attach.follower import FollowedVideo
-from dummyforcing.models.wan import CausalWan, TextKV, TimeEmbedding
+from dummyforcing.models.wan import CausalWan, TextKV, TimeEmbedding, fingerprint
 from dummyforcing.runtime.fused import Fp8, FusedWan, arrange
 from dummyforcing.sampling.passes import Call, Passes
 from dummyforcing.sampling.teacache import SkipChooser
@@ -50,6 +50,8 @@ def shared_model(upstream: Upstream) -> CausalWan | str:
             theirs[name.replace("to_qkv", letter)] = nn.Parameter(part, requires_grad=False)
     if strange := next((n for n, p in theirs.items() if type(p) is not nn.Parameter), None):
         return f"its {strange} is spread over processes, quantised or otherwise no plain parameter"
+    if any(".base_layer." in name for name in theirs):
+        return "it has LoRA layers beside its weights, which are to be merged"
     own = dict(model.named_parameters())
     if lacking := sorted(own.keys() - theirs.keys()):
         return f"it has no parameter {lacking[0]}"
@@ -60,37 +62,98 @@ def shared_model(upstream: Upstream) -> CausalWan | str:
             return f"its {name} has shape {tuple(parameter.shape)}, where ours has {tuple(own[name].shape)}"
         where, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(where), leaf, parameter)
+    for name, layer in upstream.transformer.get_submodule("blocks").named_modules():
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return f"its blocks.{name} has hooks, which would not be called"
     kinds = {(parameter.dtype, parameter.device) for parameter in theirs.values()}
     if len(kinds) > 1:
         return "its parameters are of several dtypes or on several devices"
     return model
 
 
+class SharedModel:
+    """Our transformer over the weights of somebody else's; made again where these have changed."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        """Make it.
+
+        Args:
+            upstream: The transformer.
+        """
+        self._upstream = upstream
+        self.settle()
+        self.model: CausalWan | str = shared_model(upstream)
+        """See `shared_model`."""
+        self._fingerprint: str | None = None
+
+    def settle(self) -> None:
+        """Take the weights and the modules for what they are now."""
+        self._seen = _state_of(self._upstream.transformer)
+
+    def renew(self) -> bool:
+        """Make it again, if anything has changed.
+
+        Returns:
+            Whether anything has.
+        """
+        if _state_of(self._upstream.transformer) == self._seen:
+            return False
+        self.settle()
+        self.model, self._fingerprint = shared_model(self._upstream), None
+        return True
+
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the weights as they are now; None: they are not ours."""
+        self.renew()
+        if self._fingerprint is None and not isinstance(self.model, str):
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
+
+
+def _state_of(transformer: nn.Module) -> tuple[object, ...]:
+    """What shows whether other weights, layers or hooks have come into a transformer."""
+    weights = [
+        (id(weight), weight.data_ptr(), None if weight.is_inference() else weight._version)
+        for weight in transformer.parameters()
+    ]
+    layers = [
+        (id(layer), id(vars(layer).get("forward")), len(layer._forward_hooks), len(layer._forward_pre_hooks))
+        for layer in transformer.get_submodule("blocks").modules()
+    ]
+    return *weights, *layers
+
+
 class FusedForward:
     """The `forward` of a transformer whose passes run on our fused path."""
 
     def __init__(
-        self, upstream: Upstream, seen: SeenPasses, model: CausalWan | str, fp8: Fp8, teacache: float | None
+        self, upstream: Upstream, seen: SeenPasses, shared: SharedModel, fp8: Fp8, teacache: float | None
     ) -> None:
         """Take the place of a transformer's `forward`, in which the attached attention is already.
 
         Args:
             upstream: The transformer.
             seen: Its passes.
-            model: Ours over its weights, from `shared_model`.
+            shared: Ours over its weights.
             fp8: What runs in float8.
             teacache: Threshold above which a step is not left out; None: all run.
         """
-        self._seen, self._model, self._fp8 = seen, model, fp8
+        self._seen, self._shared, self._fp8 = seen, shared, fp8
         self._original: Callable[..., Any] = upstream.transformer.forward
         self._signature = signature_of(upstream.transformer)
         self._teacache = None if teacache is None else TeaCache(teacache)
+        self.refused = ""
+        """Why the attached attention runs in place of the fused path; empty: the fused path does."""
+        self._begin_with(shared.model)
+
+    def _begin_with(self, model: CausalWan | str) -> None:
+        """Begin with what is to be verified, or cannot be."""
+        self._model = model
         self._fused: FusedWan | None = None
         self._verified = False
         self._passes: Passes | None = None
         self._text: TextKV = []
         self.refused = model if isinstance(model, str) else ""
-        """Why the attached attention runs in place of the fused path; empty: the fused path does."""
         if lacking := [name for name in NEEDED if name not in self._signature.parameters]:
             self.refused = self.refused or f"its forward takes no {', '.join(lacking)}"
         self._tell()
@@ -102,9 +165,11 @@ class FusedForward:
         Raises:
             BadRequest: If the pass goes on from nothing that is known.
         """
+        call = arguments(self._signature, args, kwargs)
+        if call.get("current_start") == 0 and self._shared.renew():
+            self._begin_with(self._shared.model)
         if self.refused:
             return self._original(*args, **kwargs)
-        call = arguments(self._signature, args, kwargs)
         if call["kv_cache"] is None or any(call.get(name) is not None for name in OTHER_INPUTS):
             return self._original(*args, **kwargs)
         assert isinstance(self._model, CausalWan)
@@ -131,8 +196,10 @@ class FusedForward:
             if not error <= tolerance:
                 self.refused = f"its blocks and ours are {error:.2g} apart, where {tolerance:g} is allowed"
         self._verified = not self.refused
-        self._fused = arrange(self._model, self._fp8) if self._verified else None
         self._passes = None
+        if self._verified:
+            self._fused = arrange(self._model, self._fp8)
+            self._shared.settle()
         self._tell()
 
     def _begin(self, call: dict[str, Any]) -> FollowedVideo:
@@ -144,7 +211,9 @@ class FusedForward:
         weight = self._model.patch_embedding.weight
         dtype = self._fused.attention_dtype if self._fused else weight.dtype
         start = self._seen.start_of(call["current_start"])
-        self._seen.begin(start, batch, dtype, weight.device, **told(call))
+        # Krea keeps the mask that its self-attention is given with the transformer.
+        mask = getattr(self._seen.upstream.transformer, "block_mask", None)
+        self._seen.begin(start, batch, dtype, weight.device, **told({**call, "block_mask": mask}))
         self._seen.layers = config.num_layers
         return self._seen.video
 

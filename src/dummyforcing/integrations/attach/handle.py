@@ -9,7 +9,9 @@ with attach(pipeline): ...
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -20,18 +22,19 @@ from dummyforcing.errors import BadRequest
 from dummyforcing.files.records import nearest
 from dummyforcing.integrations.attach import buffers
 from dummyforcing.integrations.attach.attention import AttachedAttention, SeenPasses
-from dummyforcing.integrations.attach.families import Upstream, recognise
+from dummyforcing.integrations.attach.families import Upstream, holds, recognise
 from dummyforcing.integrations.attach.follower import Follower, Rules
-from dummyforcing.integrations.attach.fused import FusedForward, shared_model
+from dummyforcing.integrations.attach.fused import FusedForward, SharedModel
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
-from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.choices import (
     check_first_frames,
     check_teacache,
     choose_heads,
     choose_policy,
 )
+from dummyforcing.pipeline.options import VideoOptions, choose
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.presets.catalog import find_preset
 from dummyforcing.presets.preset import Preset
 from dummyforcing.runtime.fused import Fp8, require_fp8
@@ -48,9 +51,9 @@ def attach(
     policy: str | Policy = "dummy",
     *,
     engine: Engine = "attention",
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     dummy_fraction: float | None = None,
-    preset: str | None = None,
+    preset: str | Path | None = None,
     fp8: Fp8 = "none",
     teacache: float | None = None,
     backend: str | None = None,
@@ -67,7 +70,7 @@ def attach(
         engine: `attention`: only self-attention and its cache are ours. `fused`: the whole transformer runs
             on our fused path, with CUDA graphs, if its first pass gives what its own code gives; else
             `attention`, and `Attachment.note` says why.
-        plan: What the heads see, found earlier: nothing is classified then.
+        plan: What the heads see, found earlier, or its file: nothing is classified then.
         dummy_fraction: Share of all heads that become dummy; None: the model's.
         preset: A public model, bundled one or preset file whose settings hold, such as `longlive-infinite`;
             None: that of the code, with the chunk and the window that its objects have.
@@ -87,9 +90,17 @@ def attach(
     if engine == "attention" and (fp8 != "none" or teacache is not None):
         option = "fp8" if fp8 != "none" else "teacache"
         raise BadRequest(f"Engine 'attention' has no {option}", 'take engine="fused"', option)
+    if teacache is not None and not isinstance(teacache, int | float):
+        raise BadRequest("Attached code leaves out steps by a threshold only", "give a number", "teacache")
+    choose(VideoOptions, {"policy": policy, "plan": plan, "dummy_fraction": dummy_fraction})  # their types
+    plan = Plan.load(plan) if isinstance(plan, str | Path) else plan
+    if isinstance(target, DummyForcingPipeline):
+        raise BadRequest(f"A {type(target).__name__} is ours", "give it policy= where it is called", "target")
     upstream = recognise(target)
-    if isinstance(upstream.attentions[0].forward, AttachedAttention):
-        raise BadRequest("Something is attached to this transformer already", "detach() it first", "target")
+    if isinstance(upstream.attentions[0].forward, AttachedAttention) or any(
+        isinstance(vars(owner).get(buffers.METHOD), buffers.WithoutMemory) for owner in upstream.owners
+    ):
+        raise BadRequest("Something is attached to this already", "detach() it first", "target")
 
     def rules(frames: int) -> Rules:
         found = _preset(upstream, frames, preset)
@@ -98,7 +109,8 @@ def attach(
         return Rules(found, chosen, plan, backend)
 
     if backend is not None and backend not in BACKENDS:
-        raise BadRequest(f"There is no attention backend {backend!r}", nearest(backend, BACKENDS), "backend")
+        known = nearest(str(backend), BACKENDS)
+        raise BadRequest(f"There is no attention backend {backend!r}", known, "backend")
     require_fp8(fp8, upstream.attentions[0].norm_q.weight)  # type: ignore[arg-type, union-attr]
     check_teacache(rules(0).preset, teacache)
     if plan is not None:
@@ -106,15 +118,23 @@ def attach(
     return Attachment(upstream, rules, engine, fp8, teacache)
 
 
-def _preset(upstream: Upstream, frames: int, name: str | None) -> Preset:
+def _preset(upstream: Upstream, frames: int, name: str | Path | None) -> Preset:
     """The settings of a video whose first pass has so many latent frames; 0: that is not known yet."""
     if name is None and getattr(getattr(upstream.setting("args"), "model_kwargs", None), INFINITE, False):
         name = "longlive-infinite"
+    known = [find_preset(one)[0] for one in upstream.family.presets]
     if name is not None:
-        return find_preset(name)[0]
+        named = find_preset(str(name))[0]
+        if named.sampler != known[0].sampler:
+            raise BadRequest(
+                f"Model '{named.name}' has sampler '{named.sampler}', and code like {upstream.family.title} "
+                f"has sampler '{known[0].sampler}'",
+                f"name one like {known[0].name}, or none",
+                "preset",
+            )
+        return named
     chunk = upstream.setting("num_frame_per_block") if upstream.owners else None
     steps = upstream.setting("denoising_step_list")
-    known = [find_preset(one)[0] for one in upstream.family.presets]
     chunk = chunk or frames or known[0].chunk_frames
     count = None if steps is None else len(steps)
     rolling = known[0].sampler == "rolling"
@@ -132,6 +152,16 @@ def _preset(upstream: Upstream, frames: int, name: str | None) -> Preset:
         return found
     recent = span - pinned - chunk
     return replace(found, native="dense" if span == -1 else f"window:{pinned},{max(recent, 0)}")
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What an attachment tells after `detach`."""
+
+    plans: tuple[Plan, ...]
+    timings: tuple[float, ...]
+    engine: Engine
+    note: str
 
 
 class Attachment:
@@ -158,9 +188,9 @@ class Attachment:
         """Whose code it is."""
         self.is_attached = True
         self._undo = ExitStack()
-        shared = shared_model(upstream)
-        name = None if isinstance(shared, str) else fingerprint(shared)
-        self._follower = Follower(upstream.config, rules, name)
+        shared = SharedModel(upstream)
+        self._follower = Follower(upstream.config, rules, shared.fingerprint, upstream.family.masks_context)
+        self._ended: _Ended | None = None
         passes = SeenPasses(upstream, self._follower)
         transformer: Any = upstream.transformer
         self._fused: FusedForward | None = None
@@ -180,7 +210,11 @@ class Attachment:
                     own = getattr(owner, buffers.METHOD)
                     buffers.forget(owner)
                     self._undo.callback(buffers.forget, owner)
-                    self._replace(owner, buffers.METHOD, buffers.without_memory(own, owner))
+                    self._replace(
+                        owner,
+                        buffers.METHOD,
+                        buffers.WithoutMemory(own, owner, partial(holds, owner, transformer)),
+                    )
             if engine == "fused":
                 self._fused = FusedForward(upstream, passes, shared, fp8, teacache)
                 self._replace(transformer, "forward", self._fused)
@@ -191,16 +225,22 @@ class Attachment:
     @property
     def engine(self) -> Engine:
         """What is replaced, at present."""
+        if self._ended:
+            return self._ended.engine
         return "fused" if self._fused is not None and not self._fused.refused else "attention"
 
     @property
     def note(self) -> str:
         """Why the fused path was left; empty: it was not, or not asked for."""
+        if self._ended:
+            return self._ended.note
         return self._fused.refused if self._fused is not None else ""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """What the heads of every sample see at present; empty before the first video."""
+        if self._ended:
+            return self._ended.plans
         video = self._follower.video
         return video.heads.plans if video else ()
 
@@ -227,11 +267,16 @@ class Attachment:
 
         A GPU is waited for.
         """
-        return self._follower.timings()
+        return self._ended.timings if self._ended else self._follower.timings()
 
     def detach(self) -> None:
-        """Give everything back as it was; what the heads saw is still told. Again: nothing happens."""
+        """Give everything back as it was, the memory, too; plans and timings are still told.
+
+        Again: nothing happens.
+        """
         self._undo.close()
+        self._ended = _Ended(self.plans, self.timings, self.engine, self.note)
+        self._follower.video = self._fused = None
         self.is_attached = False
 
     def __enter__(self) -> Self:
@@ -243,8 +288,10 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
+        if not self.is_attached:
+            return f"Attachment({self.family}, detached)"
         state = f"KV cache {self.cache_bytes / 1e6:.1f} MB" if self.plans else "no video yet"
-        return f"Attachment({self.family}, {self.engine if self.is_attached else 'detached'}, {state})"
+        return f"Attachment({self.family}, {self.engine}, {state})"
 
     def _replace(self, owner: Any, name: str, new: object) -> None:
         """Set an attribute until `detach`, of this one object alone."""

@@ -30,7 +30,8 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
-from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.files.records import nearest
+from dummyforcing.models.text_encoder import TextEncoder, require_text_parts
 from dummyforcing.pipeline.option import Documented, documented, one_option
 from dummyforcing.pipeline.options import CallOptions, VideoOptions
 from dummyforcing.pipeline.outputs import as_output
@@ -50,6 +51,9 @@ PRESET = ConfigSpec(
 
 Outcome = tuple[Any, PipelineState]
 """The components and the state."""
+
+KINDS = ("np", "pt", "pil")
+"""Of frames; latents have an output of their own."""
 
 OPTIONS = [one for one in documented(VideoOptions) if one.name != "prompt_embeds"]
 
@@ -88,7 +92,12 @@ class EncodePrompt(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> Outcome:
-        """Encode."""
+        """Encode.
+
+        Raises:
+            UserError: If there is no text encoder, no tokenizer or no prompt.
+        """
+        require_text_parts(components.text_encoder, components.tokenizer)
         block = self.get_block_state(state)
         config = ModelFiles.open(components.config.preset, transformer=components.transformer).config
         text = TextEncoder(components.text_encoder.eval(), components.tokenizer, config.text_len)
@@ -249,7 +258,9 @@ class JoinFrames(ModularPipelineBlocks):
         kind = one_option(CallOptions, "output_type")
         return [
             InputParam("frames", required=True, type_hint=list[torch.Tensor]),
-            InputParam("output_type", default=kind.default, type_hint=str, description="np, pt or pil."),
+            InputParam(
+                "output_type", default=kind.default, type_hint=str, description=f"{', '.join(KINDS)}."
+            ),
         ]
 
     @property
@@ -258,8 +269,16 @@ class JoinFrames(ModularPipelineBlocks):
         return [OutputParam("videos", description="As `output_type` says, one for each prompt.")]
 
     def __call__(self, components: Any, state: PipelineState) -> Outcome:
-        """Join."""
+        """Join.
+
+        Raises:
+            BadRequest: If there is no such kind of frames.
+        """
         block = self.get_block_state(state)
+        if block.output_type not in KINDS:
+            raise BadRequest(
+                f"There is no output_type {block.output_type!r} here", nearest(block.output_type, KINDS)
+            )
         block.videos = as_output(torch.cat(block.frames, 1).numpy(), block.output_type)
         self.set_block_state(state, block)
         return components, state
