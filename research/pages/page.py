@@ -13,12 +13,12 @@ Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
-OWN = ("recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
+OWN = ("head-lists", "recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
-Every figure on this page was measured on the bundled model: 15.6 M parameters, 8 layers of 12 heads,
-trained from nothing on a rendered world in which exact detectors judge every video. It is 80 times
+Unless a row says otherwise, figures were measured on the bundled model: 15.6 M parameters, 8 layers of 12
+heads, trained from nothing on a rendered world in which exact detectors judge every video. It is 80 times
 smaller than the models of the paper ([arXiv:2601.20499](https://arxiv.org/abs/2601.20499)): where we
 disagree, the model may be the reason, and we say what we think it is. The prompts are held out: no such
 combination of color, shape and motion was trained on. Intervals are 95%, bootstrapped over prompts
@@ -103,7 +103,7 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths = {part: folder / f"reproduction-{part}.json" for part in PARTS}
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
-    paths |= {part: folder / f"{part}.json" for part in ("recall", "recall-5s")}
+    paths |= {part: folder / f"{part}.json" for part in ("head-lists", "recall", "recall-5s")}
     paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
     paths |= {f"rows/{path.stem}": path for path in sorted((folder / "rows").glob("*.json"))}
     paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
