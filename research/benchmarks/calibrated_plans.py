@@ -1,6 +1,6 @@
 """Plans by measured damage against plans by attention, on prompts that neither has seen.
 
-python -m research.benchmarks.calibrated_plans --work /tmp/calibrated \
+python -m research.benchmarks.calibrated_plans --work runs/calibrated-plans.measured \
     --output benchmarks/results/calibrated-plans.json
 
 Some chunks are made again after the same dense past, from the same noise, with a plan in place of the dense

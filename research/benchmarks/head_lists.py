@@ -30,7 +30,8 @@ def summarise(named: Sequence[tuple[str, HeadLists]]) -> dict[str, Any]:
         static in both, over the mean number of static heads (`common`), over those that are in either
         (`jaccard`), and what `common` would be on average if heads were drawn.
     """
-    lists, pairs = {}, []
+    lists: dict[str, dict[str, Any]] = {}
+    pairs = []
     for name, one in named:
         per_layer = [sum(row) for row in one.static]
         lists[name] = {

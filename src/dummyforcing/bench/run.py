@@ -35,8 +35,6 @@ class Settings:
     sizes: tuple[tuple[int, int], ...]
     """Height and width in pixels."""
     policies: tuple[str, ...] = ("dummy",)
-    plans: Mapping[str, Plan] = field(default_factory=dict)
-    """Head plans by name, measured like policies of these names."""
     fp8: tuple[Fp8, ...] = ("none",)
     skip_steps: tuple[int, ...] = ()
     """Not empty: every policy but `dense` also without these denoising steps."""
@@ -50,6 +48,8 @@ class Settings:
     """Videos of every configuration."""
     warm_up_chunks: int | None = None
     """Chunks of the video before that does not count; None: all."""
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """Head plans by name, measured like policies of these names."""
 
 
 @dataclass(frozen=True)
