@@ -20,6 +20,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
 from research.studies.dense_path import DensePath
+from tests.conftest import link_model
 from tests.oracles import SCHEDULE, SHAPE, small_model, small_prompt, small_text
 
 ONE_STEP = make_schedule([1000], shift=5.0)
@@ -169,6 +170,15 @@ def test_by_default_there_are_twelve_frames_before(pipeline: DummyForcingPipelin
     for size, chunk in ((1, 12), (2, 6), (3, 4), (5, 3), (16, 1)):
         preset = dataclasses.replace(pipeline.files.preset, chunk_frames=size)
         assert chosen_chunks(preset, None) == (chunk,)
+
+
+def test_other_noise_levels_are_refused(model_folder: Path, damage: HeadDamage, tmp_path: Path) -> None:
+    """The same weights under a preset of another schedule."""
+    schedule = {"steps": [1000, 750, 500], "shift": 5.0}
+    other = load(link_model(model_folder, tmp_path, schedule=schedule), device="cpu")
+    damage.save(tmp_path / "kept")
+    with pytest.raises(BadRequest, match="its schedule was "):
+        measure_damage(other, PROMPTS, parse_policy("dummy"), chunks=(1,), kept=tmp_path / "kept")
 
 
 def test_several_chunks(pipeline: DummyForcingPipeline) -> None:

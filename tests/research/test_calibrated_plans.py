@@ -12,6 +12,7 @@ from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
+from dummyforcing.presets.preset import ScheduleArgs
 from dummyforcing.sampling.block import BlockSampler
 from research.benchmarks import head_lists
 from research.benchmarks.calibrated_plans import chunk_errors, fixed_plans, judge, summarise
@@ -22,7 +23,8 @@ PROMPT = "a red ball bounces"
 
 def damage(seed: int) -> HeadDamage:
     generator = torch.Generator().manual_seed(seed)
-    settings = Settings("random", "", (32, 48), "float32", (4,), 1, 0, "all", 0)
+    schedule = ScheduleArgs((1000.0, 500.0), 5.0)
+    settings = Settings("random", "", schedule, "dense", (32, 48), "float32", (4,), 1, 0, "all", 0)
     scores = torch.rand(3, 4, 3, generator=generator).softmax(-1)
     found = torch.rand(3, 4, generator=generator, dtype=torch.float64)
     return HeadDamage(settings, (MeasuredVideo(PROMPT, 0, (found,), scores),))

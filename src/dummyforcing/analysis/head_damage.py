@@ -26,7 +26,7 @@ from dummyforcing.method.scoring import HeadScorer, row_sampler
 from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
-from dummyforcing.presets.preset import Preset
+from dummyforcing.presets.preset import Preset, ScheduleArgs
 from dummyforcing.sampling.block import BlockSampler
 
 KIND, VERSION = "measurement of heads", "1"
@@ -44,6 +44,9 @@ class Settings:
     model: str
     fingerprint: str
     """Of the model, as in a plan."""
+    schedule: ScheduleArgs
+    native: str
+    """The policy that the videos are made with."""
     size: tuple[int, int]
     """Height and width in pixels."""
     dtype: str
@@ -216,12 +219,14 @@ def measure_damage(
         UserError: If anything of it cannot be done.
     """
     require_criterion(policy)
-    chosen = chosen_chunks(pipeline.files.preset, chunks)
+    preset, config = pipeline.files.preset, pipeline.model.config
+    chosen = chosen_chunks(preset, chunks)
     request = damage_request(pipeline.files, prompts, chosen, size)
-    config = pipeline.model.config
     settings = Settings(
-        model=pipeline.files.preset.name,
+        model=preset.name,
         fingerprint=fingerprint(pipeline.model),
+        schedule=preset.schedule,
+        native=preset.native,
         size=request.size,
         dtype=str(pipeline.dtype).removeprefix("torch."),
         chunks=chosen,
