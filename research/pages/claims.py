@@ -21,6 +21,9 @@ from research.pages.verdicts import (
     worst,
 )
 
+CHECKPOINTS = {"selfforcing": "Self-Forcing", "longlive": "LongLive", "realtime_14b": "Krea Realtime 14B"}
+"""The checkpoints that published head lists are of, by the names of their files."""
+
 Finding = Callable[[dict[str, Result]], tuple[str, str]]
 """Our figure, in words, and the verdict, from the results by part."""
 
@@ -64,6 +67,30 @@ def _core(results: dict[str, Result]) -> tuple[str, str]:
         f"of a video, {core['videos at a step']:.2f} over videos at one step"
     )
     return text, AGREES if core["all"] >= 0.85 else DIFFERS
+
+
+def _static_heads(results: dict[str, Result]) -> tuple[str, str]:
+    """Lists of real checkpoints; one that has as many heads of every layer is a quota, and tells nothing."""
+    lists = results["head-lists"]["lists"]
+    found = {name: one for name, one in lists.items() if one["per_layer"][0] < one["per_layer"][1]}
+    parts = [
+        f"{CHECKPOINTS[name]} {one['static']} of {one['layers'] * one['heads']} ({one['share']:.0%}), "
+        f"{one['per_layer'][0]} to {one['per_layer'][1]} of {one['heads']} in a layer"
+        for name, one in found.items()
+    ]
+    quotas = [CHECKPOINTS[name] for name in lists if name not in found]
+    text = "; ".join(parts) + f" ({', '.join(quotas)}: as many in every layer, a quota)" * bool(quotas)
+    return text, AGREES if min(one["share"] for one in found.values()) >= 0.25 else DIFFERS
+
+
+def _common_heads(results: dict[str, Result]) -> tuple[str, str]:
+    (pair,) = results["head-lists"]["pairs"]
+    one, other = (CHECKPOINTS[name] for name in pair["lists"])
+    text = (
+        f"{one} and {other} have {pair['both']} of them in common: {pair['common']:.2f} of the mean set "
+        f"({pair['common_if_drawn']:.2f} if they were drawn), {pair['jaccard']:.2f} of all that are in either"
+    )
+    return text, AGREES if pair["common"] >= 0.85 else DIFFERS
 
 
 def _removal_free(results: dict[str, Result]) -> tuple[str, str]:
@@ -243,6 +270,25 @@ CLAIMS = (
             DIFFERS: "Measured on the cheapest quarter. Here the set moves with step and video, which is why "
             "scores are summed over all steps, again for each video."
         },
+    ),
+    Claim(
+        "On real weights, a large minority of heads can do with the first, the last and the current frames",
+        "about 25%, current chunk alone",
+        "head-lists",
+        _static_heads,
+        {
+            AGREES: "Not our measurement: the head lists that [Forcing-KV]"
+            "(https://github.com/zju-jiyicheng/Forcing-KV) publishes (arXiv:2605.09681, commit 50ac1f4). "
+            "Static heads there have 80% of their mass on the current chunk and the frame before it, the "
+            "first three frames left out: a wider rule, which more heads meet."
+        },
+    ),
+    Claim(
+        "On real weights, these are the same heads from one checkpoint to another that was trained from it",
+        "core ratio 0.92 over prompts and steps",
+        "head-lists",
+        _common_heads,
+        {AGREES: "The same source. Over prompts and steps of one checkpoint the lists tell nothing."},
     ),
     Claim(
         "Half of the heads can lose their whole past nearly for free",

@@ -13,12 +13,12 @@ Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
-OWN = ("recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
+OWN = ("head-lists", "recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
-Every figure on this page was measured on the bundled model: 15.6 M parameters, 8 layers of 12 heads,
-trained from nothing on a rendered world in which exact detectors judge every video. It is 80 times
+Unless a row says otherwise, figures were measured on the bundled model: 15.6 M parameters, 8 layers of 12
+heads, trained from nothing on a rendered world in which exact detectors judge every video. It is 80 times
 smaller than the models of the paper ([arXiv:2601.20499](https://arxiv.org/abs/2601.20499)): where we
 disagree, the model may be the reason, and we say what we think it is. The prompts are held out: no such
 combination of color, shape and motion was trained on. Intervals are 95%, bootstrapped over prompts
@@ -62,6 +62,15 @@ was there and left.
 
 ![Objects that leave for 20 seconds and come back, dense cache](images/recall.png)
 """
+CALIBRATED = """## Plans by measurement
+
+`dummyforcing heads calibrate` makes heads dummy by the damage of their removal, measured on
+{calibrated_on} training prompts, in place of where they look. In {prompts} held-out videos, chunks {chunks}
+(from 0) are made again after the same dense past, from the same noise, with a plan. *Error* is the squared
+change of the finished latents, in percent of their variance; the factor is how many times that of the
+roles that each video finds by itself (geometric mean). At equal cost, as many more heads are dummy as it
+takes to see no more past frames than the plan by mean attention.
+"""
 ANCHORED = """## Anchored contexts
 
 `anchored` gives each role what it leaves out, in two attention calls as before: sink heads also see the
@@ -103,7 +112,9 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths = {part: folder / f"reproduction-{part}.json" for part in PARTS}
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
-    paths |= {part: folder / f"{part}.json" for part in ("recall", "recall-5s")}
+    paths |= {
+        part: folder / f"{part}.json" for part in ("head-lists", "calibrated-plans", "recall", "recall-5s")
+    }
     paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
     paths |= {f"rows/{path.stem}": path for path in sorted((folder / "rows").glob("*.json"))}
     paths |= {f"bench-{part}": folder / f"bench-{part}.json" for part in ("480p", "720p", "1080p", "long")}
@@ -126,6 +137,10 @@ def page(results: dict[str, Result]) -> str:
     if "study" in results:
         run = results["study"]["runs"]["5 s"]
         parts.append(f"{STUDY.format(**run)}\n![Quality over cost]({PICTURES}/cost.png)\n\n{_study(run)}\n")
+    if "calibrated-plans" in results:
+        found = results["calibrated-plans"]
+        chunks = ", ".join(map(str, found["chunks"]))
+        parts.append(f"{CALIBRATED.format(**{**found, 'chunks': chunks})}\n{_calibrated(found)}\n")
     if "study" in results:
         parts.append(f"{ANCHORED}\n{recommendation(results)}\n")
     if "long" in results:
@@ -187,6 +202,21 @@ def _search(search: Result) -> str:
         for name, c in search["criteria"].items()
     ]
     return table(["criterion", "better subsets", "hits the best", "reached"], rows)
+
+
+def _calibrated(found: Result) -> str:
+    rows = [
+        [
+            f"`{plan['policy']}`",
+            plan["plan"],
+            str(plan["dummies"]),
+            f"{plan['past_frames']:.2f}",
+            number(plan["error"], 100, 2),
+            number(plan["factor"], 1, 2),
+        ]
+        for plan in found["plans"]
+    ]
+    return table(["policy", "plan", "dummy heads", "past frames", "error, %", "factor"], rows)
 
 
 def _cell(part: Result, measure: str, scale: float = 1, digits: int = 1, signed: bool = False) -> str:
@@ -296,8 +326,8 @@ def source(name: str, r: Result) -> str:
 
 def _sources(results: dict[str, Result]) -> str:
     lines = [
-        f"- {source(part if part == 'recall' else f'reproduction-{part}', r)}. {r.get('note', '')}".rstrip()
+        f"- {source(f'reproduction-{part}' if part in PARTS else part, r)}. {r.get('note', '')}".rstrip()
         for part, r in results.items()
-        if part in (*PARTS, "recall")
+        if part in (*PARTS, "head-lists", "calibrated-plans", "recall")
     ]
     return "\n".join(["## Sources", "", *lines, ""])

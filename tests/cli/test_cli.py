@@ -248,6 +248,8 @@ def test_shipped_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         [],
         ["generate"],
         ["heads"],
+        ["heads", "import"],
+        ["heads", "calibrate"],
         ["eval"],
         ["bench"],
         ["models"],

@@ -1,1 +1,1 @@
-"""Analysis for researchers: atlases of heads, reports and plots, calibrated TeaCache tables."""
+"""Analysis for researchers: atlases of heads, measured plans, reports, plots, calibrated TeaCache tables."""

@@ -80,7 +80,8 @@ def head_map_text(plan: Plan) -> Text:
     colour_of, letters = colours(plan), _letters(list(plan.counts))
     lines = []
     for layer, row in enumerate(plan.roles):
-        heads = " ".join(f"[{colour_of[role]}]{escape(letters[role])}[/]" for role in row)
+        gap = " " if len(row) <= 32 else ""  # those of a 14B model fit into a line of 80 letters
+        heads = gap.join(f"[{colour_of[role]}]{escape(letters[role])}[/]" for role in row)
         lines.append(f"layer {layer:{width}}  {heads}")
     for role, label in zip(plan.counts, _legend(plan), strict=True):
         known_by = "" if letters[role] == role[0] else f"{letters[role]} is "

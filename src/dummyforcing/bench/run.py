@@ -1,8 +1,8 @@
 """Runs all configurations of a benchmark in turns; their results are one table of JSON."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import torch
@@ -16,6 +16,7 @@ from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest, NoSuchDevice, RequestWarning
 from dummyforcing.method.loading import policy_of
+from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
@@ -26,7 +27,10 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a benchmark: every size with every policy and FP8 mode, with and without left-out steps."""
+    """Settings of a benchmark: every size with every policy or plan and FP8 mode.
+
+    If steps are left out, all of it without them, too.
+    """
 
     sizes: tuple[tuple[int, int], ...]
     """Height and width in pixels."""
@@ -44,6 +48,8 @@ class Settings:
     """Videos of every configuration."""
     warm_up_chunks: int | None = None
     """Chunks of the video before that does not count; None: all."""
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """Head plans by name, measured like policies of these names."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Configuration:
 
     size: tuple[int, int]
     policy: str
+    """Or the name of a plan."""
     fp8: Fp8
     skip_steps: tuple[int, ...]
 
@@ -65,7 +72,8 @@ class Configuration:
 
 def configurations(settings: Settings) -> list[Configuration]:
     """List all rows, in the order in which they take turns."""
-    policies = list(dict.fromkeys([*(["dense"] if settings.compare else []), *settings.policies]))
+    compared = ["dense"] if settings.compare else []
+    policies = list(dict.fromkeys([*compared, *settings.policies, *settings.plans]))
     only_compared = settings.compare and "dense" not in settings.policies
     rows = []
     for size in dict.fromkeys(settings.sizes):
@@ -113,7 +121,7 @@ class Benchmark:
             raise BadRequest(
                 f"{settings.warm_up_chunks} chunks warm up nothing", "take 1 or more", "warm_up_chunks"
             )
-        if not (settings.sizes and settings.policies and settings.fp8):
+        if not (settings.sizes and (settings.policies or settings.plans) and settings.fp8):
             raise BadRequest("Nothing is to be measured", "give a size, a policy and an FP8 mode")
         if set(settings.fp8) != {"none"} and not has_float8(device):
             raise NoSuchDevice("FP8 needs a GPU of compute capability 8.9 or later", 'take fp8="none"', "fp8")
@@ -124,7 +132,11 @@ class Benchmark:
             require_memory(files, request, dtype, device, offload=random)  # then without a text encoder
 
     def _request(self, row: Configuration) -> Request:
-        plan = plan_of(row.policy, self.files.config)
+        plan = self.settings.plans.get(row.policy)
+        if plan is None:
+            plan = plan_of(row.policy, self.files.config)
+        elif self._random:
+            plan = replace(plan, fingerprint=None)  # the sizes are what counts
         return make_request(
             self.files,
             "a video",

@@ -30,6 +30,7 @@ from dummyforcing.cli.eval import compare, eval
 from dummyforcing.cli.flags import told
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
+from dummyforcing.cli.plans import calibrate, import_heads
 from dummyforcing.cli.serve import serve
 from dummyforcing.cli.terminal import say_warning
 from dummyforcing.errors import NotEnoughMemory, PictureWarning, RequestWarning, UserError
@@ -59,6 +60,8 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "generate": generate,
     "serve": serve,
     "heads": heads,
+    "heads import": import_heads,
+    "heads calibrate": calibrate,
     "eval": eval,
     "eval compare": compare,
     "bench": bench,

@@ -31,7 +31,13 @@ def bench(
         tuple[str, ...],
         arg(name="sizes", metavar="480p|720p|1080p|WxH ...", help_behavior_hint="(default: the model's own)"),
     ] = (),
-    policy: Annotated[tuple[str, ...], arg(name="policies", metavar="NAME ...")] = ("dummy",),
+    policy: Annotated[
+        tuple[str, ...],
+        arg(name="policies", metavar="NAME ...", help_behavior_hint="(default: dummy, or --plan alone)"),
+    ] = (),
+    plan: Annotated[
+        tuple[str, ...], arg(metavar="FILE.json|shipped ...", help_behavior_hint="(default: none)")
+    ] = (),
     fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
     teacache: Annotated[
         tuple[int, ...], arg(name="skip-steps", metavar="N ...", help_behavior_hint="(default: none)")
@@ -47,7 +53,8 @@ def bench(
 ) -> Found:
     """Measure how fast videos are made, with and without the VAE, and how much memory that takes.
 
-    Every combination of size, policy and FP8 mode is measured; those of a size take turns, video by video.
+    Every combination of size, policy or plan, and FP8 mode is measured; those of a size take turns, video by
+    video.
     A public model has random weights unless --weights gives its own: speed and memory are the same, and
     nothing is downloaded.
 
@@ -60,6 +67,9 @@ def bench(
     Latency of a long video: dense, LongLive's window, and 24 heads that see 117 past frames:
       dummyforcing bench --frames 957 --policies dense window:3,6 dummy long:24,117 --repeats 1 --no-vae
 
+    Head plans, with the spread over the layers that they have, such as those of 'heads import':
+      dummyforcing bench --model self-forcing --plan plan.json --compare
+
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model; weights, base and LoRA as for generate.
@@ -67,6 +77,8 @@ def bench(
         policy: As for generate, but dummy has a fixed plan from the first chunk on: half of the heads are
             dummy, a quarter sink, a quarter neighbor. long:N,CAP: N neighbor heads see CAP past frames
             (long:N: all of them).
+        plan: Head plans to measure like policies, from the first chunk on; shipped: the one that comes with
+            the model. With random weights any plan of the model's size will do.
         fp8: none, linear (linear maps in FP8) or all (attention too).
         teacache: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
             out. Which ones it would is up to the weights; 'generate --teacache' tells.
@@ -83,6 +95,7 @@ def bench(
     from dummyforcing.bench.run import Benchmark, Settings
     from dummyforcing.evaluation.results import write_results
     from dummyforcing.pipeline.devices import choose_device, choose_dtype
+    from dummyforcing.pipeline.shipped import read_plan
     from dummyforcing.presets.preset import parse_size
 
     where = choose_device(load.get("device", "auto"))
@@ -90,7 +103,8 @@ def bench(
     files = open_files(name, load)
     settings = Settings(
         sizes=tuple(map(parse_size, size)) or (files.preset.size,),
-        policies=policy,
+        policies=policy or (() if plan else ("dummy",)),
+        plans={text: found for text in plan if (found := read_plan(files, text))},
         fp8=fp8,
         skip_steps=teacache,
         frames=num_frames,

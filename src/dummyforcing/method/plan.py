@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class Plan:
     """Attention mass on first, middle and current frames, per layer and head."""
     fingerprint: str | None = None
     """Of the model that the plan was made with; None: fits any model of the same size."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """How it was found, where the fields above do not say it; ready for JSON."""
 
     def __post_init__(self) -> None:
         require_roles(self.table, f"A plan of policy '{self.policy}'")
@@ -155,6 +157,7 @@ class Plan:
             "contexts": {role: {"sink": c.sink, "recent": c.recent} for role, c in self.table.items()},
             "roles": [" ".join(row) for row in self.roles],
             "scores": self.scores,
+            "found": dict(self.found),
         }
 
     @classmethod
@@ -171,6 +174,7 @@ class Plan:
             "table": fields["contexts"],
             "score_pass": fields["pass"],
             **{name: fields[name] for name in AS_THEY_ARE},
+            "found": fields.get("found", {}),
         }
         return build(cls, named, "the plan")
 
