@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -298,16 +298,6 @@ def of_measured(row: dict[str, Any]) -> dict[str, float]:
     """The same of a row of `research.benchmarks.live`."""
     stalled = row["stalled_seconds"] / row["viewers"] / row["seconds"]
     return {"stalled": stalled, "late": stalled + row["slowed_s"]["p50"] / row["seconds"]}
-
-
-def most_below(rows: Sequence[dict[str, float]], what: str, limit: float) -> float:
-    """The most viewers up to which a share stays below a limit; 0: it never does."""
-    most = 0.0
-    for row in rows:
-        if row[what] >= limit:
-            break
-        most = row["viewers"]
-    return most
 
 
 def main() -> None:
