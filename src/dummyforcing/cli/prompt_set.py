@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -235,12 +236,13 @@ def generate_all(
     options = {**SETTINGS, **video}
     if "seconds" in video:
         del options["num_frames"]
-    dtype = cache_dtype(load if ray is None else {**load, "device": "auto"})
 
-    def request_of(job: "Job") -> "Request":
-        return make_request(files, job.text, cache_dtype=dtype, **{**options, "seed": job.seed})
+    def request_of(job: "Job", device: "torch.device") -> "Request":
+        asked = {**options, "seed": job.seed}
+        return make_request(files, job.text, cache_dtype=cache_dtype(load, device), **asked)
 
-    requests = [request_of(job) for job in jobs]  # refuses now what cannot be made
+    here = choose_device(load.get("device", "auto") if ray is None else "auto")
+    requests = [request_of(job, here) for job in jobs]  # refuses now what cannot be made
     fixed = {
         "samples": 1,
         "seeds": sorted({job.seed for job in jobs}),
@@ -249,9 +251,9 @@ def generate_all(
     }
     with maker(ray, files, load) as made_by:
         settings, _ = settings_of(files, requests[0], options, load, made_by.device, fixed)
-        videos = VideoFolder.open(output, settings, choose_device("auto"))
+        videos = VideoFolder.open(output, settings, here)
         videos.name_prompts(chosen, jobs)
-        fill(videos, jobs, made_by, request_of, measured=False)
+        fill(videos, jobs, made_by, partial(request_of, device=made_by.device), measured=False)
     wrote(videos.videos, f"{len(jobs)} video{'s' * (len(jobs) != 1)}", videos=len(jobs))
     return {"settings": settings, "videos": [job.name for job in jobs]}
 
