@@ -39,7 +39,7 @@ def block(result: Result) -> str:
             gpus,
             *(
                 f"{most_below(found[way], PANELS[way][0], limit) / int(gpus):.1f} a GPU, "
-                f"{most_below(found[way], PANELS[way][0], limit):.0f} in all"
+                f"{most_below(found[way], PANELS[way][0], limit):.1f} in all"
                 for way, limit in LIMITS.items()
             ),
         ]
@@ -47,7 +47,8 @@ def block(result: Result) -> str:
     ]
     header = ["GPUs", "all let in, late by less than 1%", "some wait, fewer than 5% of them long"]
     compared = ", ".join(
-        f"{row['viewers']} viewers {row['measured']['late']:.1%} ({row['simulated']['late']:.1%})"
+        f"{row['viewers']} viewer{'s' * (row['viewers'] > 1)} {row['measured']['late']:.1%} "
+        f"({row['simulated']['late']:.1%})"
         for row in result["compared"]
     )
     return "\n\n".join(
