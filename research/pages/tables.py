@@ -16,6 +16,7 @@ from dummyforcing.pipeline.pipeline import load as load_pipeline
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.presets.catalog import PUBLIC, bundled_folders, find_preset
 from dummyforcing.presets.preset import Preset
+from research.pages import viewers as crowds
 from research.pages.front import CHINESE, ENGLISH, figures
 from research.pages.hotpath import speed_page
 from research.pages.making import RESULTS, ROOT, fill, main
@@ -304,7 +305,9 @@ def made() -> dict[Path, str]:
         docs / "index.md": filled(docs / "index.md", figures=figures(results, ENGLISH)),
         chinese: filled(chinese, figures=figures(results, CHINESE)),
         judged: filled(judged, quality=quality(), study=study()),
-        docs / "guides" / "serve.md": filled(docs / "guides" / "serve.md", viewers=viewers()),
+        docs / "guides" / "serve.md": filled(
+            docs / "guides" / "serve.md", viewers=viewers(), crowds=crowds.block(crowds.read())
+        ),
         docs / "start.md": filled(docs / "start.md", words=words()),
         docs / "models.md": models(),
         docs / "reproduction.md": page(results),

@@ -54,8 +54,8 @@ def load_for(
     return DummyForcingPipeline.from_files(files, options)
 
 
-def cache_dtype(load: Given) -> "torch.dtype":
-    """The dtype of keys and values of a model loaded with these options."""
+def cache_dtype(load: Given, device: "torch.device | None" = None) -> "torch.dtype":
+    """The dtype of keys and values of a model loaded with these options; None: on this machine's device."""
     import torch
 
     from dummyforcing.pipeline.devices import choose_device, choose_dtype
@@ -63,7 +63,7 @@ def cache_dtype(load: Given) -> "torch.dtype":
     options = choose(LoadOptions, load)
     if options.fp8 == "all":
         return torch.float8_e4m3fn
-    return choose_dtype(options.torch_dtype, choose_device(options.device))
+    return choose_dtype(options.torch_dtype, device or choose_device(options.device))
 
 
 def bar(**options: Any) -> Any:

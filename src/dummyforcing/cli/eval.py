@@ -1,35 +1,30 @@
 """`dummyforcing eval`: videos of a whole prompt set, and what they measure."""
 
-import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from dummyforcing.cli.common import LOAD, Model, bar, load_for, open_files
+from dummyforcing.cli.common import LOAD, Model, open_files
 from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.prompt_set import (
+    SETTINGS,
+    Ray,
+    fill,
+    maker,
+    require_own_seeds,
+    require_packages,
+    settings_of,
+    tell_prompts,
+)
 from dummyforcing.cli.terminal import tell, wrote
-from dummyforcing.errors import BadRequest, UnknownWordsWarning
+from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.options import VideoOptions
-
-if TYPE_CHECKING:
-    from dummyforcing.checkpoints.model_files import ModelFiles
-    from dummyforcing.evaluation.generate import VideoFolder
-    from dummyforcing.evaluation.prompts import Job, PromptSet
-    from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 
 TextFile = Annotated[Path | None, arg(metavar="FILE.txt", help_behavior_hint="(default: none)")]
 JsonFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")]
-SETTINGS: dict[str, Any] = {
-    "num_frames": 81,
-    "size": None,
-    "policy": "dummy",
-    "dummy_fraction": None,
-    "plan": None,
-}
-"""Options of the videos that a folder keeps to, and their defaults."""
 DENSE: dict[str, Any] = {"policy": "dense", "dummy_fraction": None, "plan": None}
 """What others are judged against."""
 
@@ -46,6 +41,7 @@ def eval(
     video: Given,
     samples: Annotated[int, arg(metavar="N")] = 5,
     shard: Annotated[str, arg(metavar="I/N")] = "0/1",
+    ray: Ray = None,
     extended: TextFile = None,
     vbench_info: JsonFile = None,
     dimension: Annotated[
@@ -69,6 +65,10 @@ def eval(
       dummyforcing eval prompts.txt -o eval --shard 0/2
       dummyforcing eval prompts.txt -o eval --shard 1/2
 
+    All GPUs of this machine, or of a cluster of Ray (extra ray), each with the model loaded once:
+      dummyforcing eval prompts.txt -o eval --ray local
+      dummyforcing eval prompts.txt -o eval --ray 10.0.0.1:6379
+
     Judge a policy of your own: what is worse than with the dense cache, from the same noise, in words:
       dummyforcing eval prompts.txt -o mine --policy mine.py:keep_two --judge
 
@@ -91,6 +91,9 @@ def eval(
         video: Flags of the videos.
         samples: Videos per prompt; sample i has the seed --seed + i.
         shard: Make only part I (counted from 0) of N.
+        ray: Have Ray make the videos, one process for each GPU, or for 4 cores where there is none: local, on
+            this machine; auto, on the cluster that runs here or that RAY_ADDRESS names; or HOST:PORT of one.
+            A process or machine that dies costs the video in hand alone, which is made again.
         extended: What the model gets in place of each prompt: one long version per line, in the same order.
         vbench_info: VBench's VBench_full_info.json, which says what prompts a dimension has.
         dimension: Only these dimensions of VBench, and only the videos of their prompts.
@@ -123,6 +126,7 @@ def eval(
     from dummyforcing.evaluation.vbench import scores as sum_up
     from dummyforcing.evaluation.vbench_package import Outcome, VBenchPackage
 
+    require_packages(ray)
     require_dimensions(dimension)
     if scores is not None:
         raw = read_results(scores)
@@ -154,12 +158,11 @@ def eval(
                 "take VBench's own, which name the videos; long versions of them are for --extended",
             )
         chosen = of_vbench if dimension else chosen
-    if "seed" in video and any(prompt.seed is not None for prompt in chosen.prompts):
-        raise BadRequest(f"The prompts of {prompts} have seeds of their own", "leave out --seed")
+    require_own_seeds(chosen, prompts, video)
     package = VBenchPackage.find(vbench_python)
     more = dict.fromkeys(members[FLICKER], STATIC_FILTER_SAMPLES) if FLICKER in dimension else {}
     jobs = chosen.jobs(samples, video.get("seed", 0), more)
-    _tell_prompts(chosen, prompts)
+    tell_prompts(chosen, prompts)
 
     files = open_files(model, load)
     options = {name: video.get(name, default) for name, default in SETTINGS.items()}
@@ -169,23 +172,24 @@ def eval(
     if judge and first.plan is None and first.policy.name == "dense":  # that of policy native, too
         raise BadRequest("Videos with the dense cache cannot be worse than themselves", "take another policy")
     for asked in (options, dense) if judge else (options,):
-        for job in (jobs[0], jobs[-1]):  # refuses now what cannot be made
+        for job in (*(job for job in jobs if job.index == 0), jobs[-1]):  # refuses now what cannot be made
             request(job, files, asked)
-    where = choose_device(load.get("device", "auto"))
+    where = choose_device(load.get("device", "auto") if ray is None else "auto")
     fixed = {
         "samples": samples,
         "seeds": sorted({job.seed for job in jobs}),
         "dimensions": sorted(dimension),
         **chosen.hashes,
     }
-    settings, about = _settings(files, options, load, fixed)
-    dense_settings, _ = _settings(files, dense, load, fixed)
-    videos = VideoFolder.open(output, settings, where)
-    reference = VideoFolder.open(output / "dense", dense_settings, where) if judge else None
-    videos.name_prompts(chosen, jobs)
-    pipeline = _fill(videos, jobs[part::parts], files, options, load)
-    if reference is not None:
-        _fill(reference, jobs[part::parts], files, dense, load, pipeline)
+    with maker(ray, files, load) as made_by:
+        settings, about = settings_of(files, first, options, load, made_by.device, fixed)
+        dense_settings, _ = settings_of(files, first, dense, load, made_by.device, fixed)
+        videos = VideoFolder.open(output, settings, where)
+        reference = VideoFolder.open(output / "dense", dense_settings, where) if judge else None
+        videos.name_prompts(chosen, jobs)
+        fill(videos, jobs[part::parts], made_by, partial(request, folder=files, options=options))
+        if reference is not None:
+            fill(reference, jobs[part::parts], made_by, partial(request, folder=files, options=dense))
 
     folders = [videos] if reference is None else [videos, reference]
     done = {folder: sum(map(folder.is_done, jobs)) for folder in folders}
@@ -270,74 +274,3 @@ def compare(
     print_judgement(judgement, str(second))
     found = differences(*pairs, groups=prompts)
     return {"videos": len(names), "differences": found, "judgement": asdict(judgement)}
-
-
-def _tell_prompts(chosen: "PromptSet", path: Path) -> None:
-    """Say what is not taken as it stands in the file."""
-    if chosen.repeated:
-        more = " and others" if chosen.repeated[1:] else ""
-        tell(f"{path} has '{chosen.repeated[0]}'{more} more than once: there is one set of videos of each.")
-    if chosen.unused:
-        why = "; models of this kind take no negative prompt" if "negative" in " ".join(chosen.unused) else ""
-        tell(f"{path}: not used: {', '.join(chosen.unused)}{why}.")
-
-
-def _settings(
-    files: "ModelFiles", options: Given, load: Given, fixed: Mapping[str, object]
-) -> tuple[dict[str, object], dict[str, object]]:
-    """What decides how the videos look, and what else there is to know of the head plan."""
-    from dummyforcing.evaluation.generate import plan_source
-    from dummyforcing.pipeline.devices import choose_device, choose_dtype
-
-    policy, weights = options["policy"], load.get("weights")
-    plan = plan_source(files, options["plan"])
-    said = None if plan is None else plan[1]
-    name = policy if isinstance(policy, str) else policy.name
-    settings = {
-        # Names of settings are as old as the folders that keep to them.
-        "frames": options["num_frames"],
-        **{name: options[name] for name in ("size", "dummy_fraction")},
-        "policy": name if plan is None else plan[0].policy,
-        "policy_sha256": None if plan or isinstance(policy, str) else policy.sha256,
-        "model": files.preset.name,
-        "weights": Path(weights).name if weights else None,
-        "lora": [Path(text).name for text in load.get("lora", ())],
-        "plan": None if said is None else said["sha256"],
-        "dtype": str(choose_dtype(load.get("torch_dtype"), choose_device(load.get("device", "auto")))),
-        **fixed,
-    }
-    return settings, {"plan": said}
-
-
-def _fill(
-    videos: "VideoFolder",
-    jobs: "Sequence[Job]",
-    files: "ModelFiles",
-    options: Given,
-    load: Given,
-    pipeline: "DummyForcingPipeline | None" = None,
-) -> "DummyForcingPipeline | None":
-    """Make and measure the videos that are not there yet, with a bar that tells how long it takes.
-
-    Returns:
-        The model, if it was needed.
-    """
-    from dummyforcing.evaluation.generate import request
-
-    todo = [job for job in jobs if not videos.is_done(job)]
-    if pipeline is None and any(not videos.video(job).exists() for job in todo):
-        pipeline = load_for(files, request(todo[0], files, options), load)
-    done, count = len(jobs) - len(todo), len(jobs)
-    with warnings.catch_warnings(), bar(total=count, initial=done, unit="video") as shown:
-        warnings.simplefilter("once", UnknownWordsWarning)  # not again for every sample
-        try:
-            for job in todo:
-                if pipeline and not videos.video(job).exists():
-                    videos.make(job, pipeline, options)
-                videos.measure(job, files.preset)
-                done += 1
-                shown.update()
-        except KeyboardInterrupt as error:
-            error.add_note(f"{done} of {count} videos are in {videos.videos}; the same command goes on.")
-            raise
-    return pipeline

@@ -19,6 +19,7 @@ from dummyforcing.cli.common import (
     progress,
 )
 from dummyforcing.cli.flags import FlagsOf, Found, Given, command
+from dummyforcing.cli.prompt_set import Ray, generate_all
 from dummyforcing.cli.terminal import say, tell, wrote, wrote_video
 from dummyforcing.errors import BadRequest, PictureWarning, UserError
 from dummyforcing.pipeline.expander import PromptExpander
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
 def generate(
     *,
     prompt: Annotated[
-        Positional[str | None], arg(metavar="PROMPT", help_behavior_hint="(or give --story)")
+        Positional[str | None], arg(metavar="PROMPT", help_behavior_hint="(or give --story or --prompts)")
     ] = None,
-    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.mp4")] = Path("video.mp4"),
+    output: Annotated[
+        Path | None,
+        arg(aliases=["-o"], metavar="FILE.mp4|FOLDER", help_behavior_hint="(default: video.mp4)"),
+    ] = None,
     model: Model = "tiny",
     load: Given,
     video: Given,
     story: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(default: PROMPT)")] = None,
+    prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: PROMPT)")] = None,
+    ray: Ray = None,
     expand: Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: PROMPT as it is)")] = None,
     expand_model: Annotated[str, arg(metavar="NAME")] = "default",
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
@@ -69,6 +75,9 @@ def generate(
         - at: 6
           prompt: a red ball moves in a circle on a green floor
 
+    A video of every prompt of a file, on all GPUs of this machine (extra ray); the same command goes on:
+      dummyforcing generate --prompts prompts.txt -o many --ray local
+
     Change the prompt on the way; go on from a clip:
       dummyforcing generate "a red ball bounces" -o c.mp4 --seconds 8 --switch "4:a blue star spins"
       dummyforcing generate "a red ball bounces" -o d.mp4 --video ball.mp4 --with-clip
@@ -95,13 +104,16 @@ def generate(
 
     Args:
         prompt: What the video shows.
-        output: The mp4 to write; an older one is replaced. Ctrl-C keeps the frames so far, in FILE.part.mp4
-            if there is an older one.
+        output: The mp4 to write, or the folder for the videos of --prompts; an older file is replaced. Ctrl-C
+            keeps the frames so far, in FILE.part.mp4 if there is an older one.
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model.
         video: Flags of the video.
         story: Story to tell instead of PROMPT. It has its own length, prompts and fade, so --frames,
             --seconds, --switch and --fade cannot be given.
+        prompts: Make a video of every prompt of a file or table, as eval reads them, in FOLDER/videos. The
+            folder is one of eval's, which measures it with --samples 1.
+        ray: Have Ray make them, as in eval: local, auto or HOST:PORT.
         expand: OpenAI-compatible endpoint, such as http://127.0.0.1:11434/v1, whose language model writes
             PROMPT out; the public models want long ones. A key for it goes into DUMMYFORCING_EXPAND_KEY.
         expand_model: The language model to ask for there.
@@ -113,6 +125,24 @@ def generate(
         compare: Also make the video with policy native, which is dense for most, from the same noise, both in
             turns. Tells speed-up, cache ratio and PSNR, and puts both side by side into FILE-compare.mp4.
     """
+    if prompts is not None:
+        for_one = {
+            "PROMPT": prompt,
+            "--story": story,
+            "--expand": expand,
+            "--sheet": sheet,
+            "--save-plan": save_plan,
+            "--with-clip": with_clip,
+            "--compare": compare,
+        }
+        if others := [name for name, value in for_one.items() if value]:
+            raise BadRequest(
+                f"--prompts makes many videos, and {others[0]} is for one", "leave out one of them"
+            )
+        return generate_all(prompts, output, model, load, video, ray)
+    if ray is not None:
+        raise BadRequest("Ray shares out many prompts", "give --prompts, or leave out --ray")
+    output = output or Path("video.mp4")
     comparison = output.parent / f"{output.stem}-compare.mp4"
     for path, suffix in (
         (output, ".mp4"),

@@ -9,7 +9,8 @@ A video or measure that is there is whole: both appear under their names once th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -115,23 +116,48 @@ class VideoFolder:
         except ValueError:  # damaged: `read_measures` says so
             return True
 
-    def make(self, job: Job, pipeline: DummyForcingPipeline, options: Mapping[str, Any]) -> None:
+    def make(self, job: Job, pipeline: DummyForcingPipeline, asked: Request) -> None:
         """Make a video; an interrupted one leaves nothing under its name.
 
         Args:
             job: What to make.
             pipeline: The model.
-            options: All but the seed.
+            asked: What is asked of it, by `request`.
 
         Raises:
             BadFile: If it cannot be written.
         """
+        frames = np.concatenate([chunk.frames[0] for chunk in pipeline.run(asked)])
+        with self._new_video(job) as part:
+            write_mp4(part, frames, pipeline.files.preset.fps)
+
+    def take(self, job: Job) -> tuple[bytes, bytes | None]:
+        """Take a video and its measures out of the folder, for `put`; None: it was not measured."""
+        video, measures = self.video(job), self.measures(job)
+        found = video.read_bytes(), measures.read_bytes() if measures.exists() else None
+        for path in (video, measures):
+            path.unlink(missing_ok=True)
+        return found
+
+    def put(self, job: Job, video: bytes, measures: bytes | None) -> None:
+        """Put a video into the folder that was made and measured elsewhere.
+
+        Raises:
+            BadFile: If it cannot be written.
+        """
+        with self._new_video(job) as part, explaining(self.video(job)):
+            part.write_bytes(video)
+        if measures is not None:
+            with replacing(self.measures(job)) as part:
+                part.write_bytes(measures)
+
+    @contextmanager
+    def _new_video(self, job: Job) -> Iterator[Path]:
+        """Write a video to the path that this gives; measures of an older one go."""
         self.measures(job).unlink(missing_ok=True)
-        stream = pipeline.run(request(job, pipeline.files, options))
-        frames = np.concatenate([chunk.frames[0] for chunk in stream])
         part = self.path / f".{job.name}"  # beside the videos' folder, which holds whole ones alone
         try:
-            write_mp4(part, frames, pipeline.files.preset.fps)
+            yield part
             with explaining(self.video(job)):
                 part.replace(self.video(job))
         finally:

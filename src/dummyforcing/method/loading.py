@@ -19,6 +19,8 @@ from dummyforcing.files.records import nearest
 from dummyforcing.method.own import explained
 from dummyforcing.method.policy import POLICIES, Policy, as_policy, called, installed, parse_policy
 
+OWN = "own_policy_"
+"""Begins the names of modules that are files of the user's own."""
 _PLACE = re.compile(r"(?P<place>.+?\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?::(?P<numbers>.*))?")
 
 
@@ -101,9 +103,14 @@ def find_code(text: str) -> Code:
     )
 
 
+def own_modules() -> list[ModuleType]:
+    """The files of the user's own that were run: other processes cannot import them by name."""
+    return [module for name, module in sys.modules.items() if name.startswith(OWN)]
+
+
 def _run_file(path: Path) -> ModuleType:
     """A file as a module, run each time."""
-    spec = spec_from_file_location(f"own_policy_{path.stem}", path)
+    spec = spec_from_file_location(f"{OWN}{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise BadRequest(f"There is no file {path}", "name one that is there", "policy")
     module = module_from_spec(spec)

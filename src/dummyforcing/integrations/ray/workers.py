@@ -1,0 +1,260 @@
+"""Loaded models on the machines of a cluster, which make videos as they get free.
+
+with connected("auto") as cluster, Workers(cluster, files, options) as workers:
+    for job, made in workers.make(jobs, request_of):
+        folder.put(job, made.video, made.measures)
+
+A worker is an actor of Ray: a process with a GPU of its own, or with a share of a machine's cores. When it
+dies, or its machine, the video that it was at is made again by another one.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.evaluation.generate import VideoFolder
+from dummyforcing.evaluation.prompts import Job
+from dummyforcing.integrations.ray.cluster import Cluster, Node
+from dummyforcing.method.loading import own_modules
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.memory import require_memory
+from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""So often may workers die over a video, or on a machine while they load the model."""
+CORES = 4
+"""Of a worker, at most: without GPUs, a machine with 32 cores has 8 workers."""
+LOOK = 1.0
+"""Seconds after which one looks again which machines there are."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A video that a worker has made."""
+
+    video: bytes
+    """The mp4."""
+    measures: bytes | None
+    """As `VideoFolder` keeps them; None: they were not asked for."""
+    said: tuple[Warning, ...]
+    """Warnings on the way."""
+
+
+class Maker:
+    """What runs in the process of a worker: the model, and a folder for the video in hand."""
+
+    def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
+        """Take what is needed to load the model.
+
+        Args:
+            files: The model; its files lie at the same place here, or are fetched from the Hub.
+            options: How to load it.
+        """
+        self._files, self._options = files, options
+        self._temporary = tempfile.TemporaryDirectory(prefix="dummyforcing-")
+
+    def load(self, request: Request) -> None:
+        """Load the model, for such a video.
+
+        Raises:
+            UserError: If it cannot be.
+        """
+        files, options = self._files, self._options
+        device = choose_device(options.device)
+        dtype = choose_dtype(options.torch_dtype, device)
+        require_memory(files, request, dtype, device, offload=options.offload)
+        self._pipeline = DummyForcingPipeline.from_files(files, options)
+        self._folder = VideoFolder.open(Path(self._temporary.name), {}, device)
+
+    def make(self, job: Job, request: Request, measured: bool) -> Made:
+        """Make a video, and measure it if that is wished.
+
+        Raises:
+            UserError: If it cannot be made.
+        """
+        folder = self._folder
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            folder.make(job, self._pipeline, request)
+            if measured:
+                folder.measure(job, self._files.preset)
+        video = folder.take(job)
+        return Made(*video, tuple(one.message for one in said if isinstance(one.message, Warning)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    """A worker as this process sees it."""
+
+    actor: Any
+    node: Node
+
+
+class Workers:
+    """The workers of a cluster: they begin when there is something to make, and end with the block."""
+
+    def __init__(self, cluster: Cluster, files: ModelFiles, options: LoadOptions) -> None:
+        """Describe them.
+
+        Args:
+            cluster: Where they work. Machines that come to it later get workers, too.
+            files: The model.
+            options: How to load it.
+
+        Raises:
+            UserError: If the cluster lacks the device.
+        """
+        self._cluster, self._files, self._options = cluster, files, options
+        self.device = cluster.device(options.device)
+        """That of all workers; its number is another for each."""
+        self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        self._working: dict[Any, tuple[_Worker, Job | None]] = {}
+        """What is asked of each, and for which video; None: it loads the model."""
+        self._lost: Counter[str] = Counter()
+        """Workers of a machine, by its id, that died before they had loaded the model."""
+        self._reason = ""
+        """Why the last one died."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+
+    def make(
+        self, jobs: Sequence[Job], request_of: Callable[[Job], Request], *, measured: bool = True
+    ) -> Iterator[tuple[Job, Made]]:
+        """Make videos, each by the worker that is free first; gives them as they are finished.
+
+        Args:
+            jobs: The videos.
+            request_of: What is asked of the model for one.
+            measured: Whether to measure them, too.
+
+        Raises:
+            UserError: If one of them cannot be made, or workers died over it again and again; in this case
+                all others were made.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        queue, died = deque(jobs), Counter[Job]()
+        while queue or any(job is not None for _, job in self._working.values()):
+            self._hire(len(queue), lambda: request_of(jobs[0]))
+            while queue and self._idle:
+                job, worker = queue.popleft(), self._idle.pop()
+                asked = worker.actor.make.remote(job, request_of(job), measured)
+                self._working[asked] = worker, job
+            ready, _ = ray.wait(list(self._working), timeout=LOOK)
+            for asked in ready:
+                worker, in_hand = self._working.pop(asked)
+                try:
+                    made = ray.get(asked)
+                except RayTaskError as error:
+                    raise _cause(error) from error
+                except RayError as error:  # the process or its machine is gone
+                    self._forget(worker, error)
+                    if in_hand is None:
+                        self._lost[worker.node.id] += 1
+                        continue
+                    died[in_hand] += 1
+                    if died[in_hand] < TRIES:
+                        queue.appendleft(in_hand)
+                    continue
+                self._idle.append(worker)
+                if in_hand is None:
+                    self._lost[worker.node.id] = 0
+                    continue
+                for warning in made.said:
+                    warnings.warn(warning, stacklevel=2)
+                yield in_hand, made
+        given_up = [job.name for job, count in died.items() if count >= TRIES]
+        if given_up:
+            raise UserError(
+                f"{len(given_up)} of {len(jobs)} videos could not be made, '{given_up[0]}' among them: "
+                f"{TRIES} processes died over it, the last one with: {self._reason}",
+                "see Ray's logs for why; the same command makes what is missing",
+            )
+
+    def _hire(self, waiting: int, request: Callable[[], Request]) -> None:
+        """Begin a worker wherever one fits, but no more than videos wait; they begin to load the model.
+
+        Raises:
+            UserError: If there can be none.
+        """
+        places = [node for node in self._cluster.nodes() if self._lost[node.id] < TRIES]
+        here = Counter(worker.node.id for worker in self._workers)
+        loading = sum(job is None for _, job in self._working.values())
+        free = [node for node in places for _ in range(self._count(node) - here[node.id])]
+        for node in free[: max(waiting - loading - len(self._idle), 0)]:
+            worker = self._begin(node)
+            self._workers.append(worker)
+            self._working[worker.actor.load.remote(request())] = worker, None
+        if waiting and not self._workers:
+            if self._reason and self._lost:
+                problem = f"No process of the Ray cluster outlives to load the model: {self._reason}"
+                raise UserError(problem, "see Ray's logs for why, or take a smaller model")
+            device = "GPU" if self.device.type == "cuda" else "CPU"
+            raise UserError(f"The Ray cluster has no {device} for a video", "add a machine that has some")
+
+    def _count(self, node: Node) -> int:
+        """Workers that a machine has room for."""
+        if self.device.type == "cuda":
+            return node.gpus
+        return max(node.cpus // CORES, min(node.cpus, 1))
+
+    def _begin(self, node: Node) -> _Worker:
+        """Begin a worker; Ray lets it compute with as many threads as it has cores."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        for module in own_modules():  # of files that the machines do not have
+            ray.cloudpickle.register_pickle_by_value(module)
+        gpus = 1 if self.device.type == "cuda" else 0
+        actor = (
+            ray.remote(Maker)
+            .options(
+                num_gpus=gpus,
+                num_cpus=min(CORES, node.cpus // self._count(node)),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            )
+            .remote(self._files, self._options)
+        )
+        logger.info("a worker begins on %s", node.address)
+        return _Worker(actor, node)
+
+    def _forget(self, worker: _Worker, error: Exception) -> None:
+        self._reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")
+        logger.info("a worker on %s died: %s", worker.node.address, self._reason)
+        self._workers.remove(worker)
+        with suppress(ValueError):
+            self._idle.remove(worker)
+
+
+def _cause(error: Any) -> Exception:
+    """What a worker raised, as this process would have raised it."""
+    cause: Exception = error.cause if isinstance(error.cause, Exception) else error
+    if isinstance(cause, ImportError):
+        missing = cause.name or str(cause)
+        return BadRequest(
+            f"A machine of the Ray cluster lacks the module '{missing}'",
+            "install it on all of them, in the same version as here",
+        )
+    return cause
