@@ -8,8 +8,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -115,6 +115,7 @@ def pipeline(
     *,
     module: str = "causal_inference",
     kind: str = "CausalInferencePipeline",
+    settings: Mapping[str, Any] = MappingProxyType({}),
     **model_kwargs: Any,
 ) -> Any:
     """A pipeline of the checkout that is on the path around a transformer, for a shift of 5.
@@ -126,6 +127,7 @@ def pipeline(
         tokens: Of a latent frame.
         module: Of its package `pipeline`.
         kind: Class in it.
+        settings: Of its configurations, more than those that all have.
         **model_kwargs: As in its configurations.
     """
     scheduler = importlib.import_module("utils.scheduler")
@@ -144,6 +146,7 @@ def pipeline(
         context_noise=0,
         global_sink=True,
         model_kwargs=SimpleNamespace(**model_kwargs),
+        **settings,
     )
     weight = model.patch_embedding.weight
     text = TextEncoder(model.text_embedding[0].in_features).to(weight.device, weight.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,8 +13,11 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.parts import Parts
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.team import Team
 from dummyforcing.runtime.fused import Fp8, arrange
+from dummyforcing.runtime.ranks import Ranks
 from dummyforcing.vae.codec import VideoDecoder
 
 PROMPT = "a red ball bounces on a green floor"
@@ -88,6 +92,41 @@ def build_candidates(
         pipeline = _with_fp8(base, mode)
         candidates[mode] = Candidate(pipeline, shared + _allocated(device) - before)
     return candidates
+
+
+def build_on_several(
+    files: ModelFiles, fp8: Sequence[Fp8], team: Team, device: torch.device, dtype: torch.dtype
+) -> dict[Fp8, Candidate]:
+    """Make a pipeline of random weights on several GPUs for every FP8 mode, each with a model of its own.
+
+    Args:
+        files: Of the model.
+        fp8: The modes.
+        team: The processes of the other GPUs.
+        device: Of this one.
+        dtype: What to compute in.
+
+    Raises:
+        UserError: If there is no FP8 here, or a process fails.
+    """
+    candidates = {}
+    for mode in fp8:
+        before = _allocated(device)
+        parts = team.load(partial(random_parts, files, mode, device.type, dtype))
+        candidates[mode] = Candidate(
+            DummyForcingPipeline.from_loaded(files, parts), _allocated(device) - before
+        )
+    return candidates
+
+
+def random_parts(files: ModelFiles, fp8: Fp8, kind: str, dtype: torch.dtype, ranks: Ranks) -> Parts:
+    """A model of random weights on the GPU of this process, one of several."""
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    embeddings = _normal((1, files.config.text_len, files.config.text_dim), device, dtype, SEED + 1)
+    vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)))
+    vae.ranks = ranks
+    model = random_model(files.config, device, dtype)
+    return Parts(files.preset, model, EncodedPrompt(embeddings), vae, arrange(model, fp8), ranks)
 
 
 def _with_fp8(base: DummyForcingPipeline, mode: Fp8) -> DummyForcingPipeline:

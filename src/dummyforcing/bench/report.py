@@ -43,6 +43,7 @@ def label(row: Row, steps: int) -> str:
     """
     parts = [row["policy"]]
     parts += [f"fp8 {row['fp8']}"] if row["fp8"] != "none" else []
+    parts += [f"{row['gpus']} GPUs"] if row["gpus"] > 1 else []
     parts += [f"{row['steps']}/{steps} steps"] if row["skip_steps"] else []
     return ", ".join(parts)
 
@@ -60,7 +61,7 @@ def _figures(row: Row) -> Iterator[str]:
 
 def _speed_ups(rows: list[Row], steps: int) -> Iterator[str]:
     """Speed-ups over `dense` with the same precision and steps."""
-    keys = ("size", "fp8", "skip_steps")
+    keys = ("size", "fp8", "skip_steps", "gpus")
     for dense in (row for row in rows if row["policy"] == "dense"):
         for row in rows:
             if row is not dense and all(row[key] == dense[key] for key in keys):

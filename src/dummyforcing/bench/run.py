@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import get_args
 
 import torch
 
 from dummyforcing.attention.backends import default_backend
-from dummyforcing.bench.candidates import Candidate, build_candidates
+from dummyforcing.bench.candidates import Candidate, build_candidates, build_on_several
 from dummyforcing.bench.measure import Record, diffuse, make_video, warm_up
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.bench.rates import matmul_rate
@@ -20,9 +21,12 @@ from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
+from dummyforcing.pipeline.team import Team
 from dummyforcing.runtime.fused import Fp8, has_float8
 
 Report = Callable[[str], None]
+Candidates = dict[tuple[Fp8, int], Candidate]
+"""By FP8 mode and number of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Settings:
     """Chunks of the video before that does not count; None: all."""
     plans: Mapping[str, Plan] = field(default_factory=dict)
     """Head plans by name, measured like policies of these names."""
+    gpus: tuple[int, ...] = (1,)
+    """How many GPUs make each video together; 1 and one other number at most."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Configuration:
     """Or the name of a plan."""
     fp8: Fp8
     skip_steps: tuple[int, ...]
+    gpus: int = 1
 
     def __str__(self) -> str:
         height, width = self.size
         parts = [f"{width}x{height}", self.policy]
         parts += [f"fp8 {self.fp8}"] if self.fp8 != "none" else []
         parts += [f"without step {','.join(map(str, self.skip_steps))}"] if self.skip_steps else []
+        parts += [f"{self.gpus} GPUs"] if self.gpus > 1 else []
         return ", ".join(parts)
 
 
@@ -76,13 +84,13 @@ def configurations(settings: Settings) -> list[Configuration]:
     policies = list(dict.fromkeys([*compared, *settings.policies, *settings.plans]))
     only_compared = settings.compare and "dense" not in settings.policies
     rows = []
-    for size in dict.fromkeys(settings.sizes):
-        for policy in policies:
-            # What is there for comparison alone is so with the first of the modes.
-            for mode in settings.fp8[:1] if policy == "dense" and only_compared else settings.fp8:
-                rows.append(Configuration(size, policy, mode, ()))
-                if settings.skip_steps and policy != "dense":
-                    rows.append(Configuration(size, policy, mode, settings.skip_steps))
+    for size, policy in product(dict.fromkeys(settings.sizes), policies):
+        # What is there for comparison alone is so with the first of the modes.
+        modes = settings.fp8[:1] if policy == "dense" and only_compared else settings.fp8
+        for mode, gpus in product(modes, dict.fromkeys(settings.gpus)):
+            rows.append(Configuration(size, policy, mode, (), gpus))
+            if settings.skip_steps and policy != "dense":
+                rows.append(Configuration(size, policy, mode, settings.skip_steps, gpus))
     return rows
 
 
@@ -121,6 +129,18 @@ class Benchmark:
             raise BadRequest(
                 f"{settings.warm_up_chunks} chunks warm up nothing", "take 1 or more", "warm_up_chunks"
             )
+        several = sorted({gpus for gpus in settings.gpus if gpus != 1})
+        if len(several) > 1 or not settings.gpus or min(settings.gpus) < 1:
+            raise BadRequest(
+                f"GPUs in numbers of {', '.join(map(str, settings.gpus)) or 'none'} are too many for one run",
+                "take 1 and one other number, such as --gpus 1 2",
+                "gpus",
+            )
+        if several and not random:
+            raise BadRequest(
+                "Several GPUs are measured with random weights only", "leave weights out", "gpus"
+            )
+        self._several = several[0] if several else 1
         if not (settings.sizes and (settings.policies or settings.plans) and settings.fp8):
             raise BadRequest("Nothing is to be measured", "give a size, a policy and an FP8 mode")
         if set(settings.fp8) != {"none"} and not has_float8(device):
@@ -171,24 +191,38 @@ class Benchmark:
         rates = Rates(matmul_rate(self.device, self.dtype))
         if modes != ("none",):
             rates = Rates(rates.plain, matmul_rate(self.device, torch.float8_e4m3fn))
-        candidates = build_candidates(self.files, modes, self.device, self.dtype, self._random)
-        records: dict[Configuration, Record] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RequestWarning)  # nobody looks at these videos
-            for size in dict.fromkeys(row.size for row in self.rows):
-                records |= self._measure(size, candidates, report)
-        return {
-            **self._conditions(rates),
-            "configurations": [
-                self._result(row, record, candidates[row.fp8], rates) for row, record in records.items()
-            ],
-        }
+        team = Team(self._several, self.device.type == "cuda") if self._several > 1 else None
+        try:
+            candidates: Candidates = {}
+            if team is not None:
+                built = build_on_several(self.files, modes, team, self.device, self.dtype)
+                candidates |= {(mode, self._several): one for mode, one in built.items()}
+            if 1 in self.settings.gpus:
+                built = build_candidates(self.files, modes, self.device, self.dtype, self._random)
+                candidates |= {(mode, 1): one for mode, one in built.items()}
+            records: dict[Configuration, Record] = {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RequestWarning)  # nobody looks at these videos
+                for size in dict.fromkeys(row.size for row in self.rows):
+                    records |= self._measure(size, candidates, report)
+            results = [
+                self._result(row, record, candidates[row.fp8, row.gpus], rates)
+                for row, record in records.items()
+            ]
+        finally:
+            if team is not None:
+                team.end()
+        return {**self._conditions(rates), "configurations": results}
 
     def _measure(
-        self, size: tuple[int, int], candidates: dict[Fp8, Candidate], report: Report
+        self, size: tuple[int, int], candidates: Candidates, report: Report
     ) -> dict[Configuration, Record]:
         settings = self.settings
-        rows = {row: (candidates[row.fp8], request) for row, request in self.rows.items() if row.size == size}
+        rows = {
+            row: (candidates[row.fp8, row.gpus], request)
+            for row, request in self.rows.items()
+            if row.size == size
+        }
         records = {}
         for row, (candidate, request) in rows.items():
             report(f"{row}: warm-up")
@@ -228,13 +262,14 @@ class Benchmark:
             "size": list(row.size),
             "policy": row.policy,
             "fp8": row.fp8,
+            "gpus": row.gpus,
             "attention": _attention(candidate.pipeline),
             "skip_steps": list(row.skip_steps),
             "heads": {
                 role: {"heads": count, "sink": plan.table[role].sink, "recent": plan.table[role].recent}
                 for role, count in plan.counts.items()
             },
-            **summarise(record, candidate, self.rows[row], row.fp8, rates),
+            **summarise(record, candidate, self.rows[row], row.fp8, rates.times(row.gpus)),
         }
 
 

@@ -25,6 +25,10 @@ class Rates:
     """In the model's dtype."""
     fp8: float | None = None
 
+    def times(self, gpus: int) -> "Rates":
+        """Those of several GPUs together."""
+        return Rates(self.plain * gpus, None if self.fp8 is None else self.fp8 * gpus)
+
     def floor(self, work: Flops, mode: str) -> float:
         """Seconds that `work` takes at these rates.
 

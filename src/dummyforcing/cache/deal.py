@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
-CUTTING_GAINS = 0.95
+CUTTING_GAINS = 0.97
 """Heads are cut if the slowest GPU then has less to do than this share of what it has with whole heads: a cut
 head is kept twice, and takes attention calls of its own."""
 MOST_STATES = 20_000
@@ -72,19 +73,12 @@ def slowest(deal: Deal, costs: Sequence[int]) -> float:
 
 def _deal_whole(costs: tuple[int, ...], ranks: int) -> Deal:
     """The best deal of whole heads: exact where few heads differ in cost."""
-    counts = Counter(costs)
-    kinds = sorted(counts, reverse=True)
-    states = 1
-    for kind in kinds:
-        states *= counts[kind] + 1
-    shares = _greedy(kinds, [counts[kind] for kind in kinds], ranks)
-    if states <= MOST_STATES:
-        shares = _search(kinds, tuple(counts[kind] for kind in kinds), ranks, shares)
-    shares = _without_idle(shares)
-    heads = {kind: [head for head, cost in enumerate(costs) if cost == kind] for kind in kinds}
+    counts = sorted(Counter(costs).items(), reverse=True)
+    shares = _best_shares(tuple(counts), ranks)
+    heads = {kind: [head for head, cost in enumerate(costs) if cost == kind] for kind, _ in counts}
     return Deal.whole(
         [
-            [heads[kind].pop(0) for kind, n in zip(kinds, share, strict=True) for _ in range(n)]
+            [heads[kind].pop(0) for (kind, _), n in zip(counts, share, strict=True) for _ in range(n)]
             for share in shares
         ]
     )
@@ -92,6 +86,16 @@ def _deal_whole(costs: tuple[int, ...], ranks: int) -> Deal:
 
 Shares = list[tuple[int, ...]]
 """How many heads of each cost every GPU gets."""
+
+
+@lru_cache(maxsize=1024)
+def _best_shares(counts: tuple[tuple[int, int], ...], ranks: int) -> Shares:
+    """Share out so many heads of each cost."""
+    kinds, numbers = [kind for kind, _ in counts], tuple(n for _, n in counts)
+    shares = _greedy(kinds, numbers, ranks)
+    if prod(n + 1 for n in numbers) <= MOST_STATES:
+        shares = _search(kinds, numbers, ranks, shares)
+    return _without_idle(shares)
 
 
 def _greedy(kinds: Sequence[int], counts: Sequence[int], ranks: int) -> Shares:

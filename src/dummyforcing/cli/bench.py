@@ -39,6 +39,7 @@ def bench(
         tuple[str, ...], arg(metavar="FILE.json|shipped ...", help_behavior_hint="(default: none)")
     ] = (),
     fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
+    gpus: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1,),
     teacache: Annotated[
         tuple[int, ...], arg(name="skip-steps", metavar="N ...", help_behavior_hint="(default: none)")
     ] = (),
@@ -70,6 +71,9 @@ def bench(
     Head plans, with the spread over the layers that they have, such as those of 'heads import':
       dummyforcing bench --model self-forcing --plan plan.json --compare
 
+    What a second GPU brings:
+      dummyforcing bench --model self-forcing --sizes 480p 720p 1080p --gpus 1 2
+
     Args:
         model: A model of `dummyforcing models`, a folder in the layout of the bundled one, or a preset file.
         load: Flags of the model; weights, base and LoRA as for generate.
@@ -80,6 +84,7 @@ def bench(
         plan: Head plans to measure like policies, from the first chunk on; shipped: the one that comes with
             the model. With random weights any plan of the model's size will do.
         fp8: none, linear (linear maps in FP8) or all (attention too).
+        gpus: How many GPUs make each video together: 1, another number, or both, in turns.
         teacache: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
             out. Which ones it would is up to the weights; 'generate --teacache' tells.
         num_frames: Pixel frames of every video.
@@ -106,6 +111,7 @@ def bench(
         policies=policy or (() if plan else ("dummy",)),
         plans={text: found for text in plan if (found := read_plan(files, text))},
         fp8=fp8,
+        gpus=gpus,
         skip_steps=teacache,
         frames=num_frames,
         compare=compare,

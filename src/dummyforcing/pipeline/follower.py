@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import warnings
-from dataclasses import replace
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -27,7 +27,7 @@ def follow(ranks: Ranks) -> None:
 
     What it is refused is refused here, too, and left at that.
     """
-    parts: Parts | None = None
+    models: dict[int, Parts] = {}
     rollouts: dict[int, Rollout] = {}
     while True:
         number, what, args, forgotten = ranks.share(_nothing)
@@ -37,13 +37,9 @@ def follow(ranks: Ranks) -> None:
             return
         try:
             if what == "load":
-                parts = load_parts(args[0], args[1], ranks)
-                continue
-            assert parts is not None
-            if what == "start":
-                rollouts[number] = Rollout(parts, *args)
-            elif what == "resume":
-                rollouts[number] = Rollout.from_state(args[0], parts, args[1])
+                models[number] = args[0](ranks)
+            elif what == "start":
+                rollouts[number] = Rollout(models[args[0]], *args[1:])
             elif what == "fork":
                 rollouts[args[0]] = rollouts[number].fork()
             else:
@@ -68,12 +64,10 @@ def load_together(files: ModelFiles, options: LoadOptions) -> Parts:
         raise SystemExit(0)
     team = Team(options.gpus, uses_gpus)
     try:
-        with team.together(0, "load", files, options):
-            parts = load_parts(files, options, team.ranks)
+        return team.load(partial(load_parts, files, options))
     except BaseException:
         team.end()
         raise
-    return replace(parts, team=team)
 
 
 def _nothing() -> Any:

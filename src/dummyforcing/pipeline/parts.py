@@ -28,6 +28,8 @@ class Parts:
     """The GPUs that share the model's work, each with its parts; None: there is one."""
     team: Team | None = None
     """What tells the others what to do; None: nobody has to be told."""
+    key: int = 0
+    """What the others know the model by."""
 
     @property
     def text(self) -> TextEncoder:

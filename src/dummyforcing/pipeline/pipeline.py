@@ -110,8 +110,18 @@ class DummyForcingPipeline:
             vae: Decodes and encodes.
             fused: The transformer arranged for speed; None: it runs as it is.
         """
+        return cls.from_loaded(files, Parts(files.preset, model, text, vae, fused))
+
+    @classmethod
+    def from_loaded(cls, files: ModelFiles, parts: Parts) -> "DummyForcingPipeline":
+        """Make the pipeline of a loaded model.
+
+        Args:
+            files: Preset and sizes of the model.
+            parts: Of the model.
+        """
         pipeline = cls.__new__(cls)
-        pipeline._set(files, Parts(files.preset, model, text, vae, fused))
+        pipeline._set(files, parts)
         return pipeline
 
     def _set(self, files: ModelFiles, parts: Parts) -> None:
@@ -150,9 +160,7 @@ class DummyForcingPipeline:
             UserError: If files are missing or damaged, or there is no such device, dtype or float8 here.
         """
         parts = load_together(files, options) if options.gpus > 1 else load_parts(files, options)
-        pipeline = cls.__new__(cls)
-        pipeline._set(files, parts)
-        return pipeline
+        return cls.from_loaded(files, parts)
 
     @property
     def model(self) -> CausalWan:

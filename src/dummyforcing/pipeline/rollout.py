@@ -69,7 +69,7 @@ class Rollout:
         """
         self._parts, self.request = parts, request
         self._number = parts.team.new_number(self) if parts.team else 0
-        with self._together("start", request, tiles):
+        with self._together("start", parts.key, request, tiles):
             self._start(tiles, observer)
 
     def _start(self, tiles: int | None, observer: Observer | None) -> None:

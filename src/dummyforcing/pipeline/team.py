@@ -14,10 +14,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pickle import PicklingError
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,13 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from dummyforcing.errors import BadRequest, NoSuchDevice, RankFailed
 from dummyforcing.runtime.ranks import Ranks
 
+if TYPE_CHECKING:
+    from dummyforcing.pipeline.parts import Parts
+
 ENDLESS = timedelta(days=365)
 """Processes wait for each other as long as they live; that one died is told by its connection."""
+FREE_WITHIN = 10.0
+"""Seconds that a GPU has to stop waiting for another one."""
 ENDS_WITHIN = 5.0
 """Seconds that processes have to end when they are asked to."""
 
@@ -114,9 +120,35 @@ class Team:
         pipe = self._processes[rank - 1].stdout
         said = pipe.read().decode().strip() if pipe else ""
         self._failure = f"The process of GPU {rank} ended ({said or how})"
-        if dist.is_initialized() and torch.cuda.is_available():
-            dist.distributed_c10d._abort_process_group()  # who waits for it on a GPU goes on
         self._kill()
+        if torch.cuda.is_available():
+            self._free_gpu()
+
+    def _free_gpu(self) -> None:
+        """Have this GPU stop waiting for one that is gone, or end this process, which waits for it."""
+        with suppress(Exception):  # it has no public name
+            dist.distributed_c10d._abort_process_group()
+        waits = Thread(target=torch.cuda.synchronize, daemon=True)
+        waits.start()
+        waits.join(FREE_WITHIN)
+        if waits.is_alive():
+            print(self._error(), file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def load(self, make: "Callable[[Ranks], Parts]") -> "Parts":
+        """Load a model on all GPUs.
+
+        Args:
+            make: Loads this GPU's part of it; can be pickled.
+
+        Raises:
+            UserError: If it cannot be loaded.
+        """
+        self._count += 1
+        key = self._count
+        with self.together(key, "load", make):
+            parts = make(self.ranks)
+        return replace(parts, team=self, key=key)
 
     def new_number(self, owner: object) -> int:
         """A number for a rollout, which the others forget when it is gone here."""

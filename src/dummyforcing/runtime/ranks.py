@@ -17,6 +17,9 @@ from dummyforcing.errors import UserError
 
 Value = TypeVar("Value")
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Newer versions of torch call it so."""
+
 
 class Ranks:
     """The process group that this process belongs to."""
@@ -76,7 +79,7 @@ class Ranks:
         padded = x.new_empty(self.size, *shape)
         mine = x.new_empty(shape)
         mine.narrow(dim, 0, x.shape[dim]).copy_(x)
-        dist.all_gather_into_tensor(padded.flatten(0, 1), mine, group=self._beside)
+        _all_gather(padded.flatten(0, 1), mine, group=self._beside)
         return torch.cat([part.narrow(dim, 0, n) for part, n in zip(padded, sizes, strict=True)], dim)
 
     def share(self, make: Callable[[], Value]) -> Value:
@@ -139,7 +142,7 @@ class TokenSplit:
         padded = own.new_zeros(self.ranks.size, *own.shape[:2], self.part, x.shape[-1])
         mine = padded[self.ranks.rank]
         mine[:, :, : self.own_tokens] = own
-        dist.all_gather_into_tensor(padded.flatten(0, 1), mine.clone())
+        _all_gather(padded.flatten(0, 1), mine.clone())
         frames = padded.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.tokens]
         return frames.reshape(len(x), -1, x.shape[-1])
 

@@ -27,10 +27,15 @@ class SeenPasses:
         self.upstream, self.follower = upstream, follower
         self.size = (0, 0, 0)
         """Latent frames, rows and columns of the present pass's patch grid."""
-        self.video: FollowedVideo
         self.layers = 0
         """How many layers the present pass has been through."""
         self._count = len(upstream.attentions)
+
+    @property
+    def video(self) -> FollowedVideo:
+        """The video that the present pass is of."""
+        assert self.follower.video is not None
+        return self.follower.video
 
     def see_size(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Hook of the patch embedding: it knows the sizes on the host."""
@@ -61,9 +66,7 @@ class SeenPasses:
             BadRequest: If it goes on from nothing that is known.
         """
         frames, rows, columns = self.size
-        self.video = self.follower.begin(
-            Pass(start, frames, **says), Grid(batch, rows, columns, dtype, device)
-        )
+        self.follower.begin(Pass(start, frames, **says), Grid(batch, rows, columns, dtype, device))
 
     def start_of(self, tokens: int) -> int:
         """The latent frame in which a token lies, as the code around counts.
