@@ -25,6 +25,7 @@ from dummyforcing.models.wan import fingerprint
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.presets.catalog import find_preset
 from dummyforcing.runtime.fused import FusedWan
+from dummyforcing.runtime.heads import LocalHeads
 from dummyforcing.sampling.samplers import SAMPLERS
 from tests.integrations.standins import (
     CAPACITY,
@@ -137,6 +138,43 @@ def our_video(
             sampler.set_prompt(prompts[1 + switches.index(sampler.frames)])
         made.append(sampler.next_chunk())
     return torch.cat(made, 1), sampler
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Heads go to their places at once, as on a GPU; the layers in which they did."""
+    layers: list[int] = []
+    attend = LocalHeads.attend
+
+    def counted(self: LocalHeads, *args: Any, **options: Any) -> Tensor | None:
+        layers.append(0)
+        return attend(self, *args, **options)
+
+    monkeypatch.setattr("dummyforcing.integrations.attach.follower.runs_in_triton", lambda x: True)
+    monkeypatch.setattr(LocalHeads, "attend", counted)
+    return layers
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("policy", ["native", "dummy", "anchored", "dense"])
+def test_heads_may_go_to_their_places_at_once(family, policy, placed):
+    pipe = pipeline(family)
+    if family == "krea" and policy == "anchored":
+        pytest.skip("three frames of context have no room for it")
+    expected, _ = our_video(pipe, policy)
+    with dummyforcing.attach(pipe, policy):
+        for _ in range(2):
+            torch.testing.assert_close(video(pipe), expected, rtol=0, atol=TOLERANCE)
+    assert placed
+
+
+def test_heads_of_a_batch_may_go_to_their_places_at_once(placed):
+    pipe = pipeline("self-forcing")
+    expected, sampler = our_video(pipe, "dummy", batch=2)
+    assert len({plan.contexts for plan in sampler.plans}) == 2
+    with dummyforcing.attach(pipe, "dummy"):
+        torch.testing.assert_close(video(pipe, batch=2), expected, rtol=0, atol=TOLERANCE)
+    assert placed
 
 
 @pytest.mark.parametrize("engine", ["attention", "fused"])

@@ -12,6 +12,7 @@ from dummyforcing.checkpoints.components import quiet
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.models.text_encoder import TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
+from dummyforcing.pipeline.follower import make_together
 from dummyforcing.pipeline.options import LoadOptions
 from dummyforcing.pipeline.parts import Parts
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
@@ -112,7 +113,7 @@ def build_on_several(
     candidates = {}
     for mode in fp8:
         before = _allocated(device)
-        parts = team.load(partial(random_parts, files, mode, device.type, dtype))
+        parts = make_together(team, partial(random_parts, files, mode, device.type, dtype))
         candidates[mode] = Candidate(
             DummyForcingPipeline.from_loaded(files, parts), _allocated(device) - before
         )

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -36,7 +38,7 @@ def follow(ranks: Ranks) -> None:
         if what == "end":
             return
         try:
-            if what == "load":
+            if what == "make":
                 models[number] = args[0](ranks)
             elif what == "start":
                 rollouts[number] = Rollout(models[args[0]], *args[1:])
@@ -64,10 +66,24 @@ def load_together(files: ModelFiles, options: LoadOptions) -> Parts:
         raise SystemExit(0)
     team = Team(options.gpus, uses_gpus)
     try:
-        return team.load(partial(load_parts, files, options))
+        return make_together(team, partial(load_parts, files, options))
     except BaseException:
         team.end()
         raise
+
+
+def make_together(team: Team, make: Callable[[Ranks], Parts]) -> Parts:
+    """Load a model on all GPUs of a team.
+
+    Args:
+        team: The processes of the other GPUs.
+        make: Loads it on one of them; can be pickled.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    parts, key = team.make(make)
+    return replace(parts, team=team, key=key)
 
 
 def _nothing() -> Any:

@@ -14,11 +14,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from pickle import PicklingError
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,8 +26,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from dummyforcing.errors import BadRequest, NoSuchDevice, RankFailed
 from dummyforcing.runtime.ranks import Ranks
 
-if TYPE_CHECKING:
-    from dummyforcing.pipeline.parts import Parts
+Made = TypeVar("Made")
 
 ENDLESS = timedelta(days=365)
 """Processes wait for each other as long as they live; that one died is told by its connection."""
@@ -135,20 +133,19 @@ class Team:
             print(self._error(), file=sys.stderr, flush=True)
             os._exit(1)
 
-    def load(self, make: "Callable[[Ranks], Parts]") -> "Parts":
-        """Load a model on all GPUs.
+    def make(self, make: Callable[[Ranks], Made]) -> tuple[Made, int]:
+        """Make something on all GPUs.
 
         Args:
-            make: Loads this GPU's part of it; can be pickled.
+            make: Makes this GPU's; can be pickled.
 
-        Raises:
-            UserError: If it cannot be loaded.
+        Returns:
+            It, and what the others know theirs by.
         """
         self._count += 1
-        key = self._count
-        with self.together(key, "load", make):
-            parts = make(self.ranks)
-        return replace(parts, team=self, key=key)
+        number = self._count
+        with self.together(number, "make", make):
+            return make(self.ranks), number
 
     def new_number(self, owner: object) -> int:
         """A number for a rollout, which the others forget when it is gone here."""
@@ -225,7 +222,8 @@ class Team:
     def end(self) -> None:
         """End the processes; the model cannot be used any more."""
         atexit.unregister(self.end)
-        if self._failure is None:
+        is_whole = self._failure is None
+        if is_whole:
             with suppress(RankFailed, RuntimeError):
                 self.tell(0, "end")
             self._failure = "The model was closed"
@@ -236,8 +234,12 @@ class Team:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if dist.is_initialized():
+        if not dist.is_initialized():
+            return
+        if is_whole or not torch.cuda.is_available():
             dist.destroy_process_group()
+        else:  # which can wait without end for a GPU that is gone, here and when the interpreter ends
+            atexit.register(os._exit, 1)
 
 
 def here(rank: int) -> str:

@@ -13,27 +13,25 @@ import torch
 from torch import Tensor
 
 from dummyforcing.cache.head_group import HeadGroup
-from dummyforcing.cache.kv_cache import KVCache, LayerCache
+from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-from dummyforcing.runtime.heads import ExchangedHeads, Grid, LocalHeads, Scratch, SelfAttention, Watch
+from dummyforcing.runtime.heads import HeadLayout, SelfAttention, Watch, place_of
 from dummyforcing.runtime.ranks import TokenSplit
 
 
 class _Inputs:
     """Static inputs of the passes over a given number of frames: what differs from pass to pass."""
 
-    def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], heads: HeadLayout) -> None:
         self.x, self.modulation, self.rope = x, modulation, rope
         self.angles: Tensor | None = None
         """The cosines that `rope` is a copy of."""
-        self.written: HeadGroup | None = None
-        """What the first heads see in the pass that the slots are of: another one in every other pass."""
-        self.slots = x.new_empty(0, dtype=torch.int32)
-        """Of the current frames in all layers, flat."""
-        self.layers: list[tuple[SelfAttention, Linear]] = []
-        """The self-attention of each layer, and its output projection; empty: not laid out yet."""
+        self.heads = heads
+        """The self-attention of all layers."""
+        self.outs: list[Linear] = []
+        """Their output projections, for heads in the order in which they come."""
 
 
 class GraphRunner:
@@ -59,7 +57,7 @@ class GraphRunner:
         self._inputs: dict[tuple[int, ...], _Inputs] = {}
         self._text: TextKV = []
         self._text_source: TextKV | None = None
-        self._layout: tuple[object, ...] = ()
+        self._place: object = None
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
@@ -101,20 +99,17 @@ class GraphRunner:
         caches = [group for layer in layers for group in layer.groups]
         if len(time.blocks) > 1 or not all(group.is_plain for group in caches):
             return None
-        buffers = [(g.k.data_ptr(), g.v.data_ptr(), g.k.shape[1]) for g in caches]
-        layout = (self._cache.layout, *buffers)
-        if layout != self._layout:
-            self._layout = layout
+        place = place_of(self._cache)
+        if place != self._place:
+            self._place = place
             self._graphs.clear()
             self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
-            for known in self._inputs.values():
-                known.layers = []
         inputs = self._fill(tokens, time, text, rope, frames)
-        if watch is not None and not all(attention.shows_all for attention, _ in inputs.layers):
+        if inputs.heads.prepare(place, groups):
+            attentions = zip(self._fused.blocks, inputs.heads.attentions, strict=True)
+            inputs.outs = [in_order_of(block.out, attention.order) for block, attention in attentions]
+        if watch is not None and not all(attention.shows_all for attention in inputs.heads.attentions):
             return None
-        if inputs.written is not groups[0][0]:
-            inputs.written = groups[0][0]
-            inputs.slots.copy_(send(_slots(layers, [pair[0] for pair in inputs.layers]), tokens.device))
 
         def forward() -> None:
             passes = [
@@ -128,7 +123,9 @@ class GraphRunner:
                     ),
                     out,
                 )
-                for number, ((attention, out), seen) in enumerate(zip(inputs.layers, groups, strict=True))
+                for number, (attention, out, seen) in enumerate(
+                    zip(inputs.heads.attentions, inputs.outs, groups, strict=True)
+                )
             ]
             self._fused.transform(inputs.x, inputs.modulation, self._text, passes, frames, kv_only)
 
@@ -150,8 +147,9 @@ class GraphRunner:
         block: FusedBlock,
         kv_only: bool,
     ) -> Tensor | None:
+        q, k, v = qkv.view(len(qkv), 3, self._fused.config.num_heads, -1).unbind(1)
         eps = self._fused.config.eps
-        return attention.attend(qkv, block.gains, rope, eps, groups, self._backend, kv_only, watch)
+        return attention.attend((q, k, v), block.gains, rope, eps, groups, self._backend, kv_only, watch)
 
     def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:
         """Run a pass, the first time as it is, which compiles and loads its kernels, later from a graph."""
@@ -190,10 +188,9 @@ class GraphRunner:
                 torch.empty(tokens.shape, dtype=tokens.dtype, device=device),
                 torch.empty(layers, *time.blocks.shape[1:], device=device),
                 (torch.empty_like(rope[0]), torch.empty_like(rope[1])),
+                HeadLayout(self._cache, frames, config.num_heads, self._split),
             )
         inputs = self._inputs[size]
-        if not inputs.layers:
-            self._lay_out(inputs, frames)
         inputs.x.copy_(tokens)
         torch.add(self._fused.modulation, time.blocks, out=inputs.modulation)
         if inputs.angles is not rope[0]:
@@ -209,36 +206,16 @@ class GraphRunner:
                     own.copy_(new)
         return inputs
 
-    def _lay_out(self, inputs: _Inputs, frames: int) -> None:
-        """Lay out the self-attention of all layers, until the cache moves."""
-        config, sizes = self._fused.config, self._cache.sizes
-        batch, split = inputs.x.shape[0], self._split
-        part = split.part if split else sizes.tokens_per_frame
-        grid = Grid(batch, frames, sizes.tokens_per_frame, part)
-        rows = [batch * len(layer.own) * frames for layer in self._cache.layers]
-        inputs.slots = torch.empty(sum(rows), dtype=torch.int32, device=inputs.x.device)
-        inputs.written = None
-        scratch = Scratch(config.head_dim, self._fused.attention_dtype, inputs.x.device)
-        for layer, block, slots in zip(
-            self._cache.layers, self._fused.blocks, torch.split(inputs.slots, rows), strict=True
-        ):
-            slots = slots.view(batch, -1, frames)
-            attention: SelfAttention
-            if split is None:
-                attention = LocalHeads(layer, grid, scratch, slots)
-            else:
-                attention = ExchangedHeads(layer, grid, split.ranks, scratch, config.num_heads, slots)
-            inputs.layers.append((attention, self._out(block.out, attention.order)))
 
-    def _out(self, out: Linear, order: Sequence[int]) -> Linear:
-        """The output projection of a layer for heads in another order."""
-        if list(order) == sorted(order):
-            return out
-        # torch indexes no float8.
-        weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
-        places = send(torch.tensor(order), weight.device)
-        grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
-        return out._replace(weight=grouped.view(out.weight.dtype))
+def in_order_of(out: Linear, order: Sequence[int]) -> Linear:
+    """The output projection of a layer for heads in another order."""
+    if list(order) == sorted(order):
+        return out
+    # torch indexes no float8.
+    weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
+    places = send(torch.tensor(order), weight.device)
+    grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
+    return out._replace(weight=grouped.view(out.weight.dtype))
 
 
 def _show(
@@ -254,19 +231,3 @@ def _show(
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all graphs: cuBLAS keeps a workspace for every stream that it has seen."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _slots(layers: Sequence[LayerCache], attentions: Sequence[SelfAttention]) -> Tensor:
-    """The slot of each current frame, of all layers, samples and heads, flat."""
-    found: list[int] = []
-    for layer, attention in zip(layers, attentions, strict=True):
-        of = {
-            (sample, head): slots
-            for group in layer.groups
-            for sample in group.samples
-            for head, slots in zip(group.heads, group.targets, strict=True)
-        }
-        for sample, heads in enumerate(attention.heads):
-            for head in heads:
-                found += of[sample, head]
-    return torch.tensor(found, dtype=torch.int32)

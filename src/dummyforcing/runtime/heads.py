@@ -16,10 +16,10 @@ from torch import Tensor
 from dummyforcing.attention.attend import attend_side_by_side
 from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
-from dummyforcing.cache.kv_cache import LayerCache
+from dummyforcing.cache.kv_cache import KVCache, LayerCache
 from dummyforcing.kernels.ops import Place, Targets, place_heads
 from dummyforcing.kernels.transfers import send
-from dummyforcing.runtime.ranks import Ranks
+from dummyforcing.runtime.ranks import Ranks, TokenSplit
 
 Column = tuple[Part, ...]
 """One of the heads side by side in which a GPU attends: a head, or parts of some below each other."""
@@ -126,8 +126,8 @@ class LocalHeads:
 
     def attend(
         self,
-        qkv: Tensor,
-        gains: tuple[Tensor, Tensor],
+        heads: tuple[Tensor, Tensor, Tensor],
+        gains: tuple[Tensor, Tensor] | None,
         rope: tuple[Tensor, Tensor],
         eps: float,
         groups: Sequence[HeadGroup],
@@ -138,8 +138,8 @@ class LocalHeads:
         """Attend from the current tokens to what their heads see.
 
         Args:
-            qkv: Queries, keys and values, `(B * L, 3 * H * D)`.
-            gains: Of the normalisation of queries and keys.
+            heads: Queries, keys and values, `(B * L, H, D)` each; rows of all three lie equally far apart.
+            gains: Of the normalisation of queries and keys; None: they are normalised.
             rope: Cosines and sines of the tokens.
             eps: Of the normalisation.
             groups: What is seen in this pass.
@@ -150,7 +150,6 @@ class LocalHeads:
         Returns:
             `(B, L, H, D)`, heads in the order of `order`; None with `kv_only`.
         """
-        heads = split_heads(qkv, self._q.shape[2])
         place_heads(heads, self._targets, tokens=self._tokens, gains=gains, rope=rope, eps=eps)
         if watch is not None:
             watch(in_order(self._q, self._places))
@@ -177,7 +176,7 @@ class ExchangedHeads:
             slots: See `Targets`, of the heads that this GPU keeps; filled before each pass.
         """
         me, width, batch, device = ranks.rank, scratch.width, grid.batch, scratch.device
-        self._grid, self._ranks, self._total = grid, ranks, heads
+        self._grid, self._ranks = grid, ranks
         samples = range(batch)
         orders = [[layer.order(rank, sample) for sample in samples] for rank in range(ranks.size)]
         self.heads = orders[me]
@@ -261,8 +260,8 @@ class ExchangedHeads:
 
     def attend(
         self,
-        qkv: Tensor,
-        gains: tuple[Tensor, Tensor],
+        heads: tuple[Tensor, Tensor, Tensor],
+        gains: tuple[Tensor, Tensor] | None,
         rope: tuple[Tensor, Tensor],
         eps: float,
         groups: Sequence[HeadGroup],
@@ -271,7 +270,6 @@ class ExchangedHeads:
         watch: Watch | None = None,
     ) -> Tensor | None:
         """Attend from this GPU's tokens to what their heads see; see `LocalHeads.attend`."""
-        heads = split_heads(qkv, self._total)
         place_heads(heads, self._sent, tokens=self._own_tokens, gains=gains, rope=rope, eps=eps)
         for copied, origin in self._copies:
             copied.copy_(origin)
@@ -305,10 +303,84 @@ class ExchangedHeads:
 SelfAttention = LocalHeads | ExchangedHeads
 
 
-def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values side by side, `(rows, 3 * H * D)`, as `(rows, H, D)` each."""
-    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
-    return q, k, v
+class HeadLayout:
+    """The self-attention of all layers in passes of one length, laid out again whenever the cache moves."""
+
+    def __init__(self, cache: KVCache, frames: int, heads: int, split: TokenSplit | None = None) -> None:
+        """Lay out nothing yet.
+
+        Args:
+            cache: What is attended to.
+            frames: Latent frames of a pass.
+            heads: Of a layer.
+            split: Of the tokens over several GPUs; None: there is one.
+        """
+        self._cache, self._heads, self._split = cache, heads, split
+        sizes = cache.sizes
+        part = split.part if split else sizes.tokens_per_frame
+        self._grid = Grid(sizes.batch, frames, sizes.tokens_per_frame, part)
+        self._key: object = None
+        self._slots: Tensor
+        """Of the current frames in all layers, flat."""
+        self._written: HeadGroup | None
+        """What the first heads see in the pass that the slots are of: another one in every other pass."""
+        self.attentions: list[SelfAttention] = []
+        """Of each layer."""
+
+    def prepare(self, key: object, groups: Sequence[Sequence[HeadGroup]]) -> bool:
+        """Get ready for a pass.
+
+        Args:
+            key: From `place_of`.
+            groups: What each layer's heads see, none of it gathered.
+
+        Returns:
+            Whether all was laid out again.
+        """
+        moved = key != self._key
+        if moved:
+            self._key = key
+            self._lay_out()
+        if self._written is not groups[0][0]:
+            self._written = groups[0][0]
+            self._slots.copy_(send(self._present_slots(), self._slots.device))
+        return moved
+
+    def _lay_out(self) -> None:
+        cache, grid = self._cache, self._grid
+        device = cache.layers[0].groups[0].k.device
+        rows = [grid.batch * len(layer.own) * grid.frames for layer in cache.layers]
+        self._slots, self._written = torch.empty(sum(rows), dtype=torch.int32, device=device), None
+        scratch = Scratch(cache.sizes.head_dim, cache.sizes.dtype, device)
+        self.attentions = []
+        for layer, flat in zip(cache.layers, torch.split(self._slots, rows), strict=True):
+            slots = flat.view(grid.batch, -1, grid.frames)
+            self.attentions.append(
+                LocalHeads(layer, grid, scratch, slots)
+                if self._split is None
+                else ExchangedHeads(layer, grid, self._split.ranks, scratch, self._heads, slots)
+            )
+
+    def _present_slots(self) -> Tensor:
+        """The slot of each current frame, of all layers, samples and heads, flat."""
+        found: list[int] = []
+        for layer, attention in zip(self._cache.layers, self.attentions, strict=True):
+            of = {
+                (sample, head): slots
+                for group in layer.groups
+                for sample in group.samples
+                for head, slots in zip(group.heads, group.targets, strict=True)
+            }
+            for sample, heads in enumerate(attention.heads):
+                for head in heads:
+                    found += of[sample, head]
+        return torch.tensor(found, dtype=torch.int32)
+
+
+def place_of(cache: KVCache) -> object:
+    """Where a cache's heads are: equal as long as they have not moved."""
+    groups = [group for layer in cache.layers for group in layer.groups]
+    return cache.layout, [(group.k.data_ptr(), group.v.data_ptr(), group.k.shape[1]) for group in groups]
 
 
 def cache_places(layer: LayerCache, sample: int) -> dict[int, tuple[Tensor, Tensor]]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dummyforcing.errors import BadRequest
 from dummyforcing.integrations.attach.families import Upstream, arguments, require_no_gradients, told
 from dummyforcing.integrations.attach.follower import FollowedVideo, Follower, Grid, Pass
-from dummyforcing.kernels.rope import apply_rope
 
 
 class SeenPasses:
@@ -130,8 +129,7 @@ class AttachedAttention:
                 raise _passed_by(f"A pass has {x.shape[1]} tokens, and {prod(passes.size)} were embedded")
             passes.begin(self._start(call), len(x), q.dtype, q.device, **told(call))
         passes.layers += 1
-        rope = passes.follower.rope
-        attended = passes.video.attend(self._layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
+        attended = passes.video.attend(self._layer, q, k, v, passes.follower.rope)
         out: Tensor = module.o(attended.flatten(2))
         return out
 

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from dummyforcing.attention.attend import attend
+from dummyforcing.attention.backends import default_backend
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import BadRequest
-from dummyforcing.kernels.rope import rope_table
+from dummyforcing.kernels.choice import runs_in_triton
+from dummyforcing.kernels.rope import apply_rope, rope_table
+from dummyforcing.kernels.transfers import send
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import ModelConfig
 from dummyforcing.presets.preset import Preset
+from dummyforcing.runtime.heads import HeadLayout, place_of
 from dummyforcing.sampling.classifier import HeadClassifier
 
 
@@ -115,6 +119,8 @@ class FollowedVideo:
             device=grid.device,
             frames=preset.max_frames if at is None else (at + 1) * preset.chunk_frames,
         )
+        self._layouts: dict[int, HeadLayout] = {}
+        """By the latent frames of a pass."""
         self.origin = 0
         """Position of the cache's frame 0."""
         self.finished = 0
@@ -155,22 +161,57 @@ class FollowedVideo:
         self._begin_pass(now)
         return True
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Answer one layer's self-attention in the present pass: score, cache, attend.
 
         Args:
             layer: Its number.
-            q: Queries, RoPE applied, `(B, L, H, D)`.
+            q: Queries, `(B, L, H, D)`.
             k: Keys, likewise.
             v: Values, likewise.
+            rope: Cosines and sines of the tokens.
 
         Returns:
             `(B, L, H, D)`.
         """
+        if layer == 0:
+            self._placed = self._place(q)
+        if self._placed is not None:
+            attention, seen = self._placed.attentions[layer], self._seen[layer]
+            heads = tuple(part.reshape(-1, *part.shape[2:]) for part in (q, k, v))
+            backend = self.rules.backend or default_backend(q.device, q.dtype, q.shape[-1])
+            # Triton looks at the current device, not at that of tensors.
+            with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+                attended = attention.attend(heads, None, rope, 0.0, seen, backend, kv_only=False)  # type: ignore[arg-type]
+            assert attended is not None
+            return attended[:, :, self._orders[layer]]
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         groups = self.cache.write(layer, k, v, self.pinned)
         if self.scorer is not None:
             self.scorer.observe(layer, q, groups)
         return attend(q, groups, self.rules.backend)
+
+    def _place(self, q: Tensor) -> HeadLayout | None:
+        """Lay out the present pass so that heads go to their places at once; None: that cannot be done.
+
+        It is faster where launching kernels takes longer than they do.
+        """
+        width = q.shape[-1]
+        if self.scorer is not None or not runs_in_triton(q) or width & (width - 1):
+            return None
+        frames = q.shape[1] // self.cache.sizes.tokens_per_frame
+        layers = range(len(self.cache.layers))
+        self._seen = [self.cache.prepare(number, frames, self.pinned) for number in layers]
+        if not all(group.is_plain for layer in self.cache.layers for group in layer.groups):
+            return None
+        layout = self._layouts.setdefault(frames, HeadLayout(self.cache, frames, q.shape[2]))
+        if layout.prepare(place_of(self.cache), self._seen):
+            inverse = [
+                sorted(range(len(attention.order)), key=attention.order.__getitem__)
+                for attention in layout.attentions
+            ]
+            self._orders = list(send(torch.tensor(inverse), q.device).unbind())
+        return layout
 
     def _begin_chunk(self) -> None:
         self._passes = 0
