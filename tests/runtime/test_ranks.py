@@ -163,7 +163,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return found_by(1, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     return found_by(request.param, tmp_path_factory.mktemp("ranks"))
 
