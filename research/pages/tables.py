@@ -22,6 +22,7 @@ from research.pages.hotpath import speed_page
 from research.pages.making import RESULTS, ROOT, fill, main
 from research.pages.page import page, read_results, source, table
 from research.pages.realtime import block, read_speed
+from research.pages.several import RUNS, attached, several
 from research.pages.verdicts import against, cost, negated, number, order, runs
 
 LIVE = ("live-cpu", "live-gpu", "live-h100")
@@ -295,6 +296,7 @@ def device(measured: dict[str, Any]) -> str:
 def made() -> dict[Path, str]:
     """All of these pages by path."""
     docs, results, real_time = ROOT / "docs", read_results(RESULTS), read_speed(RESULTS)
+    measured = {name: load(name) for name in (*RUNS, "gpus-2-exchange", "attach")}
 
     def filled(path: Path, **blocks: str) -> str:
         return fill(path.read_text(encoding="utf-8"), blocks)
@@ -308,6 +310,8 @@ def made() -> dict[Path, str]:
         docs / "guides" / "serve.md": filled(
             docs / "guides" / "serve.md", viewers=viewers(), crowds=crowds.block(crowds.read())
         ),
+        docs / "guides" / "gpus.md": filled(docs / "guides" / "gpus.md", several=several(measured)),
+        docs / "guides" / "attach.md": filled(docs / "guides" / "attach.md", attached=attached(measured)),
         docs / "start.md": filled(docs / "start.md", words=words()),
         docs / "models.md": models(),
         docs / "reproduction.md": page(results),

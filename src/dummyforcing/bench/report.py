@@ -43,7 +43,8 @@ def label(row: Row, steps: int) -> str:
     """
     parts = [row["policy"]]
     parts += [f"fp8 {row['fp8']}"] if row["fp8"] != "none" else []
-    parts += [f"{row['gpus']} GPUs"] if row["gpus"] > 1 else []
+    gpus = row.get("gpus", 1)  # which older results don't tell
+    parts += [f"{gpus} GPUs"] if gpus > 1 else []
     parts += [f"{row['steps']}/{steps} steps"] if row["skip_steps"] else []
     return ", ".join(parts)
 
@@ -64,7 +65,7 @@ def _speed_ups(rows: list[Row], steps: int) -> Iterator[str]:
     keys = ("size", "fp8", "skip_steps", "gpus")
     for dense in (row for row in rows if row["policy"] == "dense"):
         for row in rows:
-            if row is not dense and all(row[key] == dense[key] for key in keys):
+            if row is not dense and all(row.get(key) == dense.get(key) for key in keys):
                 yield (
                     f"{row['size'][1]}x{row['size'][0]}: {label(row, steps)} is "
                     f"{row['fps'] / dense['fps']:.2f}x as fast as dense (whole videos: "

@@ -130,6 +130,7 @@ def require_memory(
     beside: Sequence[Request] = (),
     loaded: bool = False,
     offload: bool = False,
+    gpus: int = 1,
 ) -> int:
     """Refuse a request that does not fit into the memory of a device.
 
@@ -141,6 +142,7 @@ def require_memory(
         beside: Other videos that are made in turns with it.
         loaded: Whether the weights are in memory already.
         offload: Whether those of text encoder and VAE are elsewhere.
+        gpus: How many GPUs share the KV cache.
 
     Returns:
         In how many tiles to decode it: as few as fit.
@@ -150,9 +152,11 @@ def require_memory(
             first remedy that fits.
     """
     free = available_memory(device)
-    others = sum(need.cache + need.decoding for need in (estimate(files, other, dtype) for other in beside))
+    needs = (estimate(files, other, dtype) for other in beside)
+    others = sum(need.cache / gpus + need.decoding for need in needs)
 
     def least(needs: Sequence[MemoryEstimate]) -> tuple[int, MemoryEstimate]:
+        needs = [replace(need, cache=need.cache / gpus) for need in needs]
         needs = [need if device.type == "cpu" else need.on_gpu() for need in needs]
         tiles = fewest_tiles((need.total + others for need in needs), free)
         return tiles, needs[tiles - 1]

@@ -477,9 +477,16 @@ class DummyForcingPipeline:
 
     def _require_memory(self, request: Request, beside: Sequence[Request] = ()) -> int:
         """Refuse what does not fit, and say in how many tiles to decode what does."""
-        offload = self.vae.moves
+        ranks = self.parts.ranks
         return require_memory(
-            self.files, request, self.dtype, self.device, beside=beside, loaded=True, offload=offload
+            self.files,
+            request,
+            self.dtype,
+            self.device,
+            beside=beside,
+            loaded=True,
+            offload=self.vae.moves,
+            gpus=ranks.size if ranks else 1,
         )
 
 
