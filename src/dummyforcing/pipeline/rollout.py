@@ -65,8 +65,11 @@ class Rollout:
             observer: Is shown every self-attention.
 
         Raises:
-            BadRequest: If the request does not suit the model.
+            BadRequest: If the request does not suit the model, or heads are to be looked at on several GPUs.
+            RankFailed: If a process of another GPU ends.
         """
+        if observer is not None and parts.ranks is not None:
+            raise BadRequest("Heads are looked at on one GPU only", "take gpus=1", "gpus")
         self._parts, self.request = parts, request
         self._number = parts.team.new_number(self) if parts.team else 0
         with self._together("start", parts.key, request, tiles):

@@ -1,1 +1,1 @@
-"""The transformer arranged for speed, CUDA graphs, CUDA streams."""
+"""The transformer arranged for speed, CUDA graphs, CUDA streams, heads on several GPUs."""
