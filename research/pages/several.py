@@ -2,8 +2,15 @@
 
 from typing import Any
 
+import torch
+
+from dummyforcing.bench.plans import plan_of
+from dummyforcing.checkpoints.model_files import ModelFiles
+from dummyforcing.pipeline.request import make_request
 from research.pages.page import source, table
 
+FAMILIES = ("self-forcing", "causal-forcing", "longlive", "causvid")
+"""Those whose buffers an attachment makes much smaller."""
 RUNS = ("gpus-2", "gpus-2-1080p", "gpus-4", "gpus-4-1080p")
 """Results of `dummyforcing bench --gpus`."""
 NAMES = {480: "480p", 720: "720p", 1088: "1080p"}
@@ -60,6 +67,22 @@ def several(results: dict[str, dict[str, Any]]) -> str:
         f"{table(header, rows)}\n\nWan 1.3B with random weights, bfloat16, policy `dummy` with a fixed plan, "
         f"81 pixel frames, cuDNN's attention; in brackets against one GPU in the same run: {origins}. Of a "
         f"pass on two GPUs the exchange of heads takes {share} ({exchange})."
+    )
+
+
+def saved(name: str) -> str:
+    """What the KV cache of a family takes, its own and an attached one, counted."""
+    files = ModelFiles.open(name)
+
+    def gigabytes(**options: Any) -> float:
+        request = make_request(files, "any", size="480p", num_frames=files.preset.pixel_frames(21), **options)
+        return float(request.cache_frames() * files.frame_bytes(request.size, torch.bfloat16)) / 1e9
+
+    before = gigabytes(policy="dummy")
+    return (
+        f"What it saves, counted at 480p in bfloat16: its own KV buffers take {gigabytes(policy='native'):.1f} "
+        f"GB; attached with `dummy`, the cache takes {before:.1f} GB until the heads are sorted, and "
+        f"{gigabytes(policy='dummy', plan=plan_of('dummy', files.config)):.1f} GB from then on."
     )
 
 

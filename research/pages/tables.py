@@ -22,7 +22,7 @@ from research.pages.hotpath import speed_page
 from research.pages.making import RESULTS, ROOT, fill, main
 from research.pages.page import page, read_results, source, table
 from research.pages.realtime import block, read_speed
-from research.pages.several import RUNS, attached, several
+from research.pages.several import FAMILIES, RUNS, attached, saved, several
 from research.pages.verdicts import against, cost, negated, number, order, runs
 
 LIVE = ("live-cpu", "live-gpu", "live-h100")
@@ -316,6 +316,9 @@ def made() -> dict[Path, str]:
         docs / "models.md": models(),
         docs / "reproduction.md": page(results),
     }
+    for name in FAMILIES:
+        family = docs / "attach" / f"{name}.md"
+        pages[family] = filled(family, saved=saved(name))
     if text := speed_page(RESULTS, block(real_time), speed()):
         pages[docs / "speed.md"] = text
     return pages
