@@ -78,11 +78,11 @@ def saved(name: str) -> str:
         request = make_request(files, "any", size="480p", num_frames=files.preset.pixel_frames(21), **options)
         return float(request.cache_frames() * files.frame_bytes(request.size, torch.bfloat16)) / 1e9
 
-    before = gigabytes(policy="dummy")
+    own, before = gigabytes(policy="native"), gigabytes(policy="dummy")
+    after = gigabytes(policy="dummy", plan=plan_of("dummy", files.config))
     return (
-        f"What it saves, counted at 480p in bfloat16: its own KV buffers take {gigabytes(policy='native'):.1f} "
-        f"GB; attached with `dummy`, the cache takes {before:.1f} GB until the heads are sorted, and "
-        f"{gigabytes(policy='dummy', plan=plan_of('dummy', files.config)):.1f} GB from then on."
+        f"What it saves, counted at 480p in bfloat16: its own KV buffers take {own:.1f} GB; attached with "
+        f"`dummy`, the cache takes {before:.1f} GB until the heads are sorted, and {after:.1f} GB from then on."
     )
 
 
