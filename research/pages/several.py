@@ -82,7 +82,8 @@ def saved(name: str) -> str:
     after = gigabytes(policy="dummy", plan=plan_of("dummy", files.config))
     return (
         f"What it saves, counted at 480p in bfloat16: its own KV buffers take {own:.1f} GB; attached with "
-        f"`dummy`, the cache takes {before:.1f} GB until the heads are sorted, and {after:.1f} GB from then on."
+        f"`dummy`, the cache takes {before:.1f} GB until the heads are sorted, and {after:.1f} GB "
+        "from then on."
     )
 
 
