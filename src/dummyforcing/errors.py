@@ -6,7 +6,8 @@ UserError               the base: catch it to catch all of them (it is a ValueEr
 ├── BadFile             a file is missing, damaged, of another kind, or cannot be written
 ├── NotEnoughMemory     a video, or a model, does not fit into the memory
 ├── NotFinite           what was computed holds NaN (not a number) or infinite numbers
-└── NoSuchDevice        there is no such device here, or it lacks what was asked for
+├── NoSuchDevice        there is no such device here, or it lacks what was asked for
+└── RankFailed          a process of one of several GPUs ended, and the model with it
 
 UserWarning
 ├── RequestWarning              what was asked for is done, but perhaps not as it was meant

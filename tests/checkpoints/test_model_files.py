@@ -66,6 +66,7 @@ def test_public_weights_on_our_own_parts(model_folder: Path, public_file: Path) 
     assert public.model.config == own.model.config
     same_steps = replace(public.files.preset, schedule=own.files.preset.schedule)
     public.files = replace(public.files, preset=same_steps)
+    public.parts = replace(public.parts, preset=same_steps)
     video = public.generate(PROMPT, num_frames=9, size=(32, 48))
     assert np.array_equal(video.frames, own.generate(PROMPT, num_frames=9).frames)
 

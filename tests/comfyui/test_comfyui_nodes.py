@@ -479,7 +479,7 @@ def test_what_stops_sampling_detaches(nodes: dict[str, Any]) -> None:
 
 
 def test_a_patch_that_cannot_work_is_refused_at_once(nodes: dict[str, Any]) -> None:
-    with pytest.raises(BadRequest, match="A Linear holds no transformer that can be attached to"):
+    with pytest.raises(BadRequest, match="No transformer that can be attached to was found in this Linear"):
         run(nodes["Patch"], model=Patcher(torch.nn.Linear(2, 2)))
     model = ARModel()
     with pytest.raises(BadRequest, match="This head plan is for 2 layers with 2 heads"):

@@ -197,6 +197,7 @@ def test_the_cache_keeps_its_budget_for_any_length(model_folder, frames, local_a
     pipeline = load(model_folder, device="cpu", torch_dtype="bfloat16")
     preset = dataclasses.replace(pipeline.files.preset, local_attention_size=local_attention_size)
     pipeline.files = dataclasses.replace(pipeline.files, preset=preset)
+    pipeline.parts = dataclasses.replace(pipeline.parts, preset=preset)
     frame_bytes = 3 * 48 * 6 * 2 * 2  # layers, channels, tokens, keys and values, bytes
     copies = frame_bytes // 2 if local_attention_size else 0  # of the keys of pinned frames
     most = int(frames) * frame_bytes + copies

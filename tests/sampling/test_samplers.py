@@ -191,7 +191,7 @@ def test_rewritten_frames_are_those_that_heads_see(most, policy, global_sink):
             call, frames = calls[0]
             assert call.step is None
             unseen = global_sink and most < 3 * chunk
-            assert frames == min(3 * chunk, most, sampler.cache.slots if unseen else 99)
+            assert frames == min(3 * chunk, most, sampler.cache.room(99) if unseen else 99)
             rewritten.append(frames)
     if policy == "plan" and global_sink and most == 12:
         assert rewritten == [3, 7, 7], "four past frames and three current ones"
