@@ -70,6 +70,7 @@ class Team:
                 "gpus",
             )
         self._failure: str | None = None
+        self._is_ending = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._count = 0
         self._forgotten: list[int] = []
@@ -91,7 +92,7 @@ class Team:
             Thread(target=self._watch, args=(weakref.ref(self), self._processes), daemon=True).start()
             join(0, size, uses_gpus, self._store)
         self.ranks = Ranks()
-        self._end = atexit.register(self.end)
+        atexit.register(self.end)
 
     def _wait_until_there(self, size: int) -> None:
         """Wait until all processes have started."""
@@ -111,7 +112,7 @@ class Team:
 
     def _note_end(self) -> None:
         ended = [(n, p.returncode) for n, p in enumerate(self._processes, 1) if p.poll() is not None]
-        if self._failure is not None or not ended:
+        if self._is_ending or self._failure is not None or not ended:
             return
         rank, code = ended[0]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -222,6 +223,7 @@ class Team:
     def end(self) -> None:
         """End the processes; the model cannot be used any more."""
         atexit.unregister(self.end)
+        self._is_ending = True
         is_whole = self._failure is None
         if is_whole:
             with suppress(RankFailed, RuntimeError):
