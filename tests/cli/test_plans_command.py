@@ -168,7 +168,7 @@ def test_calibrate(
         ["a blue cube spins", 3],
         ["a blue cube spins", 4],
     ]
-    assert plan.found["made"]["command"].startswith("dummyforcing ")
+    assert plan.found["made"]["command"].startswith("dummyforcing")
     assert main(["generate", PROMPT, *model, "-o", "a.mp4", "--frames", "21", "--plan", "plan.json"]) == 0
 
     def refuse(*args: object, **options: object) -> None:
