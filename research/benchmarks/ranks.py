@@ -1,6 +1,6 @@
 """What several GPUs of one host gain, beside one of them alone, in one run.
 
-torchrun --nproc-per-node 2 -m research.benchmarks.ranks --output benchmarks/results/ranks-2.json
+torchrun --nproc-per-node 2 -m research.benchmarks.ranks --output benchmarks/results/gpus-2-exchange.json
 
 Wan 1.3B with random weights in bfloat16, 21 latent frames (81 pixel frames), 4 steps and a commit pass,
 no VAE. Frames per second are of the whole video, classification included, and steady: of its last chunks.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dummyforcing.bench.candidates import random_model
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.plan import Plan
 from dummyforcing.models.wan import CausalWan, ModelConfig
@@ -33,17 +34,6 @@ FRAMES, CHUNK, CHANNELS = 21, 3, 16
 SIZES = ModelConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 SMALL = ModelConfig(dim=96, ffn_dim=64, num_heads=12, num_layers=2, text_dim=16)
 """For trying the program where there is no GPU."""
-
-
-def random_model(config: ModelConfig, device: torch.device) -> CausalWan:
-    """A transformer with random weights, the same on all ranks."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = CausalWan(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    model.eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.data = torch.randn_like(weight) * weight[0].numel() ** -0.5 if weight.dim() > 1 else weight
-    return model
 
 
 def video(
@@ -114,7 +104,8 @@ class Silent(Ranks):
 
 def measure(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> Iterator[dict[str, Any]]:
     """All sizes, policies and precisions, one GPU and all of them."""
-    model = random_model(SMALL if args.small else SIZES, device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = random_model(SMALL if args.small else SIZES, device, dtype)
     for fp8 in args.fp8:
         fused = FusedWan(model, fp8)
         for name in args.sizes:

@@ -7,7 +7,7 @@ cache, so the graphs are captured again, each at the cost of one pass on the hos
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,8 +17,12 @@ from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-from dummyforcing.runtime.heads import HeadLayout, SelfAttention, Watch, place_of
+from dummyforcing.runtime.heads import HeadLayout, place_of
 from dummyforcing.runtime.ranks import TokenSplit
+
+PassWatch = Callable[[int, Tensor, Sequence[HeadGroup]], None]
+"""`watch(layer, q, groups)` looks at every self-attention of a pass: at the queries of the heads that are
+kept here, `(B, L, H, D)`, and at what they see."""
 
 
 class _Inputs:
@@ -73,7 +77,7 @@ class GraphRunner:
         rope: tuple[Tensor, Tensor],
         pinned: bool = True,
         kv_only: bool = False,
-        watch: Callable[[int, Tensor, Sequence[HeadGroup]], None] | None = None,
+        watch: PassWatch | None = None,
     ) -> Tensor | None:
         """Run all blocks over the current frames; their keys and values are in the cache afterwards.
 
@@ -84,8 +88,7 @@ class GraphRunner:
             rope: From `rope_table`, for the same tokens.
             pinned: See `LayerCache.write`.
             kv_only: Stop when the last keys and values are in the cache (the commit pass).
-            watch: `watch(layer, q, groups)` looks at every self-attention: at the queries of the heads that
-                are kept here, `(B, L, H, D)`, and at what they see.
+            watch: Looks on, if any.
 
         Returns:
             The residual stream after the last block, `(B, L, dim)`, valid until the next call; None if this
@@ -113,19 +116,8 @@ class GraphRunner:
 
         def forward() -> None:
             passes = [
-                Layer(
-                    partial(
-                        self._attend,
-                        attention,
-                        inputs.rope,
-                        seen,
-                        watch and partial(_show, watch, number, seen),
-                    ),
-                    out,
-                )
-                for number, (attention, out, seen) in enumerate(
-                    zip(inputs.heads.attentions, inputs.outs, groups, strict=True)
-                )
+                Layer(self._answer(inputs, number, seen, watch), out)
+                for number, (out, seen) in enumerate(zip(inputs.outs, groups, strict=True))
             ]
             self._fused.transform(inputs.x, inputs.modulation, self._text, passes, frames, kv_only)
 
@@ -137,19 +129,24 @@ class GraphRunner:
                 forward()
         return inputs.x
 
-    def _attend(
-        self,
-        attention: SelfAttention,
-        rope: tuple[Tensor, Tensor],
-        groups: Sequence[HeadGroup],
-        watch: Watch | None,
-        qkv: Tensor,
-        block: FusedBlock,
-        kv_only: bool,
-    ) -> Tensor | None:
-        q, k, v = qkv.view(len(qkv), 3, self._fused.config.num_heads, -1).unbind(1)
-        eps = self._fused.config.eps
-        return attention.attend((q, k, v), block.gains, rope, eps, groups, self._backend, kv_only, watch)
+    def _answer(
+        self, inputs: _Inputs, number: int, seen: Sequence[HeadGroup], watch: PassWatch | None
+    ) -> Callable[[Tensor, FusedBlock, bool], Tensor | None]:
+        """What answers one layer's self-attention; see `Layer.attend`."""
+        attention, config = inputs.heads.attentions[number], self._fused.config
+
+        def show(q: Tensor) -> None:
+            assert watch is not None
+            watch(number, q, seen)
+
+        def attend(qkv: Tensor, block: FusedBlock, kv_only: bool) -> Tensor | None:
+            q, k, v = qkv.view(len(qkv), 3, config.num_heads, -1).unbind(1)
+            look = show if watch else None
+            return attention.attend(
+                (q, k, v), block.gains, inputs.rope, config.eps, seen, self._backend, kv_only, look
+            )
+
+        return attend
 
     def _replay(self, kind: tuple[object, ...], forward: Callable[[], None]) -> None:
         """Run a pass, the first time as it is, which compiles and loads its kernels, later from a graph."""
@@ -216,15 +213,6 @@ def in_order_of(out: Linear, order: Sequence[int]) -> Linear:
     places = send(torch.tensor(order), weight.device)
     grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
     return out._replace(weight=grouped.view(out.weight.dtype))
-
-
-def _show(
-    watch: Callable[[int, Tensor, Sequence[HeadGroup]], None],
-    layer: int,
-    groups: Sequence[HeadGroup],
-    q: Tensor,
-) -> None:
-    watch(layer, q, groups)
 
 
 @cache

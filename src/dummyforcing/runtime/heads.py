@@ -158,6 +158,10 @@ class LocalHeads:
         run_calls(self._calls, self._q, groups, self._attended, backend)
         return in_order(self._attended, self._sorted)
 
+    def in_order_of_model(self, attended: Tensor) -> Tensor:
+        """Sort the heads of what `attend` gave, if they are not."""
+        return in_order(attended, self._places) if self._sorted is None else attended
+
 
 class ExchangedHeads:
     """The heads of a layer on several GPUs, each of which has the tokens of a part of every latent frame."""

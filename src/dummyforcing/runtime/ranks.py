@@ -66,20 +66,21 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
-    def gather(self, x: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        """Put together what ranks have decoded.
+    def gather(self, x: Tensor, sizes: Sequence[int], dim: int, beside: bool = False) -> Tensor:
+        """Put together what ranks have.
 
         Args:
             x: What this one has.
             sizes: How much each has in dimension `dim`.
             dim: In which they differ.
+            beside: Whether it is decoded pixels, which come beside the work of the transformer.
         """
         shape = list(x.shape)
         shape[dim] = max(sizes)
         padded = x.new_empty(self.size, *shape)
         mine = x.new_empty(shape)
         mine.narrow(dim, 0, x.shape[dim]).copy_(x)
-        _all_gather(padded.flatten(0, 1), mine, group=self._beside)
+        _all_gather(padded.flatten(0, 1), mine, group=self._beside if beside else None)
         return torch.cat([part.narrow(dim, 0, n) for part, n in zip(padded, sizes, strict=True)], dim)
 
     def share(self, make: Callable[[], Value]) -> Value:
@@ -139,12 +140,8 @@ class TokenSplit:
     def whole(self, x: Tensor) -> Tensor:
         """All tokens, from what each rank has of them: `(B, F * own, dim)` to `(B, F * tokens, dim)`."""
         own = x.view(len(x), -1, self.own_tokens, x.shape[-1])
-        padded = own.new_zeros(self.ranks.size, *own.shape[:2], self.part, x.shape[-1])
-        mine = padded[self.ranks.rank]
-        mine[:, :, : self.own_tokens] = own
-        _all_gather(padded.flatten(0, 1), mine.clone())
-        frames = padded.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.tokens]
-        return frames.reshape(len(x), -1, x.shape[-1])
+        sizes = [end - first for first, end in map(self._span, range(self.ranks.size))]
+        return self.ranks.gather(own, sizes, 2).flatten(1, 2)
 
     def to_heads(self, x: Tensor, heads: Sequence[Sequence[int]]) -> Tensor:
         """Give every rank its heads of all tokens.

@@ -153,7 +153,7 @@ class StreamedDecoder:
             pixels = [z.new_empty(len(z), frames, 0, z.shape[3] * self._scale, width)]
         self._begins = False
         whole = torch.cat(pixels, dim=2)
-        return self._ranks.gather(whole, self._heights, 2) if self._ranks else whole
+        return self._ranks.gather(whole, self._heights, 2, beside=True) if self._ranks else whole
 
     def _begin(self, z: Tensor) -> Sum:
         """The layers that see whole frames; what they give is not added up yet."""

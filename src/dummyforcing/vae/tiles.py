@@ -31,7 +31,7 @@ class Ranks(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def gather(self, x: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+    def gather(self, x: Tensor, sizes: Sequence[int], dim: int, beside: bool = False) -> Tensor:
         """Put together what each has, which differs in size in a dimension."""
 
     def collect(self, value: Any) -> list[Any] | None:

@@ -18,13 +18,12 @@ from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import BadRequest
 from dummyforcing.kernels.choice import runs_in_triton
 from dummyforcing.kernels.rope import apply_rope, rope_table
-from dummyforcing.kernels.transfers import send
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import ModelConfig
 from dummyforcing.presets.preset import Preset
-from dummyforcing.runtime.heads import HeadLayout, place_of
+from dummyforcing.runtime.heads import HeadLayout, LocalHeads, place_of
 from dummyforcing.sampling.classifier import HeadClassifier
 
 
@@ -178,13 +177,15 @@ class FollowedVideo:
             self._placed = self._place(q)
         if self._placed is not None:
             attention, seen = self._placed.attentions[layer], self._seen[layer]
-            heads = tuple(part.reshape(-1, *part.shape[2:]) for part in (q, k, v))
+            assert isinstance(attention, LocalHeads)
+            rows = len(q) * q.shape[1], *q.shape[2:]
+            heads = q.reshape(rows), k.reshape(rows), v.reshape(rows)
             backend = self.rules.backend or default_backend(q.device, q.dtype, q.shape[-1])
             # Triton looks at the current device, not at that of tensors.
             with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-                attended = attention.attend(heads, None, rope, 0.0, seen, backend, kv_only=False)  # type: ignore[arg-type]
+                attended = attention.attend(heads, None, rope, 0.0, seen, backend, kv_only=False)
             assert attended is not None
-            return attended[:, :, self._orders[layer]]
+            return attention.in_order_of_model(attended)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         groups = self.cache.write(layer, k, v, self.pinned)
         if self.scorer is not None:
@@ -205,12 +206,7 @@ class FollowedVideo:
         if not all(group.is_plain for layer in self.cache.layers for group in layer.groups):
             return None
         layout = self._layouts.setdefault(frames, HeadLayout(self.cache, frames, q.shape[2]))
-        if layout.prepare(place_of(self.cache), self._seen):
-            inverse = [
-                sorted(range(len(attention.order)), key=attention.order.__getitem__)
-                for attention in layout.attentions
-            ]
-            self._orders = list(send(torch.tensor(inverse), q.device).unbind())
+        layout.prepare(place_of(self.cache), self._seen)
         return layout
 
     def _begin_chunk(self) -> None:
