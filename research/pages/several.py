@@ -62,11 +62,12 @@ def several(results: dict[str, dict[str, Any]]) -> str:
         for row in results["gpus-2-exchange"]["rows"]
         if row["gpus"] > 1 and row["fp8"] == "none"
     )
+    notes = dict.fromkeys(results[name]["note"] for name in RUNS if "note" in results[name])
     exchange = source("gpus-2-exchange", results["gpus-2-exchange"])
     return (
         f"{table(header, rows)}\n\nWan 1.3B with random weights, bfloat16, policy `dummy` with a fixed plan, "
         f"81 pixel frames, cuDNN's attention; in brackets against one GPU in the same run: {origins}. Of a "
-        f"pass on two GPUs the exchange of heads takes {share} ({exchange})."
+        f"pass on two GPUs the exchange of heads takes {share} ({exchange}). {' '.join(notes)}"
     )
 
 

@@ -17,7 +17,7 @@ from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.kernels.transfers import send
 from dummyforcing.models.wan import TextKV, TimeEmbedding
 from dummyforcing.runtime.fused import FusedBlock, FusedWan, Layer, Linear
-from dummyforcing.runtime.heads import HeadLayout, place_of
+from dummyforcing.runtime.head_layout import HeadLayout, place_of
 from dummyforcing.runtime.ranks import TokenSplit
 
 PassWatch = Callable[[int, Tensor, Sequence[HeadGroup]], None]

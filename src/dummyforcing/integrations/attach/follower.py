@@ -23,7 +23,8 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.method.scoring import HeadScorer
 from dummyforcing.models.wan import ModelConfig
 from dummyforcing.presets.preset import Preset
-from dummyforcing.runtime.heads import HeadLayout, LocalHeads, place_of
+from dummyforcing.runtime.head_layout import HeadLayout, place_of
+from dummyforcing.runtime.heads import LocalHeads
 from dummyforcing.sampling.classifier import HeadClassifier
 
 
