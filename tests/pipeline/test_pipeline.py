@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import TrainedLengthWarning, UnknownWordsWarning, UserError
+from dummyforcing.errors import NoSuchDevice, TrainedLengthWarning, UnknownWordsWarning, UserError
 from dummyforcing.media.monitor import Monitor
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
@@ -334,3 +334,9 @@ def test_bad_config_of_a_component(model_folder: Path, tmp_path: Path, part: str
         config.write_text(text)
     with pytest.raises(UserError, match=part):
         load(folder, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_several_gpus_are_not_taken_to_be_a_cpu() -> None:
+    with pytest.raises(NoSuchDevice, match="2 GPUs are asked for, and this machine has none"):
+        load("tiny", gpus=2)

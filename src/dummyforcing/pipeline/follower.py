@@ -14,7 +14,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.errors import BadRequest, NoSuchDevice, UserError
 from dummyforcing.pipeline.devices import choose_device
 from dummyforcing.pipeline.loading import load_parts
 from dummyforcing.pipeline.options import LoadOptions
@@ -60,6 +60,12 @@ def load_together(files: ModelFiles, options: LoadOptions) -> Parts:
         if isinstance(getattr(options, name), torch.nn.Module):
             raise BadRequest("A part that is handed in is on one GPU", "give files, or take gpus=1", name)
     uses_gpus = choose_device(options.device).type == "cuda"
+    if options.device == "auto" and not uses_gpus:
+        raise NoSuchDevice(
+            f"{options.gpus} GPUs are asked for, and this machine has none",
+            'take gpus=1, or device="cpu" for as many processes',
+            "gpus",
+        )
     if under_torchrun() and os.environ["RANK"] != "0":
         join(int(os.environ["RANK"]), options.gpus, uses_gpus)
         follow(Ranks())
