@@ -53,7 +53,7 @@ def several(results: dict[str, dict[str, Any]]) -> str:
             )
     rows.sort(key=lambda row: (list(NAMES.values()).index(row[0]), row[1] != "none", int(row[2])))
     header = [
-        "size", "fp8", "GPUs", "FPS without VAE, steady", "whole video", "FPS with VAE, steady",
+        "size", "fp8", "GPUs", "FPS without VAE, steady", "without VAE, whole video", "FPS with VAE, steady",
         "first frame, 1 / all", "chunk, p50 / p99", "memory of a GPU",
     ]  # fmt: skip
     origins = ", ".join(source(name, results[name]) for name in RUNS)
