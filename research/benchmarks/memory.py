@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from dummyforcing.bench.candidates import PROMPT, build_candidates
+from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.memory import SCRATCH, estimate
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
-from research.benchmarks.live import PROMPTS, random_pipeline
 
 
 def taken(function: Callable[[], object]) -> int:
@@ -32,7 +34,7 @@ def taken(function: Callable[[], object]) -> int:
 
 def measure(pipeline: DummyForcingPipeline, size: str) -> dict[str, Any]:
     """One size, with the model as it is loaded."""
-    run = pipeline.start(PROMPTS[0], num_frames=None, size=size)
+    run = pipeline.start(PROMPT, num_frames=None, size=size)
     need = estimate(pipeline.files, run.request, pipeline.dtype, loaded=True)
     chunks = [taken(run.next_latents) for _ in range(6)]
     latents = run.next_latents()
@@ -64,14 +66,14 @@ def main() -> None:
     parser.add_argument("--fp8", nargs="+", default=["none", "linear"], choices=("none", "linear", "all"))
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    rows = []
+    rows, device, files = [], choose_device("auto"), ModelFiles.open(args.model)
     for fp8 in args.fp8:
-        pipeline = random_pipeline(args.model, fp8)
+        built = build_candidates(files, (fp8,), device, choose_dtype(None, device), random=True)
+        pipeline = built.popitem()[1].pipeline
         for size in args.sizes:
             rows.append({"fp8": fp8, **measure(pipeline, size)})
             print(rows[-1], flush=True)
-        device = pipeline.device
-        del pipeline
+        del built, pipeline
         torch.cuda.empty_cache()
     write_results(args.output, {"model": args.model, "weights": "random", "rows": rows}, device)
 

@@ -5,8 +5,8 @@ python -m research.benchmarks.viewers --measured live-gpu --output benchmarks/re
 Each GPU is a server with our own `Scheduler`, and each viewer the player of the page: it plays slower while
 there is little in its buffer, and stalls where nothing is left. Viewers come by chance (a Poisson process)
 and watch for a while (exponential); each goes to the GPU with the fewest, and stays there. Once everybody is
-let in, and once only as many as a GPU has time for, while the others wait. What `research.benchmarks.live`
-has measured with real servers is simulated, too, so that one can compare.
+let in, and once only as many as a GPU has time for, while the others wait. What `dummyforcing bench
+--viewers` has measured with real servers is simulated, too, so that one can compare.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from dummyforcing.client.viewers import SLOWEST, THIN
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.devices import choose_device
 from dummyforcing.server.engine import FULL
 from dummyforcing.server.live.session import PATIENCE
 from dummyforcing.server.scheduler import Scheduler, Turn
-from research.benchmarks.live import SLOWEST, THIN
 
 RESULTS = Path("benchmarks/results")
 WARM = 0.1
@@ -249,7 +249,7 @@ class Simulation:
 
 
 def together(server: Server, viewers: int, seconds: float) -> dict[str, float]:
-    """All begin within a second on one GPU and are let in, as `research.benchmarks.live` measures it."""
+    """All begin within a second on one GPU and are let in, as `dummyforcing bench --viewers` does."""
     run = Simulation(server, 1, admits=False)
     for number in range(viewers):
         run.at(number / viewers, partial(run.come, seconds))
@@ -295,7 +295,7 @@ def crowd(
 
 
 def of_measured(row: dict[str, Any]) -> dict[str, float]:
-    """The same of a row of `research.benchmarks.live`."""
+    """The same of a row of `dummyforcing bench --viewers`."""
     stalled = row["stalled_seconds"] / row["viewers"] / row["seconds"]
     return {"stalled": stalled, "late": stalled + row["slowed_s"]["p50"] / row["seconds"]}
 
@@ -303,7 +303,7 @@ def of_measured(row: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     """Simulate, and write the results."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--measured", default="live-gpu", help="result of research.benchmarks.live")
+    parser.add_argument("--measured", default="live-gpu", help="result of bench --viewers")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--stays", type=float, default=300.0, help="seconds that a viewer watches, mean")
     parser.add_argument("--seconds", type=float, default=80_000.0, help="simulated time, shared by the GPUs")

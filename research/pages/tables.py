@@ -241,7 +241,9 @@ def viewers() -> str:
     for name in LIVE:
         measured = load(name)
         what = (
-            f"model `{measured['model']}`" if measured["weights"] == "own" else f"{measured['model']}'s sizes"
+            f"model `{measured['model']}`"
+            if measured["weights"] != "random"
+            else f"{measured['model']}'s sizes"
         )
         conditions = [what, measured["size"], f"{measured['fps']} FPS", "VAE included"]
         conditions += [f"`--fp8 {measured['fp8']}`"] if measured["fp8"] != "none" else []

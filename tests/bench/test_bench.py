@@ -24,15 +24,18 @@ from dummyforcing.bench.flops import Flops, Work
 from dummyforcing.bench.measure import Diffusion, EndToEnd, Record
 from dummyforcing.bench.plans import fixture_plan, plan_of
 from dummyforcing.bench.rates import matmul_rate
-from dummyforcing.bench.run import Benchmark, Settings, configurations
+from dummyforcing.bench.run import Benchmark, Settings, configurations, one_by_one
 from dummyforcing.bench.summary import Rates, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.checkpoints.transformer import WAN_SIZES
 from dummyforcing.cli import main
+from dummyforcing.cli.serve import require_server_packages
+from dummyforcing.client.viewers import measure_viewers
 from dummyforcing.errors import UserError
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.request import make_request
+from dummyforcing.runtime.apart import run_apart
 from dummyforcing.sampling.block import BlockSampler
 from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
@@ -161,7 +164,7 @@ def test_figures_of_known_times(model_folder: Path) -> None:
         peak_bytes=None,
         reserved_bytes=None,
         diffusion=[
-            Diffusion(seconds, (plan,) * 3, past, 1000, None, None)
+            Diffusion(seconds, ((plan,),) * 3, past, 1000, None, None)
             for seconds in ((1.0, 0.5, 0.7), (2.0, 0.5, 0.9))
         ],
         end_to_end=[EndToEnd((2.0, 3.0, 5.0), (9, 12, 12), 1.5, None)],
@@ -179,6 +182,46 @@ def test_figures_of_known_times(model_folder: Path) -> None:
     chunks = [work.chunk(plan, frames, 1).total for frames in past[1:]]
     assert figures["tflops"] == pytest.approx(sum(chunks) / 1.3 / 1e12, abs=1e-6)
     assert figures["floor_fraction"] == pytest.approx(sum(chunks) / 1e9 / 1.3, abs=1e-4)
+
+
+def test_figures_of_a_batch(model_folder: Path) -> None:
+    """Two videos in chunks of 2 s together, of 0.5 s and 1 s by themselves, so the batch is slower."""
+    files = ModelFiles.open(model_folder)
+    (engine,) = build_candidates(files, ("none",), CPU, torch.float32, random=False).values()
+    plans = [plan_of("dummy", files.config, seed) for seed in range(2)]
+    request = make_request(files, ["a ball"] * 2, num_frames=33, plan=plans)
+    alone = one_by_one(request)
+    assert [(one.prompts, one.seed, one.plan) for one in alone] == [
+        (("a ball",), n, plans[n]) for n in (0, 1)
+    ]
+    assert one_by_one(alone[0]) == []
+
+    def video(seconds: float, samples: tuple[Plan, ...]) -> Diffusion:
+        return Diffusion((seconds,) * 3, (samples,) * 3, (0, 3, 6), 1000, None, None)
+
+    record = Record(
+        warm_up_s=1.5,
+        peak_bytes=None,
+        reserved_bytes=None,
+        diffusion=[video(2.0, request.plans)],
+        end_to_end=[EndToEnd((2.0, 4.0, 8.0), (9, 12, 12), 1.5, None)],
+        alone=[video(0.5, request.plans[:1]), video(1.0, request.plans[1:])],
+        alone_end_to_end=[
+            EndToEnd((1.0, 2.0, 3.0), (9, 12, 12), 1.0, None),  # 12 frames per second in its second half
+            EndToEnd((1.0, 3.0, 5.0), (9, 12, 12), 1.0, None),  # 6
+        ],
+    )
+    figures = summarise(record, engine, request, "none", Rates(1e9))
+    assert (figures["fps"], figures["fps_video"], figures["fps_end_to_end"]) == (12, 11, 8)
+    assert figures["one_after_another"] == {
+        "fps": 16,
+        "fps_video": pytest.approx(66 / 4.5, abs=1e-4),
+        "fps_end_to_end": 8,
+    }
+    work = Work(files.config, 2 * 3, 3)
+    assert figures["tflop_per_chunk"] == pytest.approx(
+        sum(work.chunk(plan, 6, 2).total for plan in request.plans) / 1e12
+    )
 
 
 def test_configurations() -> None:
@@ -268,6 +311,23 @@ def test_random_weights_of_a_public_model() -> None:
     assert row["fps"] > row["fps_end_to_end"] > 0
 
 
+def test_a_batch_in_turns_with_its_videos(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "b.json"
+    options = ["--model", str(model_folder), "--frames", "21", "--repeats", "1", "--batch", "1", "2"]
+    assert main(["bench", *options, "-o", str(output)]) == 0
+    printed = capsys.readouterr().out
+    one, two = json.loads(output.read_text())["configurations"]
+    assert (one["batch"], two["batch"]) == (1, 2)
+    assert "one_after_another" not in one
+    assert set(two["one_after_another"]) == {"fps", "fps_video", "fps_end_to_end"}
+    assert two["cache_bytes"] == 2 * one["cache_bytes"]
+    assert two["tflop_per_chunk"] == pytest.approx(2 * one["tflop_per_chunk"], rel=1e-2)
+    gain = two["fps"] / two["one_after_another"]["fps"]
+    assert f"{gain:.2f}x" in printed
+
+
 def test_diffusion_alone(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", str(model_folder), "--frames", "9", "--repeats", "1", "--policies", "window:1,1"]
     assert main(["bench", *options, "--no-vae", "-o", str(tmp_path / "b.json")]) == 0
@@ -287,6 +347,7 @@ def test_diffusion_alone(model_folder: Path, tmp_path: Path, capsys: pytest.Capt
         (["--frames", "80"], "take 69 or 81"),
         (["--repeats", "0"], "take 1 or more"),
         (["--warm-up-chunks", "0"], "take 1 or more"),
+        (["--batch", "0"], "take 1 or more"),
         (["--skip-steps", "0"], "the first one always runs; take 1 to 1"),
         (["--skip-steps", "2"], "take 1 to 1"),
         (["--model", "krea-realtime"], "take a model of sampler 'block'"),
@@ -328,3 +389,70 @@ def test_ctrl_c_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
     os.close(terminal)
     assert seen.rstrip().endswith(b"Interrupted.")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_viewers_watch(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server of real connections: a small model has time for two, and both see all of their seconds."""
+    output = tmp_path / "v.json"
+    options = [
+        "--model",
+        str(model_folder),
+        "--viewers",
+        "1",
+        "2",
+        "--seconds",
+        "1",
+        "--policies",
+        "window:1,1",
+    ]
+    assert main(["bench", *options, "-o", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "random, 48x32, window:1,1: a chunk takes" in printed
+    results = json.loads(output.read_text())
+    assert (results["weights"], results["policy"], results["size"]) == ("real", "window:1,1", "48x32")
+    assert [row["viewers"] for row in results["rows"]] == [1, 2]
+    assert results["admits"] >= 1
+    assert 0 < results["first_picture_alone_s"]["p50"] < 5
+    for row in results["rows"]:
+        assert 0 < row["first_picture_s"]["p50"] <= row["first_picture_s"]["max"]
+        assert 0 <= row["slowed_s"]["p50"] <= row["seconds"]
+        assert 0 <= row["stalled_seconds"] <= row["viewers"] * row["seconds"] + 1
+
+
+def test_viewers_of_a_model_without_a_text_encoder(model_folder: Path) -> None:
+    """As one of random weights is."""
+    files = ModelFiles.open(model_folder)
+    built = run_apart(lambda: build_candidates(files, ("none",), CPU, torch.float32, random=False))
+    found = measure_viewers(built["none"].pipeline, [1], 0.1, {}, starts=1)
+    assert found["rows"][0]["viewers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--viewers", "0"], "take 1 viewer or more"),
+        (["--viewers", "1", "--seconds", "0"], "take more than 0"),
+        (["--viewers", "1", "--no-vae"], "made one by one, with the VAE; leave the rest out"),
+        (["--viewers", "1", "--batch", "4"], "made one by one, with the VAE; leave the rest out"),
+        (["--viewers", "1", "--sizes", "48x32", "64x64"], "watch videos of one kind; give one size"),
+        (["--viewers", "1", "--gpus", "1", "2"], "watch videos of one kind; give one gpus"),
+    ],
+)
+def test_what_viewers_cannot_watch(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["bench", "--model", str(model_folder), *options]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_viewers_need_the_server(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        require_server_packages.__globals__, "find_spec", lambda name: None if name == "uvicorn" else name
+    )
+    assert main(["bench", "--model", str(model_folder), "--viewers", "1"]) == 2
+    assert (
+        "not installed: uvicorn; get them with pip install 'dummyforcing[server]'" in capsys.readouterr().err
+    )

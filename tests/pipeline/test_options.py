@@ -61,7 +61,7 @@ WRONG: dict[str, list[object]] = {
     "policy": [None, 5, [], b"dummy"],
     "dummy_fraction": ["0.5", [0.5], True],
     "budget": [5, []],
-    "plan": [5, [], b"plan.json"],
+    "plan": [5, [5], b"plan.json"],
     "guard": ["0.1", [0.1], True],
     "image": [5, b"a.png", ["a.png"]],
     "switches": [5, None, [5], [()], [(1,)], [(1, 2)], [("1", "a")], [(1, "a", 3)], {1: "a"}],

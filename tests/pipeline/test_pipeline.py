@@ -52,6 +52,24 @@ def test_stream_is_generate(pipeline: DummyForcingPipeline) -> None:
     assert [chunk.timings.pixel_frames for chunk in chunks] == [1, 9, 21, 33]
 
 
+def test_a_plan_for_each_video_of_a_batch(pipeline: DummyForcingPipeline) -> None:
+    layers, heads = pipeline.files.config.num_layers, pipeline.files.config.num_heads
+    plans = [Plan.uniform(layers, heads, context) for context in (HeadContext(0, 1), HeadContext(1, 3))]
+    options: dict[str, Any] = {"num_frames": 21, "output_type": "latent"}
+    together = pipeline([PROMPT] * 2, plan=plans, seed=5, **options)
+    assert list(together.plans) == plans
+    for number, plan in enumerate(plans):
+        alone = pipeline(PROMPT, plan=plan, seed=5 + number, **options)
+        torch.testing.assert_close(together.frames[number], alone.frames[0], rtol=2e-5, atol=2e-5)
+    with pytest.raises(UserError, match="2 head plans cannot be those of 3 videos; give one for all"):
+        make_request(pipeline.files, [PROMPT] * 3, plan=plans)
+    with pytest.raises(UserError, match="0 head plans cannot be those of 1 video; give one"):
+        make_request(pipeline.files, PROMPT, plan=[])
+    assert make_request(pipeline.files, [PROMPT] * 2, plan=plans[1]).plans == (plans[1],) * 2
+    held = [make_request(pipeline.files, PROMPT, plan=plan).cache_frames() for plan in plans]
+    assert make_request(pipeline.files, [PROMPT] * 2, plan=plans).cache_frames() == sum(held) / 2
+
+
 def test_every_chunk_has_the_measures_of_each_video(pipeline: DummyForcingPipeline) -> None:
     chunks = list(pipeline.stream([PROMPT, "a blue cube spins"], num_frames=45))
     for video in range(2):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from research.benchmarks.live import SLOWEST, THIN
+from dummyforcing.client.viewers import SLOWEST, THIN
 from research.benchmarks.viewers import LONG, Server, crowd, play, played, together
 from research.pages.viewers import most_below
 

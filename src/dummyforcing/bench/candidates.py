@@ -38,7 +38,8 @@ class EncodedPrompt(TextEncoder):
     """Gives one prompt's embeddings for every prompt: the prompt is encoded already."""
 
     def __init__(self, embeddings: Tensor) -> None:
-        self.embeddings = embeddings
+        self.embeddings, self.text_len = embeddings, embeddings.shape[1]
+        self.tokenizer = None
 
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """The same for all, `(B, text_len, text_dim)`."""

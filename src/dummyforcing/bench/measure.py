@@ -19,8 +19,8 @@ class Diffusion:
 
     seconds: tuple[float, ...]
     """Of every chunk, on the device."""
-    plans: tuple[Plan, ...]
-    """What the heads saw in every chunk."""
+    plans: tuple[tuple[Plan, ...], ...]
+    """What the heads saw in every chunk, one plan for each video of a batch."""
     past: tuple[int, ...]
     """Frames that every chunk had before it."""
     cache_bytes: int
@@ -38,7 +38,7 @@ class EndToEnd:
     arrivals: tuple[float, ...]
     """Seconds from the start until pixel frames were there: those of a chunk, or of a part of the first."""
     pixel_frames: tuple[int, ...]
-    """How many came each time."""
+    """How many of each video of a batch came each time."""
     first_frame: float
     """Seconds until the first pixel frame was there."""
     peak_bytes: int | None
@@ -55,6 +55,10 @@ class Record:
     """The most that torch held of the GPU's memory then, having begun with nothing in stock."""
     diffusion: list[Diffusion] = field(default_factory=list)
     end_to_end: list[EndToEnd] = field(default_factory=list)
+    alone: list[Diffusion] = field(default_factory=list)
+    """The videos of a batch one after another, as often as `diffusion` has the batch."""
+    alone_end_to_end: list[EndToEnd] = field(default_factory=list)
+    """Likewise, as `end_to_end`."""
 
 
 class Memory:
@@ -105,7 +109,7 @@ def diffuse(candidate: Candidate, request: Request) -> Diffusion:
     rollout, total = candidate.pipeline.rollout(request), request.length // request.chunk_frames
     plans, past, early, events = [], [], None, [Event(device)]
     for chunk in range(total):
-        plans.append(rollout.sampler.plan)
+        plans.append(rollout.sampler.plans)
         latents = rollout.next_latents()
         events.append(Event(device))
         past.append(rollout.sampler.frames - latents.shape[1])

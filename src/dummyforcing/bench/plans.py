@@ -62,13 +62,14 @@ def fixture_plan(
     )
 
 
-def plan_of(policy: str, config: ModelConfig) -> Plan | None:
+def plan_of(policy: str, config: ModelConfig, seed: int = 0) -> Plan | None:
     """The fixed plan of a policy's name, in place of one that is found on the way.
 
     Args:
         policy: `dummy`; `long:N,CAP` or `long:N`, where N neighbor heads see CAP past frames, or all; or a
             policy of `dummyforcing generate`, of which heads are classified on the way.
         config: Sizes of the model.
+        seed: Another one gives other heads the same roles.
 
     Returns:
         The plan of the first two; None: the policy does without.
@@ -79,7 +80,7 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
     name, _, numbers = policy.partition(":")
     layers, heads = config.num_layers, config.num_heads
     if policy == "dummy":
-        return fixture_plan(layers, heads)
+        return fixture_plan(layers, heads, seed=seed)
     if name != "long":
         known = (*POLICIES, *installed(), "native")
         if name not in known and not is_code(policy):
@@ -93,4 +94,4 @@ def plan_of(policy: str, config: ModelConfig) -> Plan | None:
             f"Policy '{policy}' cannot be read", "write long:N,CAP with whole numbers, or long:N", "policy"
         )
     cap = int(parts[1]) if len(parts) == 2 else None
-    return fixture_plan(layers, heads, neighbors=int(parts[0]), recent=cap, name=policy)
+    return fixture_plan(layers, heads, neighbors=int(parts[0]), recent=cap, name=policy, seed=seed)

@@ -56,6 +56,8 @@ class Settings:
     """Head plans by name, measured like policies of these names."""
     gpus: tuple[int, ...] = (1,)
     """How many GPUs make each video together; 1 and one other number at most."""
+    batch: tuple[int, ...] = (1,)
+    """How many videos are made together in one pass; several also one after another."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Configuration:
     fp8: Fp8
     skip_steps: tuple[int, ...]
     gpus: int = 1
+    batch: int = 1
 
     def __str__(self) -> str:
         height, width = self.size
@@ -75,6 +78,7 @@ class Configuration:
         parts += [f"fp8 {self.fp8}"] if self.fp8 != "none" else []
         parts += [f"without step {','.join(map(str, self.skip_steps))}"] if self.skip_steps else []
         parts += [f"{self.gpus} GPUs"] if self.gpus > 1 else []
+        parts += [f"batch {self.batch}"] if self.batch > 1 else []
         return ", ".join(parts)
 
 
@@ -87,11 +91,21 @@ def configurations(settings: Settings) -> list[Configuration]:
     for size, policy in product(dict.fromkeys(settings.sizes), policies):
         # What is there for comparison alone is so with the first of the modes.
         modes = settings.fp8[:1] if policy == "dense" and only_compared else settings.fp8
-        for mode, gpus in product(modes, dict.fromkeys(settings.gpus)):
-            rows.append(Configuration(size, policy, mode, (), gpus))
+        for mode, *numbers in product(modes, dict.fromkeys(settings.gpus), dict.fromkeys(settings.batch)):
+            rows.append(Configuration(size, policy, mode, (), *numbers))
             if settings.skip_steps and policy != "dense":
-                rows.append(Configuration(size, policy, mode, settings.skip_steps, gpus))
+                rows.append(Configuration(size, policy, mode, settings.skip_steps, *numbers))
     return rows
+
+
+def one_by_one(request: Request) -> list[Request]:
+    """The videos of a batch, each as a request of its own; empty if there is but one."""
+    if len(request.prompts) == 1:
+        return []
+    return [
+        replace(request, prompts=(prompt,), seed=request.seed + n, plans=request.plans[n : n + 1])
+        for n, prompt in enumerate(request.prompts)
+    ]
 
 
 class Benchmark:
@@ -141,6 +155,8 @@ class Benchmark:
                 "Several GPUs are measured with random weights only", "leave weights out", "gpus"
             )
         self._several = several[0] if several else 1
+        if not settings.batch or min(settings.batch) < 1:
+            raise BadRequest("A batch has at least one video", "take 1 or more", "batch")
         if not (settings.sizes and (settings.policies or settings.plans) and settings.fp8):
             raise BadRequest("Nothing is to be measured", "give a size, a policy and an FP8 mode")
         if set(settings.fp8) != {"none"} and not has_float8(device):
@@ -152,25 +168,27 @@ class Benchmark:
             require_memory(files, request, dtype, device, offload=random)  # then without a text encoder
 
     def _request(self, row: Configuration) -> Request:
-        plan = self.settings.plans.get(row.policy)
-        if plan is None:
-            plan = plan_of(row.policy, self.files.config)
-        elif self._random:
-            plan = replace(plan, fingerprint=None)  # the sizes are what counts
+        given = self.settings.plans.get(row.policy)
+        if given is not None and self._random:
+            given = replace(given, fingerprint=None)  # the sizes are what counts
+        plans = [given or plan_of(row.policy, self.files.config, seed) for seed in range(row.batch)]
+        is_fixed = None not in plans
         return make_request(
             self.files,
-            "a video",
+            ["a video"] * row.batch,
             num_frames=self.settings.frames,
             size=row.size,
-            policy="dummy" if plan else policy_of(row.policy),
-            plan=plan,
+            policy="dummy" if is_fixed else policy_of(row.policy),
+            plan=plans if is_fixed else None,
             teacache=row.skip_steps or None,
         )
 
     @property
     def videos(self) -> int:
         """Number of videos that will be made, those that do not count included."""
-        return len(self.rows) * (1 + self.settings.repeats * (1 + self.settings.vae))
+        kinds = self.settings.repeats * (1 + self.settings.vae)
+        several = [row.batch for row in self.rows if row.batch > 1]
+        return len(self.rows) * (1 + kinds) + len(several) + kinds * sum(several)
 
     def run(self, report: Report = lambda text: None) -> dict[str, object]:
         """Measure.
@@ -227,13 +245,24 @@ class Benchmark:
         for row, (candidate, request) in rows.items():
             report(f"{row}: warm-up")
             records[row] = warm_up(candidate, request, settings.warm_up_chunks, settings.vae)
+            for one in one_by_one(request)[:1]:
+                report(f"{row}: warm-up, one by itself")
+                warm_up(candidate, one, settings.warm_up_chunks, settings.vae)
         for _ in range(settings.repeats):
             for row, (candidate, request) in rows.items():
+                record, alone = records[row], one_by_one(request)
                 report(f"{row}: diffusion")
-                records[row].diffusion.append(diffuse(candidate, request))
-                if settings.vae:
-                    report(f"{row}: end to end")
-                    records[row].end_to_end.append(make_video(candidate, request))
+                record.diffusion.append(diffuse(candidate, request))
+                for one in alone:
+                    report(f"{row}: diffusion, one after another")
+                    record.alone.append(diffuse(candidate, one))
+                if not settings.vae:
+                    continue
+                report(f"{row}: end to end")
+                record.end_to_end.append(make_video(candidate, request))
+                for one in alone:
+                    report(f"{row}: end to end, one after another")
+                    record.alone_end_to_end.append(make_video(candidate, one))
         return records
 
     def _conditions(self, rates: Rates) -> dict[str, object]:
@@ -257,12 +286,13 @@ class Benchmark:
     def _result(
         self, row: Configuration, record: Record, candidate: Candidate, rates: Rates
     ) -> dict[str, object]:
-        plan = record.diffusion[0].plans[-1]
+        plan = record.diffusion[0].plans[-1][0]  # of a batch, the first one's
         return {
             "size": list(row.size),
             "policy": row.policy,
             "fp8": row.fp8,
             "gpus": row.gpus,
+            "batch": row.batch,
             "attention": _attention(candidate.pipeline),
             "skip_steps": list(row.skip_steps),
             "heads": {

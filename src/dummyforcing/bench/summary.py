@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dummyforcing.bench.candidates import Candidate
 from dummyforcing.bench.flops import Flops, Work
@@ -58,6 +59,7 @@ def summarise(record: Record, candidate: Candidate, request: Request, mode: str,
         "warm_up_s": short(record.warm_up_s),
         **_speed(record, candidate, request),
         **_end_to_end(record.end_to_end, candidate, request),
+        **_one_after_another(record, candidate, request),
         "cache_bytes": record.diffusion[0].cache_bytes,
         "peak_bytes": None if peak is None else peak + candidate.weight_bytes,
         "peak_reserved_bytes": record.reserved_bytes,
@@ -68,15 +70,11 @@ def summarise(record: Record, candidate: Candidate, request: Request, mode: str,
 
 def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
     """Figures of diffusion alone."""
-    preset = candidate.pipeline.files.preset
     seconds = np.array([video.seconds for video in record.diffusion])
-    typical = np.median(seconds, axis=0)
     latencies = 1000 * seconds[:, steady(request)].ravel()
-    pixel_frames = preset.chunk_frames * PIXEL_FRAMES_PER_FRAME
     return {
-        "chunk_ms": [short(1000 * float(s)) for s in typical],
-        "fps": short(pixel_frames / float(np.median(typical[steady(request)]))),
-        "fps_video": short(preset.pixel_frames(request.length) / float(typical.sum())),
+        "chunk_ms": [short(1000 * float(s)) for s in np.median(seconds, axis=0)],
+        **_fps(seconds, candidate, request),
         "latency_ms": {
             "p50": short(float(np.percentile(latencies, 50))),
             "p99": short(float(np.percentile(latencies, 99))),
@@ -85,16 +83,47 @@ def _speed(record: Record, candidate: Candidate, request: Request) -> Figures:
     }
 
 
+def _fps(seconds: NDArray[np.float64], candidate: Candidate, request: Request) -> Figures:
+    """Pixel frames per second of all videos of a request, from the `seconds (n, chunks)` of n times."""
+    preset, batch = candidate.pipeline.files.preset, len(request.prompts)
+    typical = np.median(seconds, axis=0)
+    of_chunk = batch * preset.chunk_frames * PIXEL_FRAMES_PER_FRAME
+    return {
+        "fps": short(of_chunk / float(np.median(typical[steady(request)]))),
+        "fps_video": short(batch * preset.pixel_frames(request.length) / float(typical.sum())),
+    }
+
+
+def _one_after_another(record: Record, candidate: Candidate, request: Request) -> Figures:
+    """Figures of the videos of a batch, each made by itself after the other; none if there is but one."""
+    if not record.alone:
+        return {}
+    batch = len(request.prompts)
+    seconds = np.array([video.seconds for video in record.alone])
+    found = _fps(seconds.reshape(-1, batch, seconds.shape[1]).sum(1), candidate, request)
+    videos = record.alone_end_to_end
+    if videos:
+        half = _pixel_frames_before(candidate, request)
+        slowness = np.array([1 / _steady_fps(video, half) for video in videos]).reshape(-1, batch)
+        found["fps_end_to_end"] = short(float(np.median(1 / slowness.mean(1))))
+    return {"one_after_another": found}
+
+
 def _end_to_end(videos: Sequence[EndToEnd], candidate: Candidate, request: Request) -> Figures:
     """Figures of whole videos, if there are any."""
     if not videos:
         return {}
-    preset, before = candidate.pipeline.files.preset, request.length // request.chunk_frames // 2
-    half = preset.pixel_frames(before * preset.chunk_frames) if before else 0
+    half, batch = _pixel_frames_before(candidate, request), len(request.prompts)
     return {
-        "fps_end_to_end": short(median(_steady_fps(video, half) for video in videos)),
+        "fps_end_to_end": short(batch * median(_steady_fps(video, half) for video in videos)),
         "first_frame_ms": short(1000 * median(video.first_frame for video in videos)),
     }
+
+
+def _pixel_frames_before(candidate: Candidate, request: Request) -> int:
+    """Pixel frames of a video before its second half."""
+    preset, before = candidate.pipeline.files.preset, request.length // request.chunk_frames // 2
+    return preset.pixel_frames(before * preset.chunk_frames) if before else 0
 
 
 def _steady_fps(video: EndToEnd, half: int) -> float:
@@ -111,14 +140,16 @@ def _efficiency(record: Record, candidate: Candidate, request: Request, mode: st
     work = Work(config, rows * columns, preset.chunk_frames, preset.local_attention_size)
     steps = len(preset.schedule.steps) - len(candidate.pipeline.skipped_steps(request))
     plans, past = record.diffusion[0].plans, record.diffusion[0].past
-    counted = [work.chunk(plan, frames, steps) for plan, frames in zip(plans, past, strict=True)]
-    counted = counted[steady(request)]
+    counted = [
+        sum((work.chunk(plan, frames, steps) for plan in samples), Flops())
+        for samples, frames in zip(plans, past, strict=True)
+    ][steady(request)]
     taken = float(np.median([video.seconds for video in record.diffusion], axis=0)[steady(request)].sum())
     floor = sum(rates.floor(part, mode) for part in counted)
     return {
         "steps": steps,
-        "past_frames": short(_mean_past(work, plans[-1], past[-1])),
-        "tflop_per_forward": short(work.forward(plans[-1], past[-1]).total / 1e12),
+        "past_frames": short(mean(_mean_past(work, plan, past[-1]) for plan in plans[-1])),
+        "tflop_per_forward": short(sum(work.forward(plan, past[-1]).total for plan in plans[-1]) / 1e12),
         "tflop_per_chunk": short(counted[-1].total / 1e12),
         "attention_share": short(1 - sum(p.linear for p in counted) / sum(p.total for p in counted)),
         "tflops": short(sum(part.total for part in counted) / taken / 1e12),

@@ -15,8 +15,8 @@ from dummyforcing.kernels.transfers import send
 class HeadGroup:
     """The keys and values that some heads of some samples attend to in one attention call."""
 
-    samples: Tensor | None
-    """Which samples, `(B',)` int64; None: all."""
+    samples: slice | Tensor | None
+    """Which samples: a run of them, of which nothing is copied, or `(B',)` int64; None: all."""
     heads: Tensor | None
     """Which of the heads that are kept here, `(H',)` int64; None: all, in order."""
     k: Tensor
@@ -34,12 +34,14 @@ class HeadGroup:
     def select(self, x: Tensor) -> Tensor:
         """Take this group's part of `x (B, L, H, D)`."""
         if self.samples is not None:
-            x = x.index_select(0, self.samples)
+            x = x[self.samples]
         return x if self.heads is None else x.index_select(2, self.heads)
 
     def scatter(self, out: Tensor, part: Tensor) -> None:
         """Write `part (B', L, H', D)` to its place in `out (B, L, H, D)`."""
-        if self.samples is not None and self.heads is not None:
+        if isinstance(self.samples, slice):
+            replace(self, samples=None).scatter(out[self.samples], part)
+        elif self.samples is not None and self.heads is not None:
             out[self.samples[:, None], :, self.heads] = part.transpose(1, 2)
         elif self.samples is not None:
             out.index_copy_(0, self.samples, part)
@@ -173,9 +175,12 @@ class GroupCache:
         moves = sizes.local_attention_size is not None
         self.pinned_k = self._empty(max(s.context.sink for s in self.slots) if moves else 0)
         self._shifts = [0] * len(self._runs)
-        everyone = len(self.samples) == sizes.batch
         every_head = self.heads == self.own
-        self._samples = None if everyone else send(torch.tensor(self.samples), sizes.device)
+        self._samples: slice | Tensor | None = None
+        if len(self.samples) < sizes.batch:
+            run = slice(self.samples[0], self.samples[-1] + 1)
+            is_run = run.stop - run.start == len(self.samples)
+            self._samples = run if is_run else send(torch.tensor(self.samples), sizes.device)
         self._heads = (
             None
             if every_head

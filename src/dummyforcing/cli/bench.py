@@ -1,5 +1,6 @@
 """`dummyforcing bench`: how fast videos are made, and what that takes."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -11,6 +12,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 from dummyforcing.cli.common import FP8, bar, check_output, open_files
 from dummyforcing.cli.flags import FlagsOf, Found, Given, command
 from dummyforcing.cli.terminal import tell, wrote
+from dummyforcing.cli.viewers import Audience, one_each
+from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -40,10 +43,13 @@ def bench(
     ] = (),
     fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
     gpus: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1,),
+    batch: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1,),
     teacache: Annotated[
         tuple[int, ...], arg(name="skip-steps", metavar="N ...", help_behavior_hint="(default: none)")
     ] = (),
     num_frames: Annotated[int, arg(name="frames", metavar="N")] = 81,
+    viewers: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="(default: none)")] = (),
+    seconds: Annotated[float, arg(metavar="S")] = 60.0,
     compare: FlagCreatePairsOff[bool] = False,
     vae: bool = True,
     repeats: int = 3,
@@ -71,6 +77,12 @@ def bench(
     Head plans, with the spread over the layers that they have, such as those of 'heads import':
       dummyforcing bench --model self-forcing --plan plan.json --compare
 
+    What it brings to make four videos together, each with a head plan of its own:
+      dummyforcing bench --model self-forcing --batch 4
+
+    How many viewers the live server has time for (extra 'server'): all are let in, each for half a minute:
+      dummyforcing bench --viewers 1 2 3 --seconds 30
+
     What a second GPU brings:
       dummyforcing bench --model self-forcing --sizes 480p 720p 1080p --gpus 1 2
 
@@ -85,9 +97,14 @@ def bench(
             the model. With random weights any plan of the model's size will do.
         fp8: none, linear (linear maps in FP8) or all (attention too).
         gpus: How many GPUs make each video together: 1, another number, or both, in turns.
+        batch: How many videos are made together in one pass; where a policy has roles, each has a plan of its
+            own. Several are also made one after another, in turns with the batch.
         teacache: Every policy but dense also without these denoising steps, from 0, as TeaCache leaves them
             out. Which ones it would is up to the weights; 'generate --teacache' tells.
         num_frames: Pixel frames of every video.
+        viewers: Start the live server, and let so many viewers watch at once, one number after the other, in
+            place of all else: of one size, FP8 mode, number of GPUs and policy, with the VAE.
+        seconds: How long viewers watch.
         compare: Also measure the dense cache, in turns with the others, and print how much faster they are.
         vae: Also measure whole videos: decoded, with the pixel frames on the host.
         repeats: Videos of every configuration and kind; medians are taken.
@@ -96,34 +113,49 @@ def bench(
     """
     check_output(output, ".json")
 
-    from dummyforcing.bench.report import benchmark_report
-    from dummyforcing.bench.run import Benchmark, Settings
+    from dummyforcing.bench.report import benchmark_report, viewers_report
     from dummyforcing.evaluation.results import write_results
-    from dummyforcing.pipeline.devices import choose_device, choose_dtype
-    from dummyforcing.pipeline.shipped import read_plan
-    from dummyforcing.presets.preset import parse_size
+    from dummyforcing.pipeline.devices import choose_device
 
     where = choose_device(load.get("device", "auto"))
-    name = model or ("self-forcing" if where.type == "cuda" else "tiny")
-    files = open_files(name, load)
-    settings = Settings(
-        sizes=tuple(map(parse_size, size)) or (files.preset.size,),
-        policies=policy or (() if plan else ("dummy",)),
-        plans={text: found for text in plan if (found := read_plan(files, text))},
-        fp8=fp8,
-        gpus=gpus,
-        skip_steps=teacache,
-        frames=num_frames,
-        compare=compare,
-        vae=vae,
-        repeats=repeats,
-        warm_up_chunks=warm_up_chunks,
-    )
+    files = open_files(model or ("self-forcing" if where.type == "cuda" else "tiny"), load)
     is_random = files.folder is None and "weights" not in load
-    benchmark = Benchmark(files, settings, where, choose_dtype(load.get("torch_dtype"), where), is_random)
-    with _counting(benchmark.videos) as report:
-        results = benchmark.run(report)
-    tell(*benchmark_report(results))
+    if not 0 < seconds < math.inf:
+        raise BadRequest(f"Nobody can watch for {seconds:g} s", "take more than 0", "seconds")
+    if viewers:
+        if plan or teacache or compare or not vae or batch != (1,):
+            raise BadRequest(
+                "Viewers watch videos that are made one by one, with the VAE", "leave the rest out", "viewers"
+            )
+        one_kind = one_each(size=size, policy=policy, fp8=fp8, gpus=gpus)
+        audience = Audience(files, load, is_random, viewers, seconds, **one_kind)
+        with _counting(len(viewers) + 1, "run") as report:
+            results = audience.measure(report)
+        tell(*viewers_report(results))
+    else:
+        from dummyforcing.bench.run import Benchmark, Settings
+        from dummyforcing.pipeline.devices import choose_dtype
+        from dummyforcing.pipeline.shipped import read_plan
+        from dummyforcing.presets.preset import parse_size
+
+        settings = Settings(
+            sizes=tuple(map(parse_size, size)) or (files.preset.size,),
+            policies=policy or (() if plan else ("dummy",)),
+            plans={text: found for text in plan if (found := read_plan(files, text))},
+            fp8=fp8,
+            gpus=gpus,
+            batch=batch,
+            skip_steps=teacache,
+            frames=num_frames,
+            compare=compare,
+            vae=vae,
+            repeats=repeats,
+            warm_up_chunks=warm_up_chunks,
+        )
+        benchmark = Benchmark(files, settings, where, choose_dtype(load.get("torch_dtype"), where), is_random)
+        with _counting(benchmark.videos, "video") as report:
+            results = benchmark.run(report)
+        tell(*benchmark_report(results))
     if output is not None:
         write_results(output, results, where)
         wrote(output)
@@ -131,13 +163,13 @@ def bench(
 
 
 @contextmanager
-def _counting(total: int) -> "Iterator[Report]":
-    """A progress bar that counts videos and tells what the next one is."""
-    with bar(total=total, unit="video") as shown:
+def _counting(total: int, unit: str) -> "Iterator[Report]":
+    """A progress bar that counts what is done and tells what comes next."""
+    with bar(total=total, unit=unit) as shown:
         begun = count()
 
         def report(text: str) -> None:
-            shown.update(min(next(begun), 1))  # the one before is done, if there is one
+            shown.update(min(next(begun), 1))  # what was before is done, if there is anything
             shown.set_description(text)
 
         yield report

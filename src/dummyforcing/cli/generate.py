@@ -186,7 +186,7 @@ def generate(
     frames, scenes = preset.pixel_frames(request.length), request.scenes
     asked = [0.0, *sorted(seconds for seconds, _ in read_switches(options.get("switches", ())))]
     native_policy = choose_policy(preset, "native")
-    native = replace(request, policy=native_policy, plan=None, guard=None, teacache=None)
+    native = replace(request, policy=native_policy, plans=(), guard=None, teacache=None)
     if save_plan and not request.has_plan:
         raise BadRequest(
             f"There would be no head plan to save: policy '{request.policy.name}' finds none in {frames} "

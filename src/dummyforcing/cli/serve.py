@@ -61,7 +61,7 @@ def serve(
         given: Settings of the server.
     """
     settings = read_settings(given, config)
-    _require_packages()
+    require_server_packages()
 
     from dummyforcing.server.run import listening, run
     from dummyforcing.server.storage.store import Store
@@ -103,7 +103,12 @@ def serve(
         run(app, listener, started, trust_proxy=settings.trust_proxy)
 
 
-def _require_packages() -> None:
+def require_server_packages() -> None:
+    """Refuse to go on without the packages of the server.
+
+    Raises:
+        BadRequest: If one is not installed.
+    """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise BadRequest(

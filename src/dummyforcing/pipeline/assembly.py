@@ -74,7 +74,7 @@ def sampler_maker(
         schedule=_schedule(preset.schedule, request.strength),
         latent_shape=(len(request.prompts), model.config.in_dim, height, width),
         chunk_frames=preset.chunk_frames,
-        plan=request.plan,
+        plan=request.plans or None,
         frames=frames,
         local_attention_size=preset.local_attention_size,
         fused=fused,

@@ -218,7 +218,7 @@ def _ways(files: ModelFiles, plain: _Way, device: torch.device, loaded: bool) ->
     preset, request = files.preset, plain.request
     ways = [plain]
     if not request.has_roles:
-        sparse = replace(request, policy=choose_policy(preset, "dummy"), plan=None)
+        sparse = replace(request, policy=choose_policy(preset, "dummy"), plans=())
         ways += [way.with_('policy="dummy"', request=sparse) for way in ways]
     if device.type == "cuda" and not plain.offload:
         ways += [way.with_("offload=True", offload=True) for way in ways]

@@ -128,8 +128,11 @@ class VideoOptions:
     budget: str | None = option(None, metavar="window:N|SIZE", hint="window:12 with policy long")
     """What policy long may cost: window:12, as much as if every head saw 12 latent frames, the chunk
     included; or the size of the KV cache, such as 500MB or 2GB."""
-    plan: "Plan | str | Path | None" = option(None, metavar="FILE.json|shipped", hint="find one")
-    """Head plan to use from the first chunk on; shipped: the one that comes with the model."""
+    plan: "Plan | Sequence[Plan] | str | Path | None" = option(
+        None, metavar="FILE.json|shipped", hint="find one"
+    )
+    """Head plan to use from the first chunk on; shipped: the one that comes with the model. In Python also a
+    list of plans, one for each video of a batch."""
     guard: "Guard | float | None" = option(
         None,
         kind=float,

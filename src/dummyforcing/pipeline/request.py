@@ -31,7 +31,7 @@ from dummyforcing.pipeline.choices import (
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.option import shorten
 from dummyforcing.pipeline.options import VideoOptions, choose
-from dummyforcing.pipeline.shipped import read_plan, read_teacache
+from dummyforcing.pipeline.shipped import read_plans, read_teacache
 from dummyforcing.pipeline.switches import Switch, place_switches, read_switches
 from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, SIZE_MULTIPLE, Preset, parse_size
 from dummyforcing.sampling.guard import Guard, recalled_context
@@ -53,7 +53,8 @@ class Request:
     seed: int
     """Of the first sample's noise, unless it has `generators`."""
     policy: Policy
-    plan: Plan | None
+    plans: tuple[Plan, ...]
+    """Given to begin with, one per sample; empty: they are found, or there are none."""
     current: int
     """Latent frames that are denoised at a time."""
     chunk_frames: int
@@ -80,6 +81,11 @@ class Request:
     """Text encoder's output, `(B, text_len, text_dim)`; None: the prompts are encoded."""
 
     @property
+    def plan(self) -> Plan | None:
+        """The given plan of the first sample."""
+        return self.plans[0] if self.plans else None
+
+    @property
     def chunks(self) -> int | None:
         """Chunks of the video; None: it has no end."""
         return None if self.frames is None else self.frames // self.chunk_frames
@@ -98,12 +104,12 @@ class Request:
     @property
     def has_roles(self) -> bool:
         """Whether heads have roles, given or to be found."""
-        return self.plan is not None or self.policy.roles is not None
+        return bool(self.plans) or self.policy.roles is not None
 
     @property
     def has_plan(self) -> bool:
         """Whether the video ends with a plan: given, or found on the way."""
-        return self.plan is not None or (
+        return bool(self.plans) or (
             self.policy.roles is not None
             and (self.chunks is None or self.chunks > self.policy.classify_at_chunk)
         )
@@ -126,11 +132,14 @@ class Request:
         def held(context: HeadContext, most: int = most) -> Fraction:
             return Fraction(most if context.total is None else context.total + self.current)
 
-        if self.plan is not None:
-            counts = self.plan.counts
-            heads = sum(counts.values())
-            held_of_role = (held(context) * counts[role] for role, context in self.plan.table.items())
-            found = sum(held_of_role, Fraction()) / heads
+        if self.plans:
+            counted = [
+                (held(context), plan.counts[role])
+                for plan in self.plans
+                for role, context in plan.table.items()
+            ]
+            found = sum((frames * heads for frames, heads in counted), Fraction())
+            found /= sum(heads for _, heads in counted)
             return max(found, held(recalled_context(self.policy, chunk))) if self.guard else found
         if self.policy.roles is None:
             return held(self.policy.initial)
@@ -181,14 +190,15 @@ def check_request(
         frames = None if options.num_frames is None else preset.latent_frames(options.num_frames)
     size = _size(preset, options)
     policy = choose_policy(preset, options.policy, frames)
-    plan = read_plan(files, options.plan)
+    plans = read_plans(files, options.plan, len(prompts))
+    plan = plans[0] if plans else None
     policy = choose_heads(policy, plan, options.dummy_fraction, options.budget)
     if policy.budget is not None and plan is None and (options.budget or isinstance(options.policy, str)):
         past = _past_within(files, options.budget or DEFAULT_BUDGET, size, cache_dtype)
         policy = replace(policy, budget=past)
     check_first_frames(preset, policy)
-    if plan is not None:
-        plan.require(files.config.num_layers, files.config.num_heads)
+    for one in plans:
+        one.require(files.config.num_layers, files.config.num_heads)
     guard = options.guard if not isinstance(options.guard, int | float) else Guard(tolerance=options.guard)
     begin = read_begin(
         preset, options.image, options.video, options.video_from, options.strength, frames, size
@@ -200,7 +210,7 @@ def check_request(
         size,
         options.seed,
         policy,
-        plan,
+        plans,
         current=preset.current_frames,
         chunk_frames=preset.chunk_frames,
         past=preset.past_frames(frames),

@@ -25,6 +25,31 @@ def read_plan(files: ModelFiles, plan: Plan | str | Path | None) -> Plan | None:
     return Plan.load(plan)
 
 
+def read_plans(
+    files: ModelFiles, plan: Plan | Sequence[Plan] | str | Path | None, batch: int
+) -> tuple[Plan, ...]:
+    """The head plan of each video of a batch; empty: none is given.
+
+    Args:
+        files: The model.
+        plan: One for all of them, see `read_plan`, or one for each.
+        batch: How many videos there are.
+
+    Raises:
+        UserError: If there is no such plan, or not one for each video.
+    """
+    if not isinstance(plan, Sequence) or isinstance(plan, str):
+        found = read_plan(files, plan)
+        return () if found is None else (found,) * batch
+    if len(plan) != batch:
+        raise BadRequest(
+            f"{len(plan)} head plans cannot be those of {batch} video{'s' * (batch > 1)}",
+            "give one for all of them, or a list of one for each",
+            "plan",
+        )
+    return tuple(plan)
+
+
 def teacache_table(files: ModelFiles, text: str) -> Calibration:
     """Read the calibrated TeaCache table of `FILE` or `FILE:ERROR`; `shipped` is the model's own file.
 

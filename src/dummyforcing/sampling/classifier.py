@@ -33,7 +33,7 @@ class HeadClassifier:
         self,
         config: ModelConfig,
         policy: Policy,
-        plan: Plan | None,
+        plan: Plan | Sequence[Plan] | None,
         guard: Guard | None,
         *,
         batch: int,
@@ -47,7 +47,7 @@ class HeadClassifier:
         Args:
             config: Sizes of the model.
             policy: How heads get their contexts.
-            plan: A given one: nothing is classified then.
+            plan: A given one, or one per sample: nothing is classified then.
             guard: Watches whether the plan still fits; None: nobody does.
             batch: How many samples there are.
             chunk_frames: Latent frames per chunk.
@@ -58,20 +58,22 @@ class HeadClassifier:
         Raises:
             BadRequest: If the plan is of another model, or there is nothing to guard.
         """
-        if plan is not None:
-            plan.require(config.num_layers, config.num_heads, fingerprint)
+        given = (plan,) * batch if isinstance(plan, Plan) else tuple(plan or ())
+        for one in given:
+            one.require(config.num_layers, config.num_heads, fingerprint)
         if guard is not None:
-            guard.require(policy, plan)
+            for known in given or (None,):
+                guard.require(policy, known)
         self.policy, self.guard = policy, guard
         self._config, self._fingerprint = config, fingerprint
         self._batch, self._chunk_frames, self._first_frames = batch, chunk_frames, first_frames
         self._total = total
-        self.plans: tuple[Plan, ...] = (plan or self.everyone(policy.initial),) * batch
+        self.plans: tuple[Plan, ...] = given or (self.everyone(policy.initial),) * batch
         """What the heads of every sample see at present."""
-        self.is_planned = plan is not None
+        self.is_planned = bool(given)
         """Whether these are plans that were found, or given."""
-        self._classify_at = None if plan or not policy.roles else policy.classify_at_chunk
-        self._probe_at = guard.every if guard and plan else None
+        self._classify_at = None if given or not policy.roles else policy.classify_at_chunk
+        self._probe_at = guard.every if guard and given else None
         self._reference: tuple[float, ...] | None = None
         self.probe: tuple[float, ...] | None = None
         """The newest probe: the dummy heads' share of attention on the current chunk, one per sample."""

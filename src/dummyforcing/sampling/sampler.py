@@ -45,8 +45,9 @@ class SamplerOptions(TypedDict, total=False):
     seeds: Sequence[int] | NoiseSource
     """One per sample, or a source of noise; a chunk draws its noise, then one tensor per step but the last.
     `(0,)` by default."""
-    plan: Plan | None
-    """A plan made earlier: nothing is classified then, and the cache is small from chunk 0 on."""
+    plan: Plan | Sequence[Plan] | None
+    """A plan made earlier, or one per sample: nothing is classified then, and the cache is small from chunk 0
+    on."""
     frames: int | None
     """Length of the video in latent frames; None, the default: no end."""
     local_attention_size: int | None
@@ -108,7 +109,7 @@ class Sampler(ABC):
         *,
         chunk_frames: int = 3,
         seeds: Sequence[int] | NoiseSource = (0,),
-        plan: Plan | None = None,
+        plan: Plan | Sequence[Plan] | None = None,
         frames: int | None = None,
         local_attention_size: int | None = None,
         fused: FusedWan | None = None,

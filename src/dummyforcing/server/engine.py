@@ -103,6 +103,7 @@ class Engine:
         """Whether it has made a video to warm up."""
         self.capacity = 0.9 * available_memory(pipeline.device)
         """Bytes for videos."""
+        self.full = FULL
         self._claims: dict[str, Claim] = {}
         # Seconds of the device for a chunk, by size; that of the first video first.
         self._pace: dict[tuple[int, int], float] = {}
@@ -208,7 +209,7 @@ class Engine:
         if together.memory + together.shared > self.capacity:
             return False
         load = sum(one.load for one in claims[:-1])
-        return not load or not claim.load or load + claim.load <= FULL
+        return not load or not claim.load or load + claim.load <= self.full
 
     def reserve(self, owner: str, claim: Claim) -> None:
         """Note what a session or job takes, in place of what it took before."""
