@@ -13,21 +13,20 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def group(samples, heads, batch, total_heads, keys, head_dim, dtype):
-    rows = batch if samples is None else len(torch.arange(batch)[samples])
+    rows = batch if samples is None else len(samples)
     columns = total_heads if heads is None else len(heads)
     k, v = torch.randn(2, rows, keys, columns, head_dim, dtype=dtype)
     frames = (tuple(range(keys)),) * columns
-    which_heads = None if heads is None else torch.tensor(heads)
-    which_samples = samples if samples is None or isinstance(samples, slice) else torch.tensor(samples)
+    which_samples, which_heads = (None if i is None else tuple(i) for i in (samples, heads))
     return HeadGroup(which_samples, which_heads, k, v, frames)
 
 
-LAYOUTS: dict[str, list[tuple[list[int] | slice | None, list[int] | None, int]]] = {
+LAYOUTS: dict[str, list[tuple[list[int] | None, list[int] | None, int]]] = {
     "whole": [(None, None, 7)],
     "one permuted group": [(None, [2, 0, 1], 7)],
     "two groups of heads": [(None, [0, 2], 5), (None, [1], 9)],
     "samples apart": [([0], None, 4), ([1, 2], None, 6)],
-    "runs of samples": [(slice(0, 1), [2, 0, 1], 4), (slice(1, 3), [1, 0], 6), (slice(1, 3), [2], 5)],
+    "runs of samples": [([0], [2, 0, 1], 4), ([1, 2], [1, 0], 6), ([1, 2], [2], 5)],
     "samples and heads apart": [([0, 2], [1, 0], 4), ([0, 2], [2], 9), ([1], [0, 1, 2], 6)],
 }
 
@@ -43,8 +42,8 @@ def test_backends_equal_the_definition(backend, layout, head_dim, dtype):
     out = attend(q, groups, backend)
     assert out.dtype == dtype
     for part in groups:
-        samples = torch.arange(3)[slice(None) if part.samples is None else part.samples].tolist()
-        heads = range(3) if part.heads is None else part.heads.tolist()
+        samples = range(3) if part.samples is None else part.samples
+        heads = range(3) if part.heads is None else part.heads
         for i, sample in enumerate(samples):
             for j, head in enumerate(heads):
                 one = softmax_attention(

@@ -15,6 +15,7 @@ from dummyforcing.attention.backends import default_backend, reference
 from dummyforcing.attention.split_keys import choose_parts
 from dummyforcing.cli import main
 from dummyforcing.files.state import read_state, write_state
+from dummyforcing.kernels.transfers import Parcel
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
@@ -259,3 +260,19 @@ def test_two_gpus_make_the_video_of_one(fp8: str) -> None:
     assert videos[0].plan.counts == videos[1].plan.counts
     first = [video.frames[:9].astype(float) for video in videos]  # later frames diverge
     assert abs(first[0] - first[1]).mean() < 4
+
+
+def test_a_parcel_brings_what_was_put_into_it() -> None:
+    """Tensors of several types, more than one page of them, by way of memory that is used again at once."""
+    parcel, generator = Parcel(torch.device("cuda")), torch.Generator().manual_seed(0)
+    given = [
+        torch.randint(-1000, 1000, (n % 7 + 1, n), generator=generator).to(dtype)
+        for n, dtype in enumerate([torch.int64, torch.int32, torch.uint8] * 70, 1)
+    ]
+    there = [parcel.add(one) for one in given]
+    parcel.send()
+    assert sum(one.nbytes for one in given) > parcel.PAGE
+    after = Parcel(torch.device("cuda"))
+    after.add(torch.zeros(parcel.PAGE, dtype=torch.uint8))
+    after.send()
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(given, there, strict=True))

@@ -68,7 +68,7 @@ def test_what_a_probe_measures():
     def observe(call, layer, q, groups):
         if call.chunk == 2 and call.step is not None:
             for group in groups:
-                heads = group.heads.tolist()
+                heads = group.heads
                 chosen = q[:, :, heads]
                 weights = torch.einsum("blhd,bshd->hls", chosen, group.k).div(8**0.5).softmax(-1).mean(1)
                 slots = weights.unflatten(1, (len(group.frames[0]), -1)).sum(-1)

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from dummyforcing.cache.ring import Slots, runs
 from dummyforcing.kernels.rope import apply_rope, rope_table
-from dummyforcing.kernels.transfers import send
+from dummyforcing.kernels.transfers import indices, send
 
 
 @dataclass(frozen=True)
 class HeadGroup:
     """The keys and values that some heads of some samples attend to in one attention call."""
 
-    samples: slice | Tensor | None
-    """Which samples: a run of them, of which nothing is copied, or `(B',)` int64; None: all."""
-    heads: Tensor | None
-    """Which of the heads that are kept here, `(H',)` int64; None: all, in order."""
+    samples: tuple[int, ...] | None
+    """Which samples; None: all."""
+    heads: tuple[int, ...] | None
+    """Which of the heads that are kept here, in the order of `k`; None: all, in order."""
     k: Tensor
     """Keys, `(B', S, H', D)`: the visible past and the current chunk."""
     v: Tensor
@@ -33,22 +33,32 @@ class HeadGroup:
 
     def select(self, x: Tensor) -> Tensor:
         """Take this group's part of `x (B, L, H, D)`."""
-        if self.samples is not None:
-            x = x[self.samples]
-        return x if self.heads is None else x.index_select(2, self.heads)
+        x = self._rows(x)
+        return x if self.heads is None else x.index_select(2, indices(self.heads, x.device))
 
     def scatter(self, out: Tensor, part: Tensor) -> None:
         """Write `part (B', L, H', D)` to its place in `out (B, L, H, D)`."""
-        if isinstance(self.samples, slice):
-            replace(self, samples=None).scatter(out[self.samples], part)
-        elif self.samples is not None and self.heads is not None:
-            out[self.samples[:, None], :, self.heads] = part.transpose(1, 2)
-        elif self.samples is not None:
-            out.index_copy_(0, self.samples, part)
-        elif self.heads is not None:
-            out.index_copy_(2, self.heads, part)
+        rows = self._rows(out)
+        if self.heads is None:
+            rows.copy_(part)
         else:
-            out.copy_(part)
+            rows.index_copy_(2, indices(self.heads, out.device), part)
+        if not self._is_run:
+            assert self.samples is not None
+            out.index_copy_(0, indices(self.samples, out.device), rows)
+
+    @property
+    def _is_run(self) -> bool:
+        """Whether the samples follow each other, so that theirs is a view."""
+        return self.samples is None or self.samples[-1] - self.samples[0] == len(self.samples) - 1
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """What the samples have of `x (B, L, H, D)`: a view, or a copy."""
+        if self.samples is None:
+            return x
+        if self._is_run:
+            return x[self.samples[0] : self.samples[-1] + 1]
+        return x.index_select(0, indices(self.samples, x.device))
 
 
 @dataclass(frozen=True)
@@ -175,17 +185,8 @@ class GroupCache:
         moves = sizes.local_attention_size is not None
         self.pinned_k = self._empty(max(s.context.sink for s in self.slots) if moves else 0)
         self._shifts = [0] * len(self._runs)
-        every_head = self.heads == self.own
-        self._samples: slice | Tensor | None = None
-        if len(self.samples) < sizes.batch:
-            run = slice(self.samples[0], self.samples[-1] + 1)
-            is_run = run.stop - run.start == len(self.samples)
-            self._samples = run if is_run else send(torch.tensor(self.samples), sizes.device)
-        self._heads = (
-            None
-            if every_head
-            else send(torch.tensor([self.own.index(head) for head in self.heads]), sizes.device)
-        )
+        self._samples = None if len(self.samples) == sizes.batch else self.samples
+        self._heads = None if self.heads == self.own else tuple(self.own.index(head) for head in self.heads)
         self._pass: tuple[int, int, bool] | None = None
         self.targets: list[tuple[int, ...]] = []
         """The slot of each current frame, -1 where it has none, for each of `heads`."""

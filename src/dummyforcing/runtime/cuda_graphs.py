@@ -109,8 +109,9 @@ class GraphRunner:
             self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
         inputs = self._fill(tokens, time, text, rope, frames)
         if inputs.heads.prepare(place, groups):
-            attentions = zip(self._fused.blocks, inputs.heads.attentions, strict=True)
-            inputs.outs = [in_order_of(block.out, attention.order) for block, attention in attentions]
+            orders = torch.tensor([attention.order for attention in inputs.heads.attentions])
+            pairs = zip(self._fused.blocks, send(orders, tokens.device), orders.tolist(), strict=True)
+            inputs.outs = [in_order_of(block.out, there, order) for block, there, order in pairs]
         if watch is not None and not all(attention.shows_all for attention in inputs.heads.attentions):
             return None
 
@@ -204,13 +205,12 @@ class GraphRunner:
         return inputs
 
 
-def in_order_of(out: Linear, order: Sequence[int]) -> Linear:
-    """The output projection of a layer for heads in another order."""
+def in_order_of(out: Linear, places: Tensor, order: Sequence[int]) -> Linear:
+    """The output projection of a layer for heads in another order: `places (H,)` on its device."""
     if list(order) == sorted(order):
         return out
     # torch indexes no float8.
     weight = out.weight if out.scale is None else out.weight.view(torch.uint8)
-    places = send(torch.tensor(order), weight.device)
     grouped = weight.view(len(weight), len(order), -1)[:, places].flatten(1)
     return out._replace(weight=grouped.view(out.weight.dtype))
 

@@ -13,7 +13,7 @@ from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import LayerCache
 from dummyforcing.kernels.ops import Place, Targets, place_heads
-from dummyforcing.kernels.transfers import send
+from dummyforcing.kernels.transfers import Parcel
 from dummyforcing.runtime.heads import (
     Column,
     Grid,
@@ -34,7 +34,14 @@ class ExchangedHeads:
     """The heads of a layer on several GPUs, each of which has the tokens of a part of every latent frame."""
 
     def __init__(
-        self, layer: LayerCache, grid: Grid, ranks: Ranks, scratch: Scratch, heads: int, slots: Tensor
+        self,
+        layer: LayerCache,
+        grid: Grid,
+        ranks: Ranks,
+        scratch: Scratch,
+        heads: int,
+        slots: Tensor,
+        parcel: Parcel,
     ) -> None:
         """Lay out what stays the same until the cache moves.
 
@@ -45,8 +52,9 @@ class ExchangedHeads:
             scratch: Memory for what is exchanged.
             heads: How many the layer has.
             slots: See `Targets`, of the heads that this GPU keeps; filled before each pass.
+            parcel: Takes tables to the device.
         """
-        me, width, batch, device = ranks.rank, scratch.width, grid.batch, scratch.device
+        me, width, batch = ranks.rank, scratch.width, grid.batch
         self._grid, self._ranks = grid, ranks
         samples = range(batch)
         orders = [[layer.order(rank, sample) for sample in samples] for rank in range(ranks.size)]
@@ -87,13 +95,13 @@ class ExchangedHeads:
                 row.append(Place(blocks[attends][sample][:, column], *pairs[0]))
             places.append(row)
         as_they_come = torch.arange(grid.frames, dtype=torch.int32).expand(batch, heads, -1).contiguous()
-        self._sent = Targets(places, send(Targets.table_of(places), device), send(as_they_come, device))
+        self._sent = Targets(places, parcel.add(Targets.table_of(places)), parcel.add(as_they_come))
         self._own_tokens = sizes[me] // grid.frames
         # What comes stands GPU after GPU; keys and values go on to the cache.
         self._received = self._incoming.view(-1, widths[me], width)
         cached = [cache_places(layer, sample) for sample in samples]
         mine = [[Place(None, *cached[sample][head]) for head in orders[me][sample]] for sample in samples]
-        self._cached = Targets(mine, send(Targets.table_of(mine), device), slots)
+        self._cached = Targets(mine, parcel.add(Targets.table_of(mine)), slots)
         length = grid.frames * grid.tokens
         alone = batch == 1  # else samples stand between the tokens of two GPUs
         received = self._received[None, :, : self._count]
@@ -123,11 +131,11 @@ class ExchangedHeads:
             [here for theirs in columns for c in theirs[sample] if (here := head_of(c, me)) is not None]
             for sample in samples
         ]
-        self.order, self._sorted = common_order(orders_back, device)
+        self.order, self._sorted = common_order(orders_back, parcel)
         """The order of the heads in what comes back."""
         self.shows_all = all((part.first, part.end) == (0, ranks.size) for part in layer.deal.parts[me])
         """Whether a watch can be shown all queries: not of heads that are cut."""
-        self._places = places_of(orders[me], [layer.own] * batch, device) if self.shows_all else None
+        self._places = places_of(orders[me], [layer.own] * batch, parcel) if self.shows_all else None
 
     def attend(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import KVCache
-from dummyforcing.kernels.transfers import send
+from dummyforcing.kernels.transfers import Parcel, send
 from dummyforcing.runtime.exchanged_heads import ExchangedHeads
 from dummyforcing.runtime.heads import Grid, LocalHeads, Scratch
 from dummyforcing.runtime.ranks import TokenSplit
@@ -63,15 +63,16 @@ class HeadLayout:
         device = cache.layers[0].groups[0].k.device
         rows = [grid.batch * len(layer.own) * grid.frames for layer in cache.layers]
         self._slots, self._written = torch.empty(sum(rows), dtype=torch.int32, device=device), None
-        scratch = Scratch(cache.sizes.head_dim, cache.sizes.dtype, device)
+        scratch, parcel = Scratch(cache.sizes.head_dim, cache.sizes.dtype, device), Parcel(device)
         self.attentions = []
         for layer, flat in zip(cache.layers, torch.split(self._slots, rows), strict=True):
             slots = flat.view(grid.batch, -1, grid.frames)
             self.attentions.append(
-                LocalHeads(layer, grid, scratch, slots)
+                LocalHeads(layer, grid, scratch, slots, parcel)
                 if self._split is None
-                else ExchangedHeads(layer, grid, self._split.ranks, scratch, self._heads, slots)
+                else ExchangedHeads(layer, grid, self._split.ranks, scratch, self._heads, slots, parcel)
             )
+        parcel.send()
 
     def _present_slots(self) -> Tensor:
         """The slot of each current frame, of all layers, samples and heads, flat."""

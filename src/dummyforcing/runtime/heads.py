@@ -17,7 +17,7 @@ from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import LayerCache
 from dummyforcing.kernels.ops import Place, Targets, place_heads
-from dummyforcing.kernels.transfers import send
+from dummyforcing.kernels.transfers import Parcel
 
 Column = tuple[Part, ...]
 """One of the heads side by side in which a GPU attends: a head, or parts of some below each other."""
@@ -88,7 +88,9 @@ Watch = Callable[[Tensor], None]
 class LocalHeads:
     """All heads of a layer on one GPU."""
 
-    def __init__(self, layer: LayerCache, grid: Grid, scratch: Scratch, slots: Tensor) -> None:
+    def __init__(
+        self, layer: LayerCache, grid: Grid, scratch: Scratch, slots: Tensor, parcel: Parcel
+    ) -> None:
         """Lay out what stays the same until the cache moves.
 
         Args:
@@ -96,6 +98,7 @@ class LocalHeads:
             grid: The tokens of its passes.
             scratch: Memory for queries and what they attend to.
             slots: See `Targets`; filled before each pass.
+            parcel: Takes tables to the device.
         """
         size = grid.batch, grid.frames * grid.tokens, len(layer.own), scratch.width
         q, attended = (scratch.take(name, torch.Size(size).numel()).view(size) for name in ("q", "attended"))
@@ -108,14 +111,14 @@ class LocalHeads:
             [Place(q[sample, :, order.index(head)], *cached[sample][head]) for head in sorted(order)]
             for sample, order in enumerate(orders)
         ]
-        self._targets = Targets(places, send(Targets.table_of(places), q.device), slots)
+        self._targets = Targets(places, parcel.add(Targets.table_of(places)), slots)
         columns = [[(Part(head, 0, 1),) for head in order] for order in orders]
         self._calls = list(plan_calls(layer, columns, grid))
-        self.order, self._sorted = common_order(orders, q.device)
+        self.order, self._sorted = common_order(orders, parcel)
         """The order of the heads in what comes back."""
         self.shows_all = True
         """Whether a watch can be shown all queries."""
-        self._places = places_of(orders, self.heads, q.device)
+        self._places = places_of(orders, self.heads, parcel)
 
     def attend(
         self,
@@ -207,7 +210,7 @@ def run_calls(
     attend_side_by_side(tensors, backend)
 
 
-def common_order(orders: Sequence[Sequence[int]], device: torch.device) -> tuple[list[int], Tensor | None]:
+def common_order(orders: Sequence[Sequence[int]], parcel: Parcel) -> tuple[list[int], Tensor | None]:
     """The order of heads that all samples have in common.
 
     Returns:
@@ -216,17 +219,17 @@ def common_order(orders: Sequence[Sequence[int]], device: torch.device) -> tuple
     if all(order == orders[0] for order in orders):
         return list(orders[0]), None
     wanted = sorted(orders[0])
-    return wanted, places_of(orders, [wanted] * len(orders), device)
+    return wanted, places_of(orders, [wanted] * len(orders), parcel)
 
 
 def places_of(
-    orders: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], device: torch.device
+    orders: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], parcel: Parcel
 ) -> Tensor | None:
     """Where each sample's heads stand if another order is wanted, `(B, H)` int64; None: they are in order."""
     if all(list(a) == list(b) for a, b in zip(orders, wanted, strict=True)):
         return None
     places = [[order.index(head) for head in row] for order, row in zip(orders, wanted, strict=True)]
-    return send(torch.tensor(places), device)
+    return parcel.add(torch.tensor(places))
 
 
 def in_order(attended: Tensor, places: Tensor | None) -> Tensor:
