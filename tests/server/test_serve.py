@@ -1,6 +1,7 @@
 """`dummyforcing serve`, as it is run: what it says, and how it ends."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -132,6 +133,37 @@ def test_sigterm_ends_it_while_the_model_is_loaded(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_gpu_whose_process_dies_ends_it(tmp_path: Path, model_folder: Path, is_idle: bool) -> None:
+    """In the middle of a chunk or while nobody watches: with exit code 1, so that it is started again."""
+    flags = ("--model", str(model_folder), "--device", "cpu", "--gpus", "2")
+    told = []
+    with running(tmp_path / "log", *flags) as server:
+        number = server.process.pid
+        (other,) = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        if is_idle:
+            time.sleep(1)
+            os.kill(int(other), signal.SIGKILL)
+        else:
+            with connect(f"ws://127.0.0.1:{server.port}/v1/realtime") as live:
+                live.send(json.dumps({"type": "start", "prompt": PROMPT, "num_frames": None}))
+                assert json.loads(live.recv(60))["type"] == "ready"
+                live.recv(60)
+                os.kill(int(other), signal.SIGKILL)
+                with suppress(ConnectionClosed):
+                    while True:
+                        text = live.recv(20)
+                        told += [json.loads(text)] if isinstance(text, str) else []
+        assert server.process.wait(20) == 1
+    log = server.log.read_text()
+    assert log.count("the server ends: The process of GPU 1 ended (signal SIGKILL)") == 1
+    assert "Traceback" not in log
+    if not is_idle:
+        reasons = [(one["type"], one.get("reason")) for one in told]
+        assert ("done", "shutdown") in reasons or reasons[-1][0] == "error", reasons
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ import torch
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from dummyforcing.errors import RankFailed
 from dummyforcing.pipeline.expander import PromptExpander
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.team import Team
 from dummyforcing.server import models
 from dummyforcing.server.engine import Engine
 from dummyforcing.server.jobs.jobs import Jobs
@@ -35,6 +37,9 @@ from dummyforcing.server.web.metrics import Metrics
 from dummyforcing.server.web.refusals import DOCUMENTED, add_refusals
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT = 0.2
+"""Seconds after which it is seen that the process of another GPU has ended."""
 
 
 def create_app(settings: Settings, pipeline: DummyForcingPipeline) -> FastAPI:
@@ -73,9 +78,11 @@ def create_app(settings: Settings, pipeline: DummyForcingPipeline) -> FastAPI:
         app.state.server = server
         _observe(server)
         working = asyncio.create_task(_watched(server, engine.run()), name="engine")
+        team = asyncio.create_task(_watched(server, _require(pipeline.parts.team)), name="team")
         watching = asyncio.create_task(server.sessions.watch(), name="sessions")
         making = asyncio.create_task(_watched(server, server.jobs.run()), name="jobs")
         yield
+        team.cancel()
         watching.cancel()
         making.cancel()
         await server.begin_closing()
@@ -104,9 +111,23 @@ async def _watched(server: Server, work: Coroutine[Any, Any, None]) -> None:
     """Do the work of the server, and note if it ends with an error."""
     try:
         await work
+    except RankFailed as error:  # whoever started the server starts it again
+        server.has_failed = True
+        logger.error("the server ends: %s", error.problem)
     except Exception:
         server.has_failed = True
         logger.exception("the server's work has ended")
+
+
+async def _require(team: Team | None) -> None:
+    """Watch the processes of other GPUs, without which nothing can be made.
+
+    Raises:
+        RankFailed: If one ends.
+    """
+    while team is not None:
+        team.check()
+        await asyncio.sleep(LOOKED_AT)
 
 
 def _observe(server: Server) -> None:
