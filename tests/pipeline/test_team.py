@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import dummyforcing
-from dummyforcing.errors import BadRequest, NoSuchDevice, RankFailed
+from dummyforcing.errors import BadFile, BadRequest, NoSuchDevice, RankFailed
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from tests.pipeline.elsewhere import refused_elsewhere
 
 PROMPT = "a red ball bounces on a green floor"
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,14 @@ def test_what_is_refused_leaves_all_as_they_were(together: DummyForcingPipeline)
         together.to(dtype="bfloat16")
     with pytest.raises(BadRequest, match="on several GPUs already"):
         dummyforcing.load("tiny", device="cpu", gpus=2)
+    assert together.generate(PROMPT, num_frames=9).frames.shape[0] == 9
+
+
+def test_what_another_one_is_refused_all_are(together: DummyForcingPipeline) -> None:
+    team = together.parts.team
+    assert team is not None
+    with pytest.raises(BadFile, match="This machine has no such file; copy it there"):
+        team.make(refused_elsewhere)
     assert together.generate(PROMPT, num_frames=9).frames.shape[0] == 9
 
 

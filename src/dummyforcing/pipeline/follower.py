@@ -39,7 +39,7 @@ def follow(ranks: Ranks) -> None:
             return
         try:
             if what == "make":
-                models[number] = args[0](ranks)
+                models[number] = ranks.make(partial(args[0], ranks))
             elif what == "start":
                 rollouts[number] = Rollout(models[args[0]], *args[1:])
             elif what == "fork":

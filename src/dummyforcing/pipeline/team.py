@@ -142,11 +142,14 @@ class Team:
 
         Returns:
             It, and what the others know theirs by.
+
+        Raises:
+            UserError: If it cannot be made on one of them.
         """
         self._count += 1
         number = self._count
         with self.together(number, "make", make):
-            return make(self.ranks), number
+            return self.ranks.make(lambda: make(self.ranks)), number
 
     def new_number(self, owner: object) -> int:
         """A number for a rollout, which the others forget when it is gone here."""

@@ -101,6 +101,22 @@ class Ranks:
         value: Value = made[0]
         return value
 
+    def make(self, make: Callable[[], Value]) -> Value:
+        """Make something on all ranks; what any of them is refused, rank 0 is refused, too.
+
+        Args:
+            make: Called on all of them.
+        """
+        error = None
+        try:
+            made = make()
+        except UserError as refused:
+            error = refused
+        for one in self.collect(error) or [error]:
+            if one is not None:
+                raise one
+        return made
+
     def collect(self, value: Any) -> list[Any] | None:
         """What all ranks have, on rank 0; None on the others."""
         found: list[Any] | None = [None] * self.size if self.rank == 0 else None

@@ -1,13 +1,18 @@
-"""What the machines of a cluster compute on, and how many workers they get; Ray itself is not needed."""
+"""What the machines of a cluster compute on, and how many workers they get."""
+
+import time
 
 import pytest
 import torch
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import BadRequest, NoSuchDevice
-from dummyforcing.integrations.ray.cluster import Cluster, Node
+from dummyforcing.errors import BadRequest, NoSuchDevice, UserError
+from dummyforcing.evaluation.prompts import Job
+from dummyforcing.integrations.ray.cluster import Cluster, Node, connected
 from dummyforcing.integrations.ray.workers import CORES, Workers
 from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.request import make_request
+from tests.integrations.ray.clusters import cluster_of, loopback
 
 
 class Known(Cluster):
@@ -45,3 +50,35 @@ def test_devices_that_are_not_there():
 def test_workers_of_each_machine(cluster, name, counts, model_folder):
     workers = Workers(cluster, ModelFiles.open(model_folder), LoadOptions(device=name))
     assert [workers._count(node) for node in cluster.nodes()] == counts
+
+
+def test_workers_of_several_gpus(model_folder):
+    """As many as there are whole teams of GPUs on a machine."""
+    files = ModelFiles.open(model_folder)
+    for gpus, counts in ((2, [0, 1]), (3, [0, 0])):
+        workers = Workers(GPUS, files, LoadOptions(gpus=gpus))
+        assert [workers._count(node) for node in GPUS.nodes()] == counts
+    with pytest.raises(UserError, match="no machine with 3 GPUs for a video; add a machine"):
+        list(workers.make([Job("a", "a", 0, 0)], lambda job: make_request(files, job.text)))
+
+
+@pytest.mark.slow
+def test_ray_is_asked_for_all_gpus_of_a_worker(model_folder):
+    """Ray shares out four GPUs that it is told to have: two workers of two get all of them."""
+    import ray
+
+    with cluster_of() as made:
+        made.add_node(**loopback(), num_cpus=8, num_gpus=4)
+        options = LoadOptions(gpus=2)
+        with (
+            connected(made.address) as cluster,
+            Workers(cluster, ModelFiles.open(model_folder), options) as workers,
+        ):
+            (node,) = [one for one in cluster.nodes() if one.gpus]
+            assert workers._count(node) == 2
+            workers._workers += [workers._begin(node), workers._begin(node)]
+            until = time.monotonic() + 60
+            while (left := ray.available_resources().get("GPU", 0)) and time.monotonic() < until:
+                time.sleep(0.2)
+            assert left == 0
+            assert ray.cluster_resources()["GPU"] == 4

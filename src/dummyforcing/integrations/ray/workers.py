@@ -4,8 +4,8 @@ with connected("auto") as cluster, Workers(cluster, files, options) as workers:
     for job, made in workers.make(jobs, request_of):
         folder.put(job, made.video, made.measures)
 
-A worker is an actor of Ray: a process with a GPU of its own, or with a share of a machine's cores. When it
-dies, or its machine, the video that it was at is made again by another one.
+A worker is an actor of Ray: a process with a GPU of its own, or several, or a share of a machine's cores.
+When it dies, or its machine, the video that it was at is made again by another one.
 """
 
 import logging
@@ -211,13 +211,15 @@ class Workers:
             if self._reason and self._lost:
                 problem = f"No process of the Ray cluster outlives to load the model: {self._reason}"
                 raise UserError(problem, "see Ray's logs for why, or take a smaller model")
-            device = "GPU" if self.device.type == "cuda" else "CPU"
+            device = "CPU" if self.device.type == "cpu" else "GPU"
+            if self.device.type == "cuda" and self._options.gpus > 1:
+                device = f"machine with {self._options.gpus} GPUs"
             raise UserError(f"The Ray cluster has no {device} for a video", "add a machine that has some")
 
     def _count(self, node: Node) -> int:
         """Workers that a machine has room for."""
         if self.device.type == "cuda":
-            return node.gpus
+            return node.gpus // self._options.gpus
         return max(node.cpus // CORES, min(node.cpus, 1))
 
     def _begin(self, node: Node) -> _Worker:
@@ -227,7 +229,7 @@ class Workers:
 
         for module in own_modules():  # of files that the machines do not have
             ray.cloudpickle.register_pickle_by_value(module)
-        gpus = 1 if self.device.type == "cuda" else 0
+        gpus = self._options.gpus if self.device.type == "cuda" else 0
         actor = (
             ray.remote(Maker)
             .options(
