@@ -23,6 +23,7 @@ from research.pages.making import RESULTS, ROOT, fill, main
 from research.pages.page import page, read_results, source, table
 from research.pages.realtime import block, read_speed
 from research.pages.several import FAMILIES, RUNS, attached, saved, several
+from research.pages.sizing import BATCHES, STREAMS, batches, streams
 from research.pages.verdicts import against, cost, negated, number, order, runs
 
 LIVE = ("live-cpu", "live-gpu", "live-h100")
@@ -298,7 +299,8 @@ def device(measured: dict[str, Any]) -> str:
 def made() -> dict[Path, str]:
     """All of these pages by path."""
     docs, results, real_time = ROOT / "docs", read_results(RESULTS), read_speed(RESULTS)
-    measured = {name: load(name) for name in (*RUNS, "gpus-2-exchange", "attach")}
+    measured = {name: load(name) for name in (*RUNS, *STREAMS, "gpus-2-exchange", "attach")}
+    measured |= {name: load(name) for name in BATCHES if (RESULTS / f"{name}.json").exists()}
 
     def filled(path: Path, **blocks: str) -> str:
         return fill(path.read_text(encoding="utf-8"), blocks)
@@ -309,8 +311,12 @@ def made() -> dict[Path, str]:
         docs / "index.md": filled(docs / "index.md", figures=figures(results, ENGLISH)),
         chinese: filled(chinese, figures=figures(results, CHINESE)),
         judged: filled(judged, quality=quality(), study=study()),
-        docs / "guides" / "serve.md": filled(
-            docs / "guides" / "serve.md", viewers=viewers(), crowds=crowds.block(crowds.read())
+        docs / "guides" / "how-many-gpus.md": filled(
+            docs / "guides" / "how-many-gpus.md",
+            streams=streams(measured),
+            batches=batches(measured),
+            viewers=viewers(),
+            crowds=crowds.block(crowds.read()),
         ),
         docs / "guides" / "gpus.md": filled(docs / "guides" / "gpus.md", several=several(measured)),
         docs / "guides" / "attach.md": filled(docs / "guides" / "attach.md", attached=attached(measured)),

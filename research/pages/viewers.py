@@ -1,4 +1,4 @@
-"""How many viewers so many GPUs have time for: the table and the picture in docs/guides/serve.md.
+"""How many viewers so many GPUs have time for: the table and the picture in docs/guides/how-many-gpus.md.
 
 python -m research.pages.viewers    # the picture, from `python -m research.benchmarks.viewers`
 """
@@ -33,7 +33,7 @@ COLORS = ("0.35", "tab:olive", "tab:blue", "tab:purple", "tab:red")
 
 
 def block(result: Result) -> str:
-    """A part of docs/guides/serve.md."""
+    """A part of docs/guides/how-many-gpus.md."""
     rows = [
         [
             gpus,
