@@ -45,8 +45,8 @@ def streams(results: dict[str, Result]) -> str:
     return (
         f"{table(header, [rows[key] for key in sorted(rows)])}\n\nWan 1.3B with random weights, bfloat16, "
         f"policy `dummy` with a fixed plan, second half of 81 pixel frames. Real time is 16 FPS with the "
-        f"VAE; of a GPU's time a server gives out {FULL:.0%}. A further stream shares the weights; its memory "
-        f"(cache and decoder, shared out over the GPUs of a stream) is counted: {origins}."
+        f"VAE; of a GPU's time a server gives out {FULL:.0%}. A further stream shares the weights; its "
+        f"memory (cache and decoder, shared out over the GPUs of a stream) is counted: {origins}."
     )
 
 

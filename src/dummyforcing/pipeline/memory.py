@@ -16,7 +16,7 @@ from dummyforcing.errors import NotEnoughMemory
 from dummyforcing.pipeline.choices import choose_policy
 from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import SIZE_MULTIPLE
-from dummyforcing.vae.memory import DecoderMemory, available_memory, fewest_tiles
+from dummyforcing.vae.memory import MOST_TILES, DecoderMemory, available_memory, fewest_tiles
 
 SCRATCH = 2**28
 """Bytes that scoring and the libraries take besides, whatever the size of the video."""
@@ -106,10 +106,13 @@ def estimate(
 def estimates(
     files: ModelFiles, request: Request, dtype: torch.dtype, *, loaded: bool = False, offload: bool = False
 ) -> list[MemoryEstimate]:
-    """Estimate the memory for decoding in one tile, in two, and so on up to one for each row."""
+    """Estimate the memory for decoding in one tile, in two, and so on.
+
+    Up to one for each row of latents, and `MOST_TILES` at most.
+    """
     whole = estimate(files, request, dtype, loaded=loaded)
     found = [whole]
-    for tiles in range(2, request.size[0] // files.decoder.stride + 1):
+    for tiles in range(2, min(request.size[0] // files.decoder.stride, MOST_TILES) + 1):
         decoder = _decoder(files, request, dtype, tiles)
         found.append(replace(whole, decoding=decoder.working + SCRATCH, waiting=decoder.waiting))
     return [need.offloaded() if offload else need for need in found]

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.finite import all_finite
-from dummyforcing.vae.memory import PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
+from dummyforcing.vae.memory import MOST_TILES, PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
 from dummyforcing.vae.stream import StreamedDecoder
 from dummyforcing.vae.tiles import Ranks
 
@@ -233,7 +233,7 @@ class DecoderStream:
     def _fewest_tiles(self, z: Tensor) -> int:
         """As few tiles as fit into the free memory of the device."""
         sizes, device = self._decoder.sizes, self._decoder.device
-        counts = range(1, z.shape[2] + 1)
+        counts = range(1, min(z.shape[2], MOST_TILES) + 1)
         needs = (sizes.memory(z.shape[:4], z.element_size(), tiles) for tiles in counts)
         totals = (need.working + (need.waiting if device.type == "cpu" else 0) for need in needs)
         return fewest_tiles(totals, available_memory(device))

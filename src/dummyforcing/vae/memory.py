@@ -20,6 +20,9 @@ HALO_ROWS = 5
 """Rows of latents by which the memory of a tile exceeds its share. Its halo has more of them at the lowest
 resolution, 26 for Wan, but two at the highest, which takes most of the memory."""
 
+MOST_TILES = 256
+"""More are not looked at: they would have little more rows than their halo."""
+
 
 @dataclass(frozen=True)
 class DecoderMemory:
