@@ -67,6 +67,7 @@ def test_a_part_never_replaces_a_finished_video(
     assert {path.name for path in tmp_path.iterdir()} <= {"keep.mp4", "keep.part.mp4"}
 
 
+@pytest.mark.slow
 def test_where_nothing_was_it_is_said_how_much_was_written(model_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.mp4"
     args = command("generate", PROMPT, "-o", output, "--model", model_folder, "--frames", LONG)

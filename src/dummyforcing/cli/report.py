@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from rich.table import Table
 
 from dummyforcing.cli.terminal import tell
-from dummyforcing.pipeline.memory import MemoryEstimate, estimates
 from dummyforcing.presets.catalog import PUBLIC, bundled_folders, find_preset
 from dummyforcing.presets.preset import Preset, ScheduleArgs
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from dummyforcing.checkpoints.model_files import ModelFiles
     from dummyforcing.method.plan import Plan
     from dummyforcing.method.policy import Policy
+    from dummyforcing.pipeline.memory import MemoryEstimate
     from dummyforcing.pipeline.outputs import Chunk
     from dummyforcing.pipeline.request import Request
     from dummyforcing.sampling.teacache import Calibration
@@ -249,12 +249,14 @@ CARDS_GB = (12, 16, 24, 40, 80)
 """GPUs by the number on the box; that is in GiB, and the 7% between are left to CUDA."""
 
 
-Needs = Mapping[str, Sequence[MemoryEstimate]]
+Needs: TypeAlias = "Mapping[str, Sequence[MemoryEstimate]]"
 """What a video needs on a GPU with everything there and with --offload, in one tile and in more."""
 
 
 def memory_needs(files: "ModelFiles", request: "Request", dtype: "torch.dtype") -> Needs:
     """Estimate what a video needs on a GPU."""
+    from dummyforcing.pipeline.memory import estimates
+
     return {
         how: [estimate.on_gpu() for estimate in estimates(files, request, dtype, offload=offload)]
         for how, offload in (("all there", False), ("--offload", True))
