@@ -240,7 +240,7 @@ def main() -> None:
     server = LiveServer(app, lambda: None)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve_at(listener)), daemon=True)
     thread.start()
-    while not (server.started and app.state.server.engine.is_ready):
+    while not (server.started and app.state.server.fleet.is_ready):
         time.sleep(0.1)
     preset = pipeline.files.preset
     model = app.state.server.engine

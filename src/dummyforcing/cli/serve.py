@@ -82,6 +82,8 @@ def serve(
         from dummyforcing.pipeline.request import make_request
         from dummyforcing.runtime.apart import run_apart
         from dummyforcing.server.app import create_app
+        from dummyforcing.server.fleet import OneReplica
+        from dummyforcing.server.replicas.replica import LocalReplica
 
         request = make_request(files, "a video", cache_dtype=cache_dtype(load))
         _tell(f"Loading {files.preset.name} ...")
@@ -89,7 +91,7 @@ def serve(
         pipeline = run_apart(lambda: load_for(files, request, load))
         _tell(f"Loaded it on {pipeline.device}, in {str(pipeline.dtype).removeprefix('torch.')}.")
         stack.enter_context(logging_to_stderr(settings))
-        app = create_app(settings, pipeline)
+        app = create_app(settings, OneReplica(LocalReplica(pipeline)))
 
         def started() -> None:
             store = app.state.server.store
