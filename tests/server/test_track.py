@@ -117,7 +117,7 @@ def test_branches_and_their_origin_go_on_in_turns(small: DummyForcingPipeline) -
     made = [mine.make() for _ in range(5)]
     other, third = mine.fork(2), mine.fork(4)
     other.set_prompt(OTHER, 1, at=other.index)
-    forked: dict[str, list[Made]] = {"other": [], "third": []}
+    forked: dict[str, list[tuple[Made, Frames]]] = {"other": [], "third": []}
     for _ in range(3):
         made.append(mine.make())
         forked["other"].append(other.make())

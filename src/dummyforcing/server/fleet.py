@@ -1,7 +1,8 @@
 """The replicas of the model that take part, and which of them gets a video."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from dummyforcing.method.plan import Plan
@@ -35,6 +36,9 @@ class Fleet:
         """Are told of an engine whose replica is gone, with all that it was at."""
         self.when_changed: list[Callable[[], None]] = []
         """Are told when there may be room where there was none."""
+        self.demands: list[Callable[[], Awaitable[int]]] = []
+        """Tell how many further replicas some kind of work could use at once."""
+        self.is_closing = asyncio.Event()
         self._count = 0
 
     @property
@@ -42,11 +46,16 @@ class Fleet:
         """Whether a replica is loaded and warm."""
         return any(engine.is_ready for engine in self.engines)
 
+    async def demand(self) -> int:
+        """How many further replicas could be used at once."""
+        return sum([await one() for one in self.demands])
+
     async def serve(self, replica: Replica) -> None:
-        """Let a replica take part until it is gone, or the fleet is closed."""
+        """Let a replica take part until it is gone, retired, or the fleet is closed."""
         self._count += 1
         engine = Engine(replica, self.costs, self.metrics, str(self._count))
         self.engines.append(engine)
+        self.metrics.replica_videos.labels(engine.name).set_function(lambda: engine.users)
         self._changed()
         try:
             await engine.run()
@@ -57,10 +66,13 @@ class Fleet:
             for told in self.when_lost:
                 told(engine)
             self._changed()
+        finally:
+            self.metrics.replica_videos.remove(engine.name)
 
-    def retire(self, engine: Engine) -> None:
+    async def retire(self, engine: Engine) -> None:
         """Let a replica take part no longer that has nothing to do."""
         self.engines.remove(engine)
+        await engine.close()
 
     def place(self, claim: Claim, without: "set[Engine] | None" = None) -> Engine | None:
         """The replica with the least to do, of those with room; None: there is none.
@@ -75,6 +87,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Finish the chunks in hand, and end."""
+        self.is_closing.set()
         for engine in list(self.engines):
             await engine.close()
 

@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest, NoSuchDevice
 from dummyforcing.integrations.ray.cluster import Cluster, Node
-from dummyforcing.integrations.ray.workers import CORES, Workers
-from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.integrations.ray.machines import CORES, Machines
 
 
 class Known(Cluster):
@@ -42,6 +40,14 @@ def test_devices_that_are_not_there():
     ("cluster", "name", "counts"),
     [(CPUS, "auto", [0, 1, 2]), (GPUS, "auto", [0, 2]), (GPUS, "cpu", [1, 16 // CORES])],
 )
-def test_workers_of_each_machine(cluster, name, counts, model_folder):
-    workers = Workers(cluster, ModelFiles.open(model_folder), LoadOptions(device=name))
-    assert [workers._count(node) for node in cluster.nodes()] == counts
+def test_processes_of_each_machine(cluster, name, counts):
+    machines = Machines(cluster, cluster.device(name))
+    assert [machines.count(node) for node in cluster.nodes()] == counts
+
+
+def test_machines_with_few_processes_come_first():
+    machines = Machines(cluster := Known((8, 0), (4, 0), (12, 0)), torch.device("cpu"))
+    first, second, third = cluster.nodes()
+    assert machines.free([]) == [first, second, third, first, third, third]
+    assert machines.free([third, first]) == [second, first, third, third]
+    assert machines.free([first, first, second, third, third, third]) == []

@@ -135,6 +135,7 @@ class Jobs:
         self._losses: Counter[str] = Counter()
         fleet.when_lost.append(self._lost)
         fleet.when_changed.append(self._wake.set)
+        fleet.demands.append(self._store.queued)
 
     @property
     def preset(self) -> Preset:

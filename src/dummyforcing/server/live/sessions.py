@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class Sessions:
         self._moving: dict[str, asyncio.Task[None]] = {}
         fleet.when_lost.append(self._lost)
         fleet.when_changed.append(self._admit)
+        fleet.demands.append(self._demand)
 
     @property
     def running(self) -> list[Session]:
@@ -246,6 +248,12 @@ class Sessions:
         for engine in self.fleet.engines:
             engine.release(name)
         self._admit()
+
+    async def _demand(self) -> int:
+        """How many further replicas those who wait would fill, as full as the others are."""
+        if len(self._owners) >= self.settings.max_sessions:
+            return 0
+        return math.ceil(len(self.waiting) * len(self.fleet.engines) / max(len(self._owners), 1))
 
     def _admit(self) -> None:
         """Let in those for whom there is room, in their order, and tell the others their places."""

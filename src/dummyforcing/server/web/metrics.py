@@ -24,6 +24,7 @@ class Metrics:
         self.waiting = self._gauge("waiting_sessions", "Live sessions that wait for a place.")
         self.waiting_jobs = self._gauge("waiting_jobs", "Jobs that wait.")
         self.replicas = self._gauge("replicas", "Loaded models, and those that are being loaded.", ["state"])
+        self.replica_videos = self._gauge("replica_videos", "Sessions and jobs of a replica.", ["replica"])
         self.lost_replicas = Counter(
             f"{PREFIX}lost_replicas", "Replicas whose process ended by itself.", registry=self.registry
         )
