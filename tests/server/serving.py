@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.app import create_app
 from dummyforcing.server.engine import Engine
-from dummyforcing.server.fleet import OneReplica
+from dummyforcing.server.fleet import OneReplica, Replicas
 from dummyforcing.server.parts import Server
 from dummyforcing.server.replicas.replica import LocalReplica
 from dummyforcing.server.run import LiveServer, listening
@@ -43,9 +43,11 @@ class Serving:
 
 
 @contextmanager
-def serving(pipeline: DummyForcingPipeline, **settings: Any) -> Iterator[Serving]:
+def serving(model: DummyForcingPipeline | Replicas, **settings: Any) -> Iterator[Serving]:
     """Run a server until the block ends; it is warm when the block begins."""
-    app = create_app(read_settings(settings), OneReplica(LocalReplica(pipeline)))
+    if isinstance(model, DummyForcingPipeline):
+        model = OneReplica(LocalReplica(model))
+    app = create_app(read_settings(settings), model)
     running, listener = LiveServer(app, lambda: None), listening("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(running.serve_at(listener)), daemon=True)

@@ -88,8 +88,7 @@ class Fleet:
     async def close(self) -> None:
         """Finish the chunks in hand, and end."""
         self.is_closing.set()
-        for engine in list(self.engines):
-            await engine.close()
+        await asyncio.gather(*(engine.close() for engine in self.engines))
 
     def _changed(self) -> None:
         for told in self.when_changed:

@@ -78,12 +78,17 @@ class LiveTrack(Stream):
         self.look()
         self.arrived(self, chunk)
 
-    def taken_back(self, place: Place) -> None:
-        """Go on from where the track is now, which may be before chunks that were made."""
+    def taken_back(self, place: Place, changed: int) -> None:
+        """Go on from where the track is now, which may be before chunks that were made.
+
+        Args:
+            place: Where it is.
+            changed: The first chunk that is another one now.
+        """
         self.next = place.index
         self.is_done = place.is_done or place.frames >= self.most
         self.ended = ""
-        self.shown = min(self.shown, place.index)
+        self.shown = min(self.shown, changed)
         self.version += 1
         if self.snapshot is not None and self.snapshot.asked > place.asked:
             self.snapshot = None

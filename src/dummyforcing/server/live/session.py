@@ -189,7 +189,7 @@ class Session:
                 live.waiting = {chunk: told for chunk, told in live.waiting.items() if chunk < first}
                 live.waiting[first] = prompt, asked
                 live.changes = [*(one for one in live.changes if one[0] < first), (first, prompt, fade)]
-                self._again_from(live, place)
+                self._again_from(live, place, first)
 
     async def branch(self, track: int, chunk: int, prompt: str | None, fade: int) -> None:
         """Begin another track."""
@@ -245,7 +245,7 @@ class Session:
             live.waiting = {first: told for first, told in live.waiting.items() if first <= chunk}
             if chunk < live.acked:
                 live.acked, live.shown_at = chunk, time.monotonic()
-            self._again_from(live, place)
+            self._again_from(live, place, chunk + 1)
 
             def forget() -> None:
                 live.recording.truncate(chunk + 1)
@@ -381,9 +381,9 @@ class Session:
         live = self._track(track)
         return [live, self.tracks[self.beside]] if track == 0 and self.beside is not None else [live]
 
-    def _again_from(self, live: LiveTrack, place: Place) -> None:
-        """Go on from the chunk that the track was taken back to."""
-        live.taken_back(place)
+    def _again_from(self, live: LiveTrack, place: Place, changed: int) -> None:
+        """Go on from the chunk that the track was taken back to: see `LiveTrack.taken_back`."""
+        live.taken_back(place, changed)
         self._look()
 
     def _look(self) -> None:

@@ -283,8 +283,10 @@ class Sessions:
     async def _move(self, session: Session) -> None:
         """Have another replica go on with a session; it goes before those that wait to begin."""
         try:
-            while session.losses < TRIES:
+            while True:
                 session.lose_engine()
+                if session.losses >= TRIES:
+                    break
                 claim = Claim.of_all([live.claim for live in session.tracks.values()])
                 turn = asyncio.get_running_loop().create_future()
                 waiting = Waiting(session.name, session.owner, claim, session.tell, turn)

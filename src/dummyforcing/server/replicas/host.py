@@ -87,7 +87,7 @@ class ModelHost:
             prompt: What.
             fade: Chunks over which the old prompt fades into it.
             at: The chunk; an earlier one, if the first of them is not so far.
-            shown: So many chunks stay as they are in any case.
+            shown: So many chunks of it were made before, perhaps not all of them here.
 
         Returns:
             For each, where it is, and from which chunk on it shows that (`prompt_from`).
