@@ -55,6 +55,7 @@ class Fleet:
         self._count += 1
         engine = Engine(replica, self.costs, self.metrics, str(self._count))
         self.engines.append(engine)
+        logger.info("replica %s is %s", engine.name, replica.place)
         self.metrics.replica_videos.labels(engine.name).set_function(lambda: engine.users)
         self._changed()
         try:

@@ -120,7 +120,7 @@ class RayReplicas:
                 for one in done:
                     error, process = one.exception(), loading[one]
                     if error is None:
-                        self.facts = one.result()
+                        _, self.facts = one.result()
                         continue
                     del loading[one]
                     self._processes.remove(process)
@@ -136,11 +136,11 @@ class RayReplicas:
             for one in loading:
                 one.cancel()
 
-    async def _load(self, process: Process) -> Facts:
-        """Wait until a process has loaded the model; as often as one likes."""
+    async def _load(self, process: Process) -> tuple[int, Facts]:
+        """Wait until a process has loaded the model; as often as one likes. With the process's id."""
         try:
             async with asyncio.timeout(GIVEN):
-                await process.call("begun")
+                number: int = await process.call("begun")
         except TimeoutError as error:
             process.end()
             what = "GPU" if self.device.type == "cuda" else "core"
@@ -149,7 +149,7 @@ class RayReplicas:
                 "end what else uses it",
             ) from error
         facts: Facts = await process.call("load", self._request)
-        return facts
+        return number, facts
 
     # --- as many as are needed ---------------------------------------------------------------------------
 
@@ -205,9 +205,9 @@ class RayReplicas:
     async def _served(self, process: Process, fleet: Fleet) -> None:
         """Load a replica, and let it take part until its process ends."""
         node = process.node
-        logger.info("a replica is loaded on %s", node.address)
+        logger.info("a replica begins on %s", node.address)
         try:
-            facts = await self._load(process)
+            number, facts = await self._load(process)
         except (ProcessLost, UserError) as error:
             logger.error("a replica on %s could not be loaded: %s", node.address, error)
             self._failures[node.id] += 1
@@ -217,7 +217,7 @@ class RayReplicas:
             self._failures[node.id] = 0
             self._at_work += 1
             try:
-                await fleet.serve(RemoteReplica(process, facts))
+                await fleet.serve(RemoteReplica(process, number, facts))
             finally:
                 self._at_work -= 1
         finally:

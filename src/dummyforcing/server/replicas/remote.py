@@ -1,6 +1,7 @@
 """A replica in a process of Ray: what runs there, and how it is asked from here."""
 
 import asyncio
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,9 @@ class ReplicaProcess:
         self._loading: asyncio.Task[LocalReplica] | None = None
         self._keeper = ThreadPoolExecutor(1, "snapshots")
 
-    async def begun(self) -> None:
-        """Answer: the process has what it needs of its machine."""
+    async def begun(self) -> int:
+        """Answer, since the process has what it needs of its machine; with its id."""
+        return os.getpid()
 
     async def load(self, request: Request) -> Facts:
         """Load the model, once, for such videos.
@@ -88,14 +90,16 @@ class ReplicaProcess:
 class RemoteReplica(Replica):
     """A replica in a process of Ray, as this process sees it."""
 
-    def __init__(self, process: Process, facts: Facts) -> None:
+    def __init__(self, process: Process, number: int, facts: Facts) -> None:
         """Take a process whose model is loaded.
 
         Args:
             process: With a `ReplicaProcess`.
+            number: Its id, on its machine.
             facts: Of the model, as it told them.
         """
-        self.facts, self._process = facts, process
+        self.facts, self.place = facts, f"in process {number} on {process.node.address}"
+        self._process = process
 
     async def call(
         self, method: Callable[Concatenate[ModelHost, P], Result], *args: P.args, **options: P.kwargs

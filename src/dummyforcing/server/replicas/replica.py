@@ -39,6 +39,8 @@ class Replica(ABC):
     """A loaded model somewhere."""
 
     facts: Facts
+    place: str
+    """Where it is, for the log."""
 
     @abstractmethod
     async def call(
@@ -85,7 +87,7 @@ class LocalReplica(Replica):
         Raises:
             BadRequest: If it has no text encoder.
         """
-        self.facts = Facts.of(pipeline)
+        self.facts, self.place = Facts.of(pipeline), "in this process"
         self.host = ModelHost(pipeline)
         self._thread = ThreadPoolExecutor(1, "model")
         # Enough for the segments of a few viewers at once, and not so many that the model has no room.
