@@ -56,6 +56,7 @@ class Mortal(LocalReplica):
         return await self._or_lost(asyncio.to_thread(snapshot_of, *newest))
 
     async def gone(self) -> str:
+        self.loop = asyncio.get_running_loop()
         await self._lost.wait()
         return "it was killed"
 
@@ -94,4 +95,4 @@ class Mortals:
 
     def kill(self, replica: Mortal) -> None:
         """Lose one."""
-        self._loop.call_soon_threadsafe(replica.kill)
+        replica.loop.call_soon_threadsafe(replica.kill)

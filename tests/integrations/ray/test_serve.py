@@ -237,7 +237,7 @@ def test_a_machine_that_dies(replicated, pipeline):
         until(lambda: failed or all(len(chunks) == 5 for chunks in made.values()), server)
         for id in ids:
             server.ask("DELETE", f"/v1/videos/{id}")
-        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         is_killed.set()
         for viewer in viewers:
             viewer.join(120)
