@@ -37,7 +37,9 @@ from dummyforcing.runtime.apart import run_apart
 from dummyforcing.runtime.fused import Fp8
 from dummyforcing.server import engine
 from dummyforcing.server.app import create_app
+from dummyforcing.server.fleet import OneReplica
 from dummyforcing.server.live.messages import PromptActive
+from dummyforcing.server.replicas.replica import LocalReplica
 from dummyforcing.server.run import LiveServer, listening
 from dummyforcing.server.settings import read_settings
 
@@ -234,7 +236,7 @@ def main() -> None:
     )
     full, engine.FULL = engine.FULL, float("inf")
     limits = {"max_sessions_per_key": 64, "idle": 3600, "max_frames": 10**6}
-    app = create_app(read_settings({**limits, "ahead": args.ahead}), pipeline)
+    app = create_app(read_settings({**limits, "ahead": args.ahead}), OneReplica(LocalReplica(pipeline)))
     listener = listening("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = LiveServer(app, lambda: None)
@@ -243,8 +245,9 @@ def main() -> None:
     while not (server.started and app.state.server.fleet.is_ready):
         time.sleep(0.1)
     preset = pipeline.files.preset
-    model = app.state.server.engine
-    pace, capacity, model.capacity = model.pace(preset.size), model.capacity, float("inf")
+    fleet = app.state.server.fleet
+    pace, capacity = fleet.costs.pace(preset.size), fleet.costs.capacity
+    fleet.costs.capacity = fleet.engines[0].capacity = float("inf")
     request = app.state.server.sessions.request(PROMPTS[0], {"size": args.size} if args.size else {})
     claim = app.state.server.sessions.claim(request)
     load_of_one = pace * preset.fps / preset.chunk_pixel_frames
