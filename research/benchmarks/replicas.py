@@ -115,7 +115,7 @@ def main() -> None:
         results["recoveries"] = []
         with serving(log, *model, "--ray", "local", "--replicas", "2", replicas=2) as url:
             for _ in range(args.runs):
-                found = recovery(url, log, at=20)
+                found = recovery(url, log, at=12)
                 results["recoveries"].append({key: round(value, 3) for key, value in found.items()})
                 print(results["recoveries"][-1], flush=True)
                 while 'replicas{state="ready"} 2.0' not in fetched(f"{url}/metrics"):
