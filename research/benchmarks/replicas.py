@@ -37,7 +37,7 @@ FIRST = 4
 @contextmanager
 def serving(log: Path, *flags: str, replicas: int = 1) -> Iterator[str]:
     """Start a server, wait until its replicas are warm, and end it; gives its address."""
-    command = [sys.executable, "-m", "dummyforcing", "serve", "--port", "0", *flags]
+    command = [sys.executable, "-m", "dummyforcing", "serve", "--port", "0", "--max-chunk", "60", *flags]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest, NotEnoughMemory, UserError
 from dummyforcing.integrations.ray.cluster import Node
 from dummyforcing.integrations.ray.machines import Machines, Process, ProcessLost
@@ -71,7 +70,7 @@ class World:
         return self.replicas[-1]
 
     def make(self, least: int, most: int, *sizes: tuple[int, int]) -> RayReplicas:
-        files = ModelFiles.open(self.pipeline.files.folder)
+        files = self.pipeline.files
         request = Mortal(self.pipeline).facts.request("a video", {"num_frames": None})
         cluster = Known(*(sizes or [(4, 0)] * 4))
         return RayReplicas(cluster, files, LoadOptions(), (least, most), request)

@@ -134,22 +134,29 @@ class ModelHost:
             if number in self._tracks:
                 self._tracks.pop(number).close()
 
-    def newest(self, number: int) -> tuple[int, Held] | None:
-        """The newest chunk that is held of a track, and the state after it; None: there is none."""
-        return self._tracks[number].newest if number in self._tracks else None
+    def newest(self, number: int) -> tuple[int, Held, torch.device] | None:
+        """The newest chunk that is held of a track, the state after it, and where; None: there is none."""
+        newest = self._tracks[number].newest if number in self._tracks else None
+        return None if newest is None else (*newest, self.pipeline.device)
 
     def _add(self, number: int, track: Track) -> Place:
         self._tracks[number] = track
         return track.place
 
 
-def snapshot_of(chunk: int, held: Held) -> Snapshot:
+def snapshot_of(chunk: int, held: Held, device: torch.device) -> Snapshot:
     """Write down the state after a chunk; in any thread, since nothing changes what is held.
+
+    A GPU goes on with other chunks meanwhile: the state is copied in a stream of its own.
 
     Raises:
         UserError: If it cannot be.
     """
-    with tempfile.TemporaryDirectory(prefix="dummyforcing-") as folder:
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.synchronize(device)  # what is held may have been asked for only
+    beside = torch.cuda.Stream(device) if is_gpu else None  # type: ignore[no-untyped-call]
+    with tempfile.TemporaryDirectory(prefix="dummyforcing-") as folder, torch.cuda.stream(beside):
         path = Path(folder) / "snapshot"
         held.rollout.save(path)
         data = np.fromfile(path, np.uint8)
