@@ -1,6 +1,7 @@
 """Who is let in, by the memory and the time that videos take."""
 
 import asyncio
+from itertools import count
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from dummyforcing.server.web.problems import Problem
 def engine(pipeline: DummyForcingPipeline) -> Engine:
     async def make() -> Engine:
         replica = LocalReplica(pipeline)
-        return Engine(replica, Costs(replica.facts), Metrics())
+        return Engine(replica, Costs(replica.facts), Metrics(), count())
 
     return asyncio.run(make())
 

@@ -5,10 +5,9 @@ or its frames is done by the replica, one thing at a time.
 """
 
 import asyncio
-import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -50,14 +49,17 @@ class Stream(ABC):
 class Engine:
     """A replica, and who is at work on it."""
 
-    def __init__(self, replica: Replica, costs: Costs, metrics: Metrics, name: str = "1") -> None:
+    def __init__(
+        self, replica: Replica, costs: Costs, metrics: Metrics, numbers: Iterator[int], name: str = "1"
+    ) -> None:
         """Take a replica; `run` does the work.
 
         Args:
             replica: It.
             costs: Learn from it what videos take.
             metrics: Count what it does.
-            name: What it is called there.
+            numbers: For tracks; no two of a fleet have the same, whatever replica makes them.
+            name: What it is called in metrics.
         """
         self.replica, self.costs, self.metrics, self.name = replica, costs, metrics, name
         self.facts = replica.facts
@@ -70,11 +72,11 @@ class Engine:
         self.memory_in_use = 0
         """Bytes of the GPU."""
         self._claims: dict[str, Claim] = {}
-        self._numbers = itertools.count()
+        self._numbers = numbers
         self._dropping: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._is_closing = False
+        self._is_closing = self._is_lost = False
 
     # --- videos ------------------------------------------------------------------------------------------
 
@@ -174,6 +176,7 @@ class Engine:
             working.result()
         except ReplicaLost:
             if not self._is_closing:
+                self._is_lost = True
                 raise
         finally:
             working.cancel()
@@ -190,9 +193,11 @@ class Engine:
     async def _its_turn(self) -> AsyncIterator[None]:
         """Wait until nothing else is asked of the replica."""
         async with self._turn:
-            if self._is_closing:
+            if self._is_closing or self._is_lost:
                 raise ReplicaLost("it ends")
             yield
+            if self._is_lost:  # those who were told of it did not know of this
+                raise ReplicaLost("it has ended")
 
     async def _work(self) -> None:
         await self._warm_up()

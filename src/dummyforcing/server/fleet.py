@@ -1,6 +1,7 @@
 """The replicas of the model that take part, and which of them gets a video."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -39,7 +40,7 @@ class Fleet:
         self.demands: list[Callable[[], Awaitable[int]]] = []
         """Tell how many further replicas some kind of work could use at once."""
         self.is_closing = asyncio.Event()
-        self._count = 0
+        self._count, self._numbers = 0, itertools.count()
 
     @property
     def is_ready(self) -> bool:
@@ -53,7 +54,7 @@ class Fleet:
     async def serve(self, replica: Replica) -> None:
         """Let a replica take part until it is gone, retired, or the fleet is closed."""
         self._count += 1
-        engine = Engine(replica, self.costs, self.metrics, str(self._count))
+        engine = Engine(replica, self.costs, self.metrics, self._numbers, str(self._count))
         self.engines.append(engine)
         logger.info("replica %s is %s", engine.name, replica.place)
         self.metrics.replica_videos.labels(engine.name).set_function(lambda: engine.users)

@@ -276,6 +276,7 @@ class Session:
 
     async def _end(self, reason: str) -> None:
         self.is_over = True
+        self._has_engine.set()  # who waits for one learns that it is over
         self.delivery.detached = time.monotonic()
         try:
             for live in self.tracks.values():
@@ -324,11 +325,13 @@ class Session:
         """
         await self.delivery.caught_up()
         self.engine = engine
-        for live in self.tracks.values():
-            await live.move(engine)
-        if self.is_over:
-            await engine.end([live.track for live in self.tracks.values()])
-            return
+        try:
+            for live in self.tracks.values():
+                await live.move(engine)
+            self._require_going()
+        except BaseException:
+            engine.drop([live.track for live in self.tracks.values()])
+            raise
         for live in self.tracks.values():
             engine.add(live)
         self._has_engine.set()

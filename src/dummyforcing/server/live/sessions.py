@@ -297,7 +297,7 @@ class Sessions:
                     return
             logger.error("%d replicas ended over a session; it is given up", TRIES)
         except Exception as error:
-            if self.is_closing:
+            if session.is_over:
                 return
             logger.error("a session cannot go on in another replica", exc_info=error)
         finally:
