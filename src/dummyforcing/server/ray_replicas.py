@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import Self
 
 from dummyforcing.checkpoints.model_files import ModelFiles
@@ -81,6 +80,7 @@ class RayReplicas:
             )
         self._processes: list[Process] = []
         self._serving: set[asyncio.Task[None]] = set()
+        self._at_work = 0
         self._failures: Counter[str] = Counter()  # of a machine, one after the other
         self._failed_at: dict[str, float] = {}
         self._waited = 0
@@ -97,8 +97,6 @@ class RayReplicas:
     def coming(self) -> int:
         """How many are being loaded."""
         return len(self._processes) - self._at_work
-
-    _at_work = 0
 
     # --- the first of them -------------------------------------------------------------------------------
 
@@ -154,15 +152,23 @@ class RayReplicas:
     # --- as many as are needed ---------------------------------------------------------------------------
 
     async def run(self, fleet: Fleet) -> None:
-        """Have replicas take part, as many as are needed, until the fleet is closed."""
+        """Have replicas take part, as many as are needed, until the fleet is closed.
+
+        Raises:
+            Exception: If the work on one of them ends with an error that is not its loss.
+        """
         for process in self._processes:
             self._serve(process, fleet)
-        while not fleet.is_closing.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
-                    await fleet.is_closing.wait()
-                break
-            await self._look(fleet)
+        closing = asyncio.create_task(fleet.is_closing.wait())
+        while not closing.done():
+            ended, _ = await asyncio.wait(
+                [closing, *self._serving], timeout=LOOK, return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in ended:
+                self._serving.discard(one)
+                one.result()  # an error of the server itself
+            if not closing.done():
+                await self._look(fleet)
         for one in self._serving:
             one.cancel()
         if self._serving:
@@ -198,9 +204,7 @@ class RayReplicas:
         return process
 
     def _serve(self, process: Process, fleet: Fleet) -> None:
-        task = asyncio.create_task(self._served(process, fleet), name="replica")
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving.add(asyncio.create_task(self._served(process, fleet), name="replica"))
 
     async def _served(self, process: Process, fleet: Fleet) -> None:
         """Load a replica, and let it take part until its process ends."""
@@ -208,10 +212,10 @@ class RayReplicas:
         logger.info("a replica begins on %s", node.address)
         try:
             number, facts = await self._load(process)
-        except (ProcessLost, UserError) as error:
+        except Exception as error:
             logger.error("a replica on %s could not be loaded: %s", node.address, error)
             self._failures[node.id] += 1
-            if isinstance(error, UserError) or self._failures[node.id] >= TRIES:
+            if not isinstance(error, ProcessLost) or self._failures[node.id] >= TRIES:
                 self._failed_at[node.id] = time.monotonic()
         else:
             self._failures[node.id] = 0

@@ -145,10 +145,12 @@ def test_numbers_of_replicas(text, capsys):
     assert f"'{text}' is no number of processes; write it like 2 or 1:4" in capsys.readouterr().err
 
 
-def test_where_no_cluster_is(model_folder, capsys):
+def test_where_no_cluster_is(model_folder, monkeypatch, capsys):
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    assert main(["serve", "--ray", "127.0.0.1:1", "--port", "0", "--model", str(model_folder)]) == 2
-    assert "There is no Ray cluster at '127.0.0.1:1'; begin one with" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for address in ("127.0.0.1:1", "auto"):
+        assert main(["serve", "--ray", address, "--port", "0", "--model", str(model_folder)]) == 2
+        assert "There is no Ray cluster at '127.0.0.1:1'; begin one with" in capsys.readouterr().err
 
 
 # --- on a cluster -------------------------------------------------------------------------------------------
