@@ -290,12 +290,12 @@ def replicas() -> str:
     found = measured["recoveries"]
     seconds, chunks = ([one[part] for one in found] for part in ("seconds", "chunk"))
     return (
-        f"Measured with the bundled model ({device(measured)}): beside the {plain['device']:.2f} s that the "
-        f"device takes for a chunk, {1e3 * plain['own']:.1f} ms pass between two chunks in one process, "
-        f"{1e3 * ray['own']:.1f} ms with a replica of Ray, and {1e3 * kept['own']:.1f} ms if snapshots are "
+        f"Measured with the bundled model ({device(measured)}, with other work on it): besides what the "
+        f"device takes for a chunk, {1e3 * plain['own']:.0f} ms pass between two chunks in one process, "
+        f"{1e3 * ray['own']:.0f} ms with a replica of Ray, and {1e3 * kept['own']:.0f} ms if snapshots are "
         f"taken. From the kill of a replica to the next chunk of its viewer: {min(seconds):.1f} to "
-        f"{max(seconds):.1f} s, on a core that takes {min(chunks):.1f} to {max(chunks):.1f} s for each of the "
-        f"chunks made again meanwhile: {source(name, measured)}."
+        f"{max(seconds):.1f} s, on a core that takes {min(chunks):.1f} to {max(chunks):.1f} s for each "
+        f"chunk: those since the newest snapshot are made again. {source(name, measured)}."
     )
 
 
