@@ -22,6 +22,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.engine import Engine
 from dummyforcing.server.fleet import TRIES
 from dummyforcing.server.live.messages import PromptActive, Queued, Warned
+from dummyforcing.server.live.session import Session
 from dummyforcing.server.replicas.host import ModelHost
 from tests.server.mortal import Mortal, Mortals
 from tests.server.serving import Serving, serving
@@ -55,10 +56,14 @@ def watching(server: Serving) -> Iterator[Live]:
         yield live
 
 
+def session_of(server: Serving, live: Live) -> Session:
+    assert live.ready is not None
+    return server.parts.sessions.all[live.ready.session]
+
+
 def engine_of(server: Serving, live: Live) -> Engine:
     """Who makes what a client watches."""
-    assert live.ready is not None
-    return server.parts.sessions.all[live.ready.session].engine
+    return session_of(server, live).engine
 
 
 def replica_of(server: Serving, live: Live) -> Mortal:
@@ -94,6 +99,9 @@ def test_a_video_goes_on_where_its_replica_was_lost(
         for chunk in live.start(RED, num_frames=141, seed=3):
             chunks.append(chunk)
             if chunk.index in (5, 8):
+                (track,) = session_of(server, live).tracks.values()
+                until(lambda: engine_of(server, live) in server.parts.fleet.engines)
+                until(lambda: snapshot == 100 or track.kept)  # noqa: B023
                 replicas.kill(replica_of(server, live))
         check(chunks, pipeline.generate(RED, num_frames=141, seed=3).frames)
         told = warnings_of(live)
