@@ -285,6 +285,23 @@ def viewers() -> str:
     return "\n\n".join(parts)
 
 
+def replicas() -> str:
+    """What Ray costs a server, and how soon a video goes on whose replica was killed."""
+    name = "replicas-cpu"
+    measured = load(name)
+    plain, ray, kept = (measured[part] for part in ("plain", "ray", "kept"))
+    found = measured["recoveries"]
+    seconds, chunks = ([one[part] for one in found] for part in ("seconds", "chunk"))
+    return (
+        f"Measured with the bundled model ({device(measured)}, with other work on it): besides what the "
+        f"device takes for a chunk, {1e3 * plain['own']:.0f} ms pass between two chunks in one process, "
+        f"{1e3 * ray['own']:.0f} ms with a replica of Ray, and {1e3 * kept['own']:.0f} ms if snapshots are "
+        f"taken. From the kill of a replica to the next chunk of its viewer: {min(seconds):.1f} to "
+        f"{max(seconds):.1f} s, on a core that takes {min(chunks):.1f} to {max(chunks):.1f} s for each "
+        f"chunk: those since the newest snapshot are made again. {source(name, measured)}."
+    )
+
+
 def words() -> str:
     """What the bundled model was taught."""
     known = load_pipeline("tiny").text.known_words()
@@ -311,6 +328,7 @@ def made() -> dict[Path, str]:
         docs / "index.md": filled(docs / "index.md", figures=figures(results, ENGLISH)),
         chinese: filled(chinese, figures=figures(results, CHINESE)),
         judged: filled(judged, quality=quality(), study=study()),
+        docs / "guides" / "serve.md": filled(docs / "guides" / "serve.md", replicas=replicas()),
         docs / "guides" / "how-many-gpus.md": filled(
             docs / "guides" / "how-many-gpus.md",
             streams=streams(measured),

@@ -12,7 +12,10 @@ from fastapi import FastAPI
 
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.app import create_app
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import OneReplica, Replicas
 from dummyforcing.server.parts import Server
+from dummyforcing.server.replicas.replica import LocalReplica
 from dummyforcing.server.run import LiveServer, listening
 from dummyforcing.server.settings import read_settings
 
@@ -32,17 +35,25 @@ class Serving:
         parts: Server = self.app.state.server
         return parts
 
+    @property
+    def engine(self) -> Engine:
+        """That of its only replica."""
+        (engine,) = self.parts.fleet.engines
+        return engine
+
 
 @contextmanager
-def serving(pipeline: DummyForcingPipeline, **settings: Any) -> Iterator[Serving]:
+def serving(model: DummyForcingPipeline | Replicas, **settings: Any) -> Iterator[Serving]:
     """Run a server until the block ends; it is warm when the block begins."""
-    app = create_app(read_settings(settings), pipeline)
+    if isinstance(model, DummyForcingPipeline):
+        model = OneReplica(LocalReplica(model))
+    app = create_app(read_settings(settings), model)
     running, listener = LiveServer(app, lambda: None), listening("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(running.serve_at(listener)), daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
-    while not (running.started and app.state.server.engine.is_ready):
+    while not (running.started and app.state.server.fleet.is_ready):
         assert thread.is_alive(), "the server ended"
         assert time.monotonic() < deadline, "the server does not start"
         time.sleep(0.02)

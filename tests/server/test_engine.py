@@ -1,6 +1,7 @@
 """Who is let in, by the memory and the time that videos take."""
 
 import asyncio
+from itertools import count
 
 import pytest
 import torch
@@ -11,15 +12,19 @@ from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.allowed import require_allowed
-from dummyforcing.server.engine import FULL, Claim, Engine
+from dummyforcing.server.costs import Claim, Costs
+from dummyforcing.server.engine import FULL, Engine
+from dummyforcing.server.replicas.replica import LocalReplica
 from dummyforcing.server.settings import read_settings
+from dummyforcing.server.web.metrics import Metrics
 from dummyforcing.server.web.problems import Problem
 
 
 @pytest.fixture
 def engine(pipeline: DummyForcingPipeline) -> Engine:
     async def make() -> Engine:
-        return Engine(pipeline)
+        replica = LocalReplica(pipeline)
+        return Engine(replica, Costs(replica.facts), Metrics(), count())
 
     return asyncio.run(make())
 
@@ -58,49 +63,49 @@ def test_tracks_of_a_session_count_once_for_the_time(engine: Engine) -> None:
 
 def test_a_claim_is_the_estimate_and_what_is_held(engine: Engine, pipeline: DummyForcingPipeline) -> None:
     request = request_of(pipeline, num_frames=45)
-    engine.learn(request.size, 0.3)
+    engine.costs.learn(request.size, 0.3)
     least = min(estimates(pipeline.files, request, torch.float32, loaded=True), key=lambda need: need.total)
-    plain = engine.claim(request)
+    plain = engine.costs.claim(request)
     assert plain.memory + plain.shared == pytest.approx(max(least.total, plain.memory))
     assert plain.load == pytest.approx(0.3 / (12 / 16))
-    assert engine.claim(request, is_live=False).load == 0
+    assert engine.costs.claim(request, is_live=False).load == 0
     assert plain.memory > least.cache
     for room, held in ((0.0, 2), (3.5 * plain.memory, 3), (99 * plain.memory, 5)):
-        claim = engine.claim(request, room=room, least=2, most=5)
+        claim = engine.costs.claim(request, room=room, least=2, most=5)
         assert claim.held == held
         assert claim.memory == pytest.approx((held + 1) * plain.memory)
 
 
 def test_what_can_never_fit_is_refused(engine: Engine, pipeline: DummyForcingPipeline) -> None:
     request = request_of(pipeline, num_frames=45)
-    needed = engine.claim(request)
-    engine.capacity = needed.memory + needed.shared
-    assert engine.claim(request) == needed
-    engine.capacity *= 0.99
+    needed = engine.costs.claim(request)
+    engine.costs.capacity = needed.memory + needed.shared
+    assert engine.costs.claim(request) == needed
+    engine.costs.capacity *= 0.99
     with pytest.raises(NotEnoughMemory, match="take a smaller size"):
-        engine.claim(request)
+        engine.costs.claim(request)
 
 
 def test_the_pace_of_a_size_that_was_not_made_yet_follows_its_pixels(engine: Engine) -> None:
-    assert engine.pace((32, 48)) == 0
-    engine.learn((32, 48), 0.2)
-    assert engine.pace((32, 48)) == pytest.approx(0.2)
-    assert engine.pace((64, 96)) == pytest.approx(0.8)
-    engine.learn((64, 96), 1.0)
-    assert engine.pace((64, 96)) == 1.0
+    assert engine.costs.pace((32, 48)) == 0
+    engine.costs.learn((32, 48), 0.2)
+    assert engine.costs.pace((32, 48)) == pytest.approx(0.2)
+    assert engine.costs.pace((64, 96)) == pytest.approx(0.8)
+    engine.costs.learn((64, 96), 1.0)
+    assert engine.costs.pace((64, 96)) == 1.0
 
 
 def test_a_busy_hour_refuses_nothing_for_ever(engine: Engine, pipeline: DummyForcingPipeline) -> None:
     request, settings = request_of(pipeline, num_frames=45), read_settings({"max_chunk": 1})
-    engine.learn(request.size, 0.5)
+    engine.costs.learn(request.size, 0.5)
     for _ in range(50):
-        engine.learn(request.size, 5.0)
-    assert engine.pace(request.size) > 4
-    require_allowed(settings, engine, request)
-    engine._fastest.clear()
-    engine.learn(request.size, 1.5)
+        engine.costs.learn(request.size, 5.0)
+    assert engine.costs.pace(request.size) > 4
+    require_allowed(settings, engine.costs, request)
+    engine.costs._fastest.clear()
+    engine.costs.learn(request.size, 1.5)
     with pytest.raises(Problem, match="take a smaller size"):
-        require_allowed(settings, engine, request)
+        require_allowed(settings, engine.costs, request)
 
 
 def test_a_cache_in_another_precision_has_its_own_size(pipeline: DummyForcingPipeline) -> None:

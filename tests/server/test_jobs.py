@@ -21,7 +21,7 @@ from dummyforcing.media.clips import read_mp4
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.jobs.film import Film
-from dummyforcing.server.jobs.jobs import Job
+from dummyforcing.server.replicas.host import ModelHost
 from dummyforcing.server.storage.store import Store
 from tests.server.serving import Serving, serving
 
@@ -73,11 +73,11 @@ def full(self: object, *_: Any) -> None:
     )
 
 
-def not_finite(self: object) -> None:
+def not_finite(self: object, number: int) -> None:
     raise NotFinite("Chunk 1 has NaN", "take float32")
 
 
-def broken(self: object) -> None:
+def broken(self: object, number: int) -> None:
     raise RuntimeError("/secret/path")
 
 
@@ -87,8 +87,8 @@ def broken(self: object) -> None:
         (Film, "begin", full, "storage", "The server could not write the video (No space left on device)."),
         (Film, "write", full, "storage", "The server could not write the video (No space left on device)."),
         (Film, "finish", full, "storage", "The server could not write the video (No space left on device)."),
-        (Job, "make", not_finite, "not_finite", "Chunk 1 has NaN; take float32."),
-        (Job, "make", broken, "server_error", "Something went wrong in the server; its log says what."),
+        (ModelHost, "make", not_finite, "not_finite", "Chunk 1 has NaN; take float32."),
+        (ModelHost, "make", broken, "server_error", "Something went wrong in the server; its log says what."),
     ],
 )
 def test_what_fails_says_why_and_the_next_one_runs(
@@ -109,8 +109,8 @@ def test_what_fails_says_why_and_the_next_one_runs(
         client.videos.download_content(video.id)
     assert not [path for path in parts.store.videos.iterdir() if video.id in path.name]
     assert wait(client, create(client), "completed")
-    assert not parts.engine.streams
-    assert not parts.engine._claims
+    assert not limited.engine.streams
+    assert not limited.engine._claims
 
 
 def test_a_server_that_ends_keeps_its_jobs(pipeline: DummyForcingPipeline, tmp_path: Path) -> None:

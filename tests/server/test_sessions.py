@@ -208,11 +208,11 @@ def test_the_heads_are_told_when_they_are_found(server: Serving) -> None:
 @contextmanager
 def room_for_all(server: Serving) -> Iterator[None]:
     """The time of this machine is for one video: let others in all the same."""
-    engine = server.parts.engine
-    before, learn = engine._pace, engine.learn
-    engine._pace, engine.learn = {}, lambda size, seconds: None  # type: ignore[method-assign]
+    costs = server.parts.fleet.costs
+    before, learn = costs._pace, costs.learn
+    costs._pace, costs.learn = {}, lambda size, seconds: None  # type: ignore[method-assign]
     yield
-    engine._pace, engine.learn = before, learn  # type: ignore[method-assign]
+    costs._pace, costs.learn = before, learn  # type: ignore[method-assign]
 
 
 def test_who_comes_beside_others_gets_two_chunks_before_he_plays(server: Serving) -> None:
@@ -293,13 +293,13 @@ def test_who_stays_away_loses_the_session(pipeline: DummyForcingPipeline) -> Non
             say(socket, type="start", prompt=RED)
             session = hear(socket, "ready")["session"]
         deadline = time.monotonic() + 10
-        while server.parts.sessions.running or server.parts.engine._claims:
+        while server.parts.sessions.running or server.engine._claims:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         with bare(server) as socket:
             say(socket, type="start", session=session)
             assert hear(socket, "error")["code"] == "session_over"
-        assert server.parts.engine.streams == []
+        assert server.engine.streams == []
 
 
 def test_a_full_server_lets_one_wait(pipeline: DummyForcingPipeline) -> None:
@@ -605,8 +605,8 @@ def test_prompts_are_written_out(pipeline: DummyForcingPipeline) -> None:
 def settle(server: Serving) -> None:
     """Wait until no session is left, and nothing is claimed."""
     deadline = time.monotonic() + 20
-    while server.parts.sessions.running or server.parts.engine._claims or server.parts.sessions._owners:
-        assert time.monotonic() < deadline, server.parts.engine._claims
+    while server.parts.sessions.running or server.engine._claims or server.parts.sessions._owners:
+        assert time.monotonic() < deadline, server.engine._claims
         time.sleep(0.02)
 
 
@@ -774,10 +774,10 @@ def test_with_dense_beside_it_both_tracks_end(server: Serving) -> None:
 
 def test_the_cache_that_grows_ends_the_video_in_time(pipeline: DummyForcingPipeline) -> None:
     with serving(pipeline) as server:
-        sessions, engine = server.parts.sessions, server.parts.engine
+        sessions, costs = server.parts.sessions, server.parts.fleet.costs
         dense, dummy = (sessions.request(RED, {"policy": policy}) for policy in ("dense", "dummy"))
         one = pipeline.files.frame_bytes(dense.size, pipeline.cache_dtype)
-        engine.capacity = 4 * 5 * 60 * one  # a quarter holds 5 caches of 60 frames
+        costs.capacity = 4 * 5 * 60 * one  # a quarter holds 5 caches of 60 frames
         assert sessions.longest(dummy) == sessions.settings.max_frames
         assert sessions.longest(dense) == pipeline.files.preset.pixel_frames(60)
 
@@ -891,7 +891,7 @@ def test_a_branch_claims_what_its_track_takes(server: Serving) -> None:
     with bare(server) as socket:
         say(socket, type="start", prompt=RED, beside="dense")
         name = hear(socket, "ready")["session"]
-        engine, session = server.parts.engine, server.parts.sessions.all[name]
+        engine, session = server.engine, server.parts.sessions.all[name]
         before = engine._claims[name].memory
         while hear(socket, "chunk")["track"] != 1:
             pass
@@ -924,13 +924,13 @@ def test_a_branch_waits_for_chunks_that_are_on_their_way(
         time.sleep(0.3)
         return fragment(*args)
 
-    monkeypatch.setattr("dummyforcing.server.live.delivery.fragment", slowly)
+    monkeypatch.setattr("dummyforcing.server.replicas.replica.fragment", slowly)
     with serving(pipeline) as server, bare(server) as socket:
         say(socket, type="start", prompt=RED)
         session = server.parts.sessions.all[hear(socket, "ready")["session"]]
         parent = session.tracks[0]
         deadline = time.monotonic() + 20
-        while 2 not in parent.track.held:
+        while parent.next < 3:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         assert len(parent.recording) <= 2  # it is made, and not sent yet

@@ -42,6 +42,7 @@ def test_every_setting_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyP
         "cors": "https://x.example",
         "max_size": "64x64",
         "keep": "1h",
+        "replicas": "1:4",
         "log_format": "json",
     }
     for one in documented(Settings):

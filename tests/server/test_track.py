@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dummyforcing.errors import BadRequest
+from dummyforcing.media.frames import Frames
 from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.server.live.track import Made, Track
+from dummyforcing.server.replicas.track import Made, Track
 
 PROMPT, OTHER, THIRD = "a red ball bounces", "a blue cube spins", "a green floor"
 CHUNKS = 8
@@ -41,10 +42,11 @@ def whole(pipeline: DummyForcingPipeline, *changes: tuple[int, str], fade: int =
     return np.split(frames, starts[1:])
 
 
-def check(made: list[Made], expected: list[np.ndarray], first: int = 0) -> None:
-    assert [one.index for one in made] == list(range(first, first + len(made)))
-    for one in made:
-        assert np.array_equal(one.frames, expected[one.index]), f"chunk {one.index}"
+def check(made: list[tuple[Made, Frames]], expected: list[np.ndarray], first: int = 0) -> None:
+    assert [one.index for one, _ in made] == list(range(first, first + len(made)))
+    for one, frames in made:
+        assert np.array_equal(frames, expected[one.index]), f"chunk {one.index}"
+        assert one.frames == len(frames)
         assert one.first_frame == sum(map(len, expected[: one.index]))
 
 
@@ -65,7 +67,7 @@ def test_a_prompt_from_a_chunk_on(small: DummyForcingPipeline, made: int, fade: 
     assert first == min(made, 4)
     rest = [mine.make() for _ in range(CHUNKS - first)]
     check(rest, expected, first)
-    assert [one.prompt for one in rest] == [PROMPT] * (4 - first) + [OTHER] * (CHUNKS - 4)
+    assert [one.prompt for one, _ in rest] == [PROMPT] * (4 - first) + [OTHER] * (CHUNKS - 4)
 
 
 def test_a_prompt_in_place_of_one_that_is_not_shown_yet(small: DummyForcingPipeline) -> None:
@@ -76,7 +78,7 @@ def test_a_prompt_in_place_of_one_that_is_not_shown_yet(small: DummyForcingPipel
     assert mine.set_prompt(THIRD, 1, at=5) == 5
     made += [mine.make() for _ in range(CHUNKS - 4)]
     check(made, whole(small, (5, THIRD)))
-    assert [one.prompt for one in made] == [PROMPT] * 5 + [THIRD] * 3
+    assert [one.prompt for one, _ in made] == [PROMPT] * 5 + [THIRD] * 3
 
 
 def test_taken_back_the_same_chunks_come_again(small: DummyForcingPipeline) -> None:
@@ -93,10 +95,10 @@ def test_taken_back_before_a_prompt_it_is_not_shown(small: DummyForcingPipeline)
     mine.set_prompt(OTHER, 1, at=3)
     [mine.make() for _ in range(3)]
     mine.rewind(2)
-    assert mine.prompt == PROMPT
+    assert mine.place.prompt == PROMPT
     rest = [mine.make() for _ in range(CHUNKS - 3)]
     check(rest, whole(small), 3)
-    assert {one.prompt for one in rest} == {PROMPT}
+    assert {one.prompt for one, _ in rest} == {PROMPT}
 
 
 def test_taken_back_within_a_prompt_it_stays(small: DummyForcingPipeline) -> None:
@@ -107,7 +109,7 @@ def test_taken_back_within_a_prompt_it_stays(small: DummyForcingPipeline) -> Non
     mine.rewind(4)
     rest = [mine.make() for _ in range(CHUNKS - 5)]
     check(rest, whole(small, (3, OTHER)), 5)
-    assert {one.prompt for one in rest} == {OTHER}
+    assert {one.prompt for one, _ in rest} == {OTHER}
 
 
 def test_branches_and_their_origin_go_on_in_turns(small: DummyForcingPipeline) -> None:
@@ -115,7 +117,7 @@ def test_branches_and_their_origin_go_on_in_turns(small: DummyForcingPipeline) -
     made = [mine.make() for _ in range(5)]
     other, third = mine.fork(2), mine.fork(4)
     other.set_prompt(OTHER, 1, at=other.index)
-    forked: dict[str, list[Made]] = {"other": [], "third": []}
+    forked: dict[str, list[tuple[Made, Frames]]] = {"other": [], "third": []}
     for _ in range(3):
         made.append(mine.make())
         forked["other"].append(other.make())
@@ -130,7 +132,7 @@ def test_branches_and_their_origin_go_on_in_turns(small: DummyForcingPipeline) -
 def test_as_many_are_held_as_there_is_room_for(small: DummyForcingPipeline) -> None:
     mine = track(small, held=5)
     made = [mine.make() for _ in range(CHUNKS)]
-    assert made[-1].held == (3, 4, 5, 6, 7)
+    assert made[-1][0].held == (3, 4, 5, 6, 7)
     with pytest.raises(BadRequest, match="held are 3 to 7"):
         mine.rewind(2)
     with pytest.raises(BadRequest, match="held are 3 to 7"):
@@ -147,6 +149,6 @@ def test_where_nothing_is_held_a_prompt_comes_later(small: DummyForcingPipeline)
 def test_a_video_with_an_end(small: DummyForcingPipeline) -> None:
     preset = small.files.preset
     mine = track(small, num_frames=preset.pixel_frames(3 * preset.chunk_frames))
-    assert [mine.make().is_last for _ in range(3)] == [False, False, True]
+    assert [mine.make()[0].is_last for _ in range(3)] == [False, False, True]
     mine.rewind(0)
-    assert not mine.make().is_last
+    assert not mine.make()[0].is_last

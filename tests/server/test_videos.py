@@ -182,7 +182,7 @@ def test_a_running_video_is_given_up(server: Serving, client: openai.OpenAI) -> 
     client.videos.delete(video.id)
     parts = server.parts
     assert not list(parts.store.videos.glob(f"*{video.id}*"))
-    assert not any(stream.turn.owner == video.id for stream in parts.engine.streams)
+    assert not any(stream.turn.owner == video.id for stream in parts.fleet.engines[0].streams)
     assert client.videos.create_and_poll(prompt=PROMPT, extra_body=SHORT).status == "completed"
 
 
@@ -387,7 +387,7 @@ def test_heads(request: pytest.FixtureRequest, which: str) -> None:
     if which == "server":
         client_of(server).videos.create_and_poll(prompt=PROMPT, extra_body={"num_frames": 33})
     found = httpx2.get(f"{server.url}/v1/heads", trust_env=False).json()
-    config = server.parts.engine.pipeline.files.config
+    config = server.parts.fleet.facts.files.config
     assert (found["layers"], found["heads"]) == (config.num_layers, config.num_heads)
     assert found["source"] == {"server": "found", "bundled_server": "shipped"}[which]
     assert sum(found["counts"].values()) == config.num_layers * config.num_heads

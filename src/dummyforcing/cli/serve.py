@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -17,7 +17,11 @@ from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.cli.terminal import VOICE, say
 from dummyforcing.errors import BadRequest
 from dummyforcing.pipeline.expander import PromptExpander
-from dummyforcing.server.settings import Settings, read_settings
+from dummyforcing.server.settings import Settings, parse_range, read_settings
+
+if TYPE_CHECKING:
+    from dummyforcing.checkpoints.model_files import ModelFiles
+    from dummyforcing.server.fleet import Replicas
 
 NEEDED = ("fastapi", "uvicorn", "websockets", "pydantic", "python_multipart", "prometheus_client")
 
@@ -43,6 +47,9 @@ def serve(
     A public model on a GPU, for several viewers at once:
       dummyforcing serve --model self-forcing --fp8 linear
 
+    All GPUs of a Ray cluster behind one address (extra ray), as many of them as there is work for:
+      dummyforcing serve --model self-forcing --fp8 linear --ray auto --replicas 1:8
+
     Its API, as the openai package and others speak it:
       curl http://127.0.0.1:8000/v1/videos -F "prompt=a red ball bounces on a green floor"
 
@@ -61,7 +68,7 @@ def serve(
         given: Settings of the server.
     """
     settings = read_settings(given, config)
-    require_server_packages()
+    require_server_packages(settings)
 
     from dummyforcing.server.run import listening, run
     from dummyforcing.server.storage.store import Store
@@ -79,17 +86,13 @@ def serve(
         listener = stack.enter_context(listening(settings.host, settings.port))
         address = _address(settings.host, listener.getsockname()[1])
 
-        from dummyforcing.pipeline.request import make_request
-        from dummyforcing.runtime.apart import run_apart
         from dummyforcing.server.app import create_app
 
-        request = make_request(files, "a video", cache_dtype=cache_dtype(load))
-        _tell(f"Loading {files.preset.name} ...")
-        # The videos are made in a thread of the server.
-        pipeline = run_apart(lambda: load_for(files, request, load))
-        _tell(f"Loaded it on {pipeline.device}, in {str(pipeline.dtype).removeprefix('torch.')}.")
+        replicas = _replicas(stack, settings, files, load)
+        facts = replicas.facts
+        _tell(f"Loaded it on {facts.device}, in {str(facts.dtype).removeprefix('torch.')}.")
         stack.enter_context(logging_to_stderr(settings))
-        app = create_app(settings, pipeline)
+        app = create_app(settings, replicas)
 
         def started() -> None:
             store = app.state.server.store
@@ -103,8 +106,38 @@ def serve(
         run(app, listener, started, trust_proxy=settings.trust_proxy)
 
 
-def require_server_packages() -> None:
+def _replicas(stack: ExitStack, settings: Settings, files: "ModelFiles", load: Given) -> "Replicas":
+    """Load the model, in this process or in others, which end with the stack."""
+    from dummyforcing.pipeline.request import make_request
+
+    if settings.ray is None:
+        from dummyforcing.runtime.apart import run_apart
+        from dummyforcing.server.fleet import OneReplica
+        from dummyforcing.server.replicas.replica import LocalReplica
+
+        request = make_request(files, "a video", cache_dtype=cache_dtype(load))
+        _tell(f"Loading {files.preset.name} ...")
+        # The videos are made in a thread of the server.
+        return OneReplica(LocalReplica(run_apart(lambda: load_for(files, request, load))))
+
+    from dummyforcing.integrations.ray.cluster import connected
+    from dummyforcing.pipeline.options import LoadOptions, choose
+    from dummyforcing.server.ray_replicas import RayReplicas
+
+    cluster = stack.enter_context(connected(settings.ray))
+    options, counts = choose(LoadOptions, load), parse_range(settings.replicas)
+    request = make_request(files, "a video", cache_dtype=cache_dtype(load, cluster.device(options.device)))
+    replicas = stack.enter_context(RayReplicas(cluster, files, options, counts, request))
+    _tell(f"Loading {files.preset.name} in {counts[0]} process{'es' * (counts[0] > 1)} of Ray ...")
+    replicas.start()
+    return replicas
+
+
+def require_server_packages(settings: Settings | None = None) -> None:
     """Refuse to go on without the packages of the server.
+
+    Args:
+        settings: What is to be served; Ray is needed if they name it.
 
     Raises:
         BadRequest: If one is not installed.
@@ -115,6 +148,10 @@ def require_server_packages() -> None:
             f"Packages of the server are not installed: {', '.join(missing)}",
             "get them with pip install 'dummyforcing[server]'",
         )
+    if settings and settings.ray:
+        from dummyforcing.integrations.ray.cluster import require_ray
+
+        require_ray()
 
 
 @contextmanager

@@ -24,8 +24,10 @@ from dummyforcing.client.live import LiveChunk, connect
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server.app import create_app
 from dummyforcing.server.engine import FULL
+from dummyforcing.server.fleet import OneReplica
 from dummyforcing.server.live.messages import PromptActive
 from dummyforcing.server.parts import Server
+from dummyforcing.server.replicas.replica import LocalReplica
 from dummyforcing.server.run import LiveServer, listening
 from dummyforcing.server.settings import read_settings
 
@@ -133,9 +135,9 @@ class OpenServer:
             url: Where it listens.
         """
         self.parts, self.url = parts, url
-        engine, preset = parts.engine, parts.engine.pipeline.files.preset
-        self._pace, self._capacity = engine.pace(preset.size), engine.capacity
-        engine.capacity = engine.full = float("inf")
+        (engine,), costs = parts.fleet.engines, parts.fleet.costs
+        self._pace, self._capacity = costs.pace(parts.fleet.facts.preset.size), engine.capacity
+        engine.capacity = engine.full = costs.capacity = float("inf")
 
     def about(self, options: Row) -> Row:
         """What the server is like, and how many viewers it would let in.
@@ -143,7 +145,7 @@ class OpenServer:
         Args:
             options: Of the videos.
         """
-        sessions, preset = self.parts.sessions, self.parts.engine.pipeline.files.preset
+        sessions, preset = self.parts.sessions, self.parts.fleet.facts.preset
         claim = sessions.claim(sessions.request(PROMPTS[0], options))
         seconds = preset.chunk_pixel_frames / preset.fps
         by_time, by_memory = FULL * seconds / self._pace, (self._capacity - claim.shared) / claim.memory
@@ -220,14 +222,14 @@ def open_to_all(pipeline: DummyForcingPipeline, **settings: Any) -> Iterator[Ope
         pipeline: The model, loaded by `run_apart`.
         **settings: Of the server.
     """
-    app = create_app(read_settings({**LIMITS, **settings}), pipeline)
+    app = create_app(read_settings({**LIMITS, **settings}), OneReplica(LocalReplica(pipeline)))
     with listening("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = LiveServer(app, lambda: None)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve_at(listener)), daemon=True)
         thread.start()
         try:
-            while not (server.started and app.state.server.engine.is_ready):
+            while not (server.started and app.state.server.fleet.is_ready):
                 if not thread.is_alive() or (server.started and app.state.server.has_failed):
                     raise RuntimeError("the server ended before it was ready")  # its log says why
                 time.sleep(0.1)

@@ -41,23 +41,21 @@ def require_text_parts(model: object, tokenizer: object) -> None:
             )
 
 
-class TextEncoder:
-    """A UMT5 encoder with its tokenizer; several threads may use one.
+class PromptTokens:
+    """The tokenizer of a text encoder: which words it knows, and how much of a prompt it reads.
 
-    A tokenizer that pads or cuts keeps how it is to do that as its own state, which the next call changes for
-    all that are under way. So ours does neither, and prompts are cut and padded here.
+    Several threads may use one. A tokenizer that pads or cuts keeps how it is to do that as its own state,
+    which the next call changes for all that are under way. So ours does neither; the encoder cuts and pads.
     """
 
-    def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, text_len: int) -> None:
-        """Wrap loaded parts.
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, text_len: int) -> None:
+        """Wrap a loaded tokenizer.
 
         Args:
-            model: In evaluation mode, wherever and in whatever dtype it shall run.
             tokenizer: Must append the end-of-sequence token by itself, as T5 tokenizers do.
-            text_len: Tokens per prompt, the transformer's `text_len`: shorter prompts are padded with zeros,
-                longer ones cut.
+            text_len: Tokens per prompt, the transformer's `text_len`: longer ones are cut.
         """
-        self.model, self.tokenizer, self.text_len = model, tokenizer, text_len
+        self.tokenizer, self.text_len = tokenizer, text_len
         self._tokenize(["a"])  # it forgets how it padded and cut when it was saved
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
@@ -67,30 +65,6 @@ class TextEncoder:
             raise BadRequest("The prompt is empty", "say what the video shall show", "prompt")
         # Not verbose: prompts longer than the tokenizer was made for are cut later, knowingly.
         return self.tokenizer(cleaned, add_special_tokens=True, verbose=False, **options)
-
-    @torch.inference_mode()
-    def encode(self, prompts: str | Sequence[str]) -> Tensor:
-        """Embed prompts, each by itself: a batch gives what its prompts give alone.
-
-        Args:
-            prompts: One prompt or several.
-
-        Returns:
-            `(B, text_len, text_dim)` in the model's dtype and on its device; rows after the end-of-sequence
-            token are zero.
-
-        Raises:
-            BadRequest: If a prompt is empty.
-        """
-        found = self._tokenize([prompts] if isinstance(prompts, str) else prompts).input_ids
-        tokens = torch.full((len(found), self.text_len), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(tokens)
-        for row, kept, one in zip(tokens, mask, found, strict=True):
-            one = one if len(one) <= self.text_len else [*one[: self.text_len - 1], one[-1]]
-            row[: len(one)], kept[: len(one)] = torch.tensor(one), 1
-        tokens, mask = tokens.to(self.model.device), mask.to(self.model.device)
-        hidden: Tensor = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return hidden.masked_fill(mask.unsqueeze(-1) == 0, 0)
 
     def token_count(self, prompt: str) -> int:
         """Count the tokens of a prompt, end-of-sequence included; those above `text_len` are cut."""
@@ -116,3 +90,42 @@ class TextEncoder:
     def known_words(self) -> list[str]:
         """The vocabulary without special tokens, sorted; meant for a word-level tokenizer."""
         return sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+
+
+class TextEncoder(PromptTokens):
+    """A UMT5 encoder with its tokenizer; several threads may use one."""
+
+    def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, text_len: int) -> None:
+        """Wrap loaded parts.
+
+        Args:
+            model: In evaluation mode, wherever and in whatever dtype it shall run.
+            tokenizer: See `PromptTokens`.
+            text_len: Tokens per prompt: shorter prompts are padded with zeros, longer ones cut.
+        """
+        super().__init__(tokenizer, text_len)
+        self.model = model
+
+    @torch.inference_mode()
+    def encode(self, prompts: str | Sequence[str]) -> Tensor:
+        """Embed prompts, each by itself: a batch gives what its prompts give alone.
+
+        Args:
+            prompts: One prompt or several.
+
+        Returns:
+            `(B, text_len, text_dim)` in the model's dtype and on its device; rows after the end-of-sequence
+            token are zero.
+
+        Raises:
+            BadRequest: If a prompt is empty.
+        """
+        found = self._tokenize([prompts] if isinstance(prompts, str) else prompts).input_ids
+        tokens = torch.full((len(found), self.text_len), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(tokens)
+        for row, kept, one in zip(tokens, mask, found, strict=True):
+            one = one if len(one) <= self.text_len else [*one[: self.text_len - 1], one[-1]]
+            row[: len(one)], kept[: len(one)] = torch.tensor(one), 1
+        tokens, mask = tokens.to(self.model.device), mask.to(self.model.device)
+        hidden: Tensor = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return hidden.masked_fill(mask.unsqueeze(-1) == 0, 0)

@@ -3,10 +3,12 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from dummyforcing.errors import RequestWarning, TrainedLengthWarning, TrainedSizeWarning, UnknownWordsWarning
-from dummyforcing.pipeline.parts import Parts
+from dummyforcing.models.text_encoder import PromptTokens
 from dummyforcing.pipeline.request import Request
+from dummyforcing.presets.preset import Preset
 
 FAR = 4
 """So many times as many pixels as a model was trained with, or as few, are another kind of picture to it."""
@@ -14,9 +16,21 @@ QUOTED = 200
 """Characters of what has no effect that are told."""
 
 
-def remarks(parts: Parts, request: Request) -> Iterator[RequestWarning]:
+class Known(Protocol):
+    """What has to be known of a model, loaded here or not."""
+
+    @property
+    def preset(self) -> Preset:
+        """Its description."""
+
+    @property
+    def text(self) -> PromptTokens:
+        """What it reads."""
+
+
+def remarks(model: Known, request: Request) -> Iterator[RequestWarning]:
     """What is to be said of a request."""
-    preset, policy = parts.preset, request.policy
+    preset, policy = model.preset, request.policy
     longest = None if preset.overlap_frames else preset.max_frames
     if longest is not None and (request.frames is None or request.frames > longest):
         yield TrainedLengthWarning(
@@ -29,35 +43,35 @@ def remarks(parts: Parts, request: Request) -> Iterator[RequestWarning]:
             f"Model '{preset.name}' was trained with {trained_width}x{trained_height} pixels; "
             f"{width}x{height} are far from that, and what it makes of them may be nonsense."
         )
-    yield from remarks_on_prompts(parts, [*request.prompts, *(switch.prompt for switch in request.switches)])
+    yield from remarks_on_prompts(model, [*request.prompts, *(switch.prompt for switch in request.switches)])
     if request.plan is not None and policy.roles is None:
         yield RequestWarning(
             f"The head plan says what the heads see; policy '{policy.name}' has no say beside it."
         )
     if request.switches:
-        yield from remarks_on_change(parts, request)
+        yield from remarks_on_change(model, request)
 
 
-def remarks_on_prompts(parts: Parts, prompts: Sequence[str]) -> Iterator[RequestWarning]:
+def remarks_on_prompts(model: Known, prompts: Sequence[str]) -> Iterator[RequestWarning]:
     """What is to be said of prompts; those that are empty came as embeddings."""
     prompts = [prompt for prompt in prompts if prompt]
-    words = dict.fromkeys(word for prompt in prompts for word in parts.text.unknown_words(prompt))
+    words = dict.fromkeys(word for prompt in prompts for word in model.text.unknown_words(prompt))
     if words:
         yield UnknownWordsWarning(
-            f"Model '{parts.preset.name}' does not know the word{'s' * (len(words) > 1)} "
-            f"{', '.join(words)}; it knows {', '.join(parts.text.known_words())}.",
+            f"Model '{model.preset.name}' does not know the word{'s' * (len(words) > 1)} "
+            f"{', '.join(words)}; it knows {', '.join(model.text.known_words())}.",
             tuple(words),
         )
-    for text in filter(None, (parts.text.without_effect(prompt) for prompt in prompts)):
+    for text in filter(None, (model.text.without_effect(prompt) for prompt in prompts)):
         yield RequestWarning(
-            f"The prompt is longer than the {parts.text.text_len} tokens that model '{parts.preset.name}' "
+            f"The prompt is longer than the {model.text.text_len} tokens that model '{model.preset.name}' "
             f"reads; this end of it has no effect: {text[:QUOTED]!r}{' ...' * (len(text) > QUOTED)}."
         )
 
 
-def remarks_on_change(parts: Parts, request: Request) -> Iterator[RequestWarning]:
+def remarks_on_change(model: Known, request: Request) -> Iterator[RequestWarning]:
     """What is to be said of a change of the prompt on the way."""
-    preset = parts.preset
+    preset = model.preset
     contexts = request.policy.contexts if request.plan is None else request.plan.table.values()
     most = [math.inf if context.total is None else context.total for context in contexts]
     if 0 < preset.recache_frames < max(most) and not preset.global_sink:

@@ -2,7 +2,7 @@
 
 from dummyforcing.pipeline.request import Request
 from dummyforcing.presets.preset import parse_size
-from dummyforcing.server.engine import Engine
+from dummyforcing.server.costs import Costs
 from dummyforcing.server.settings import Settings
 from dummyforcing.server.web.problems import Problem
 
@@ -10,13 +10,13 @@ LONGEST_SIDE = 8192
 """Pixels; of H.264 at its highest level."""
 
 
-def require_allowed(settings: Settings, engine: Engine, request: Request) -> None:
+def require_allowed(settings: Settings, costs: Costs, request: Request) -> None:
     """Refuse a video that is larger or longer than the server makes, or takes too long.
 
     Raises:
         Problem: If it is.
     """
-    preset, (height, width) = engine.pipeline.files.preset, request.size
+    preset, (height, width) = costs.facts.preset, request.size
     largest = parse_size(settings.max_size)
     if height * width > largest[0] * largest[1]:
         most = settings.max_size
@@ -25,7 +25,7 @@ def require_allowed(settings: Settings, engine: Engine, request: Request) -> Non
     if max(height, width) > LONGEST_SIDE:
         message = f"A side of {max(height, width)} pixels is too long; take {LONGEST_SIDE} at most."
         raise Problem(400, "too_large", message, "size")
-    seconds = engine.fastest(request.size)
+    seconds = costs.fastest(request.size)
     if seconds > settings.max_chunk:
         message = f"A chunk of {width}x{height} would take about {seconds:.0f} s here; take a smaller size."
         raise Problem(400, "too_slow", message, "size")

@@ -1,6 +1,6 @@
 """The application: every part of the server, put together once.
 
-app = create_app(settings, pipeline)      # an ASGI application: see `run`
+app = create_app(settings, OneReplica(LocalReplica(pipeline)))      # an ASGI application: see `run`
 """
 
 import asyncio
@@ -9,16 +9,13 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from dummyforcing.errors import RankFailed
 from dummyforcing.pipeline.expander import PromptExpander
-from dummyforcing.pipeline.pipeline import DummyForcingPipeline
-from dummyforcing.pipeline.team import Team
 from dummyforcing.server import models
-from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import Fleet, Replicas
 from dummyforcing.server.jobs.jobs import Jobs
 from dummyforcing.server.live.messages import Chunk
 from dummyforcing.server.live.sessions import Sessions
@@ -38,16 +35,13 @@ from dummyforcing.server.web.refusals import DOCUMENTED, add_refusals
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 0.2
-"""Seconds after which it is seen that the process of another GPU has ended."""
 
-
-def create_app(settings: Settings, pipeline: DummyForcingPipeline) -> FastAPI:
+def create_app(settings: Settings, replicas: Replicas) -> FastAPI:
     """Put the server together.
 
     Args:
         settings: See there.
-        pipeline: A loaded model.
+        replicas: Where the model is loaded.
 
     Returns:
         An ASGI application; what runs beside its requests begins and ends with it.
@@ -62,32 +56,30 @@ def create_app(settings: Settings, pipeline: DummyForcingPipeline) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(pipeline, metrics)
+        fleet = Fleet(replicas.facts, metrics)
         server = Server(
             settings,
-            engine,
-            Sessions(engine, settings, store.folder),
+            fleet,
+            Sessions(fleet, settings, store.folder),
             store,
             Uploads(settings, store),
-            Jobs(settings, engine, store),
-            Models(settings, pipeline),
+            Jobs(settings, fleet, store),
+            Models(settings, replicas.facts),
             keys,
             metrics,
             expander,
         )
         app.state.server = server
-        _observe(server)
-        working = asyncio.create_task(_watched(server, engine.run()), name="engine")
-        team = asyncio.create_task(_watched(server, _require(pipeline.parts.team)), name="team")
+        _observe(server, replicas)
+        working = asyncio.create_task(_watched(server, replicas.run(fleet)), name="replicas")
         watching = asyncio.create_task(server.sessions.watch(), name="sessions")
         making = asyncio.create_task(_watched(server, server.jobs.run()), name="jobs")
         yield
-        team.cancel()
         watching.cancel()
         making.cancel()
         await server.begin_closing()
         await asyncio.wait([making])
-        await engine.close()
+        await fleet.close()
         await working
         store.close()
 
@@ -119,20 +111,9 @@ async def _watched(server: Server, work: Coroutine[Any, Any, None]) -> None:
         logger.exception("the server's work has ended")
 
 
-async def _require(team: Team | None) -> None:
-    """Watch the processes of other GPUs, without which nothing can be made.
-
-    Raises:
-        RankFailed: If one ends.
-    """
-    while team is not None:
-        team.check()
-        await asyncio.sleep(LOOKED_AT)
-
-
-def _observe(server: Server) -> None:
+def _observe(server: Server, replicas: Replicas) -> None:
     """Let the metrics read what changes all the time, whenever somebody asks for them."""
-    sessions, metrics, device = server.sessions, server.metrics, server.engine.pipeline.device
+    sessions, metrics, fleet = server.sessions, server.metrics, server.fleet
     metrics.sessions.set_function(lambda: len(sessions.running))
     metrics.waiting.set_function(lambda: len(sessions.waiting))
 
@@ -142,8 +123,12 @@ def _observe(server: Server) -> None:
 
     metrics.cache_bytes.set_function(lambda: sum(chunk.cache_bytes for chunk in latest()))
     metrics.held_bytes.set_function(lambda: sum(len(chunk.held) * chunk.cache_bytes for chunk in latest()))
-    if device.type == "cuda":
-        metrics.device_bytes.set_function(lambda: torch.cuda.memory_allocated(device))
+    metrics.claimed_bytes.set_function(lambda: sum(engine.claimed for engine in fleet.engines))
+    metrics.device_bytes.set_function(lambda: sum(engine.memory_in_use for engine in fleet.engines))
+    metrics.replicas.labels("ready").set_function(lambda: sum(one.is_ready for one in fleet.engines))
+    metrics.replicas.labels("loading").set_function(
+        lambda: replicas.coming + sum(not one.is_ready for one in fleet.engines)
+    )
 
 
 def _guard(app: FastAPI, settings: Settings, keys: Keys, metrics: Metrics) -> None:

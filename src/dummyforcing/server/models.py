@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import POLICIES, installed
-from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.server.replicas.facts import Facts
 from dummyforcing.server.settings import Settings
 from dummyforcing.server.web.problems import Problem
 
@@ -75,22 +75,22 @@ class HeadMap(BaseModel):
 class Models:
     """What is known of the model."""
 
-    def __init__(self, settings: Settings, pipeline: DummyForcingPipeline) -> None:
+    def __init__(self, settings: Settings, facts: Facts) -> None:
         """Look at a loaded model; nothing is computed later.
 
         Args:
             settings: Limits.
-            pipeline: The model.
+            facts: The model.
         """
-        preset = pipeline.files.preset
+        preset = facts.preset
         height, width = preset.size
-        backend = getattr(pipeline.text.tokenizer, "backend_tokenizer", None)
+        backend = getattr(facts.text.tokenizer, "backend_tokenizer", None)
         is_word_level = type(getattr(backend, "model", None)).__name__ == "WordLevel"
         self.model = Model(
             id=preset.name,
             created=int(time.time()),
             description=preset.description,
-            words=pipeline.text.known_words() if is_word_level else None,
+            words=facts.text.known_words() if is_word_level else None,
             policies=["native", *(EXAMPLES.get(name, name) for name in POLICIES), *installed()],
             size=[width, height],
             fps=preset.fps,
@@ -100,7 +100,7 @@ class Models:
             license=preset.licence,
             max_frames=settings.max_frames,
         )
-        path = pipeline.files.shipped("plan.json")
+        path = facts.files.shipped("plan.json")
         self._shipped = Plan.load(path) if path else None
 
     def require(self, name: str | None) -> None:
@@ -157,5 +157,5 @@ async def retrieve_model(request: Request, model: str) -> Model:
 async def heads(request: Request) -> HeadMap:
     """What every attention head of the model is: the shipped plan, or the newest one that was found."""
     server = request.app.state.server
-    found: HeadMap = server.models.heads(server.engine.newest_plan)
+    found: HeadMap = server.models.heads(server.fleet.newest_plan)
     return found

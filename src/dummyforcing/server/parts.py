@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from dummyforcing.errors import BadRequest, UserError
 from dummyforcing.pipeline.expander import PromptExpander
-from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import Fleet
 from dummyforcing.server.jobs.jobs import Jobs
 from dummyforcing.server.live.sessions import Sessions
 from dummyforcing.server.models import Models
@@ -22,7 +22,7 @@ class Server:
     """The parts of a server."""
 
     settings: Settings
-    engine: Engine
+    fleet: Fleet
     sessions: Sessions
     store: Store
     uploads: Uploads
@@ -43,8 +43,8 @@ class Server:
             return "The server is shutting down."
         if self.has_failed:
             return "The model's work has ended with an error."
-        if not self.engine.is_ready:
-            return "The model is warming up."
+        if not self.fleet.is_ready:
+            return "The model is warming up." if self.fleet.engines else "No replica of the model is there."
         is_full = self.sessions.waiting or len(self.sessions.running) >= self.settings.max_sessions
         if is_full and len(self.sessions.waiting) >= self.settings.max_waiting:
             return "The queue of live sessions is full."

@@ -58,6 +58,16 @@ class Settings:
     """Write prompts into the log."""
     log_format: Literal["auto", "text", "json"] = option("auto", choices=("auto", "text", "json"))
     """How the log is written to stderr: text for people, json for programs; auto is text on a terminal."""
+    ray: str | None = option(None, metavar="local|auto|HOST:PORT", hint="off")
+    """Have processes of Ray make the videos, each with the model and a GPU of its own, or a share of the
+    cores where there is none: local, on this machine; auto, on the cluster that runs here or that RAY_ADDRESS
+    names; or HOST:PORT of one."""
+    replicas: str = option("1", metavar="N|LEAST:MOST")
+    """With --ray: how many of them. With 1:4 further ones begin when sessions or jobs wait, and those that
+    have nothing to do for a minute end."""
+    snapshot: int = option(8, kind=int, metavar="CHUNKS", unit="chunks", least=1)
+    """With --ray: after so many chunks the state of a live video is kept; it goes on from there if the
+    process that makes it dies."""
     ahead: int = option(3, kind=int, metavar="CHUNKS", unit="chunks", least=1, most=100)
     """How far a live video is made ahead of what its viewer is at."""
     held: str = option("4GB", metavar="SIZE")
@@ -119,6 +129,7 @@ def read_settings(given: Mapping[str, Any], config: "str | Path | None" = None) 
     for name in ("max_disk", "held", "max_body"):
         parse_bytes(getattr(settings, name), name)
     parse_duration(settings.keep, "keep")
+    parse_range(settings.replicas, "replicas")
     if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", settings.max_size):
         raise BadRequest(f"'{settings.max_size}' is no size", "write it like 1920x1088", "max_size")
     for origin in several(settings.cors):
@@ -186,6 +197,19 @@ def parse_duration(text: str, name: str | None = None) -> float:
         BadRequest: If it is none.
     """
     return _amount(text, SECONDS, "time", "90m, 12h or 7d", name)
+
+
+def parse_range(text: str, name: str | None = None) -> tuple[int, int]:
+    """The least and the most of `2` or `1:4`; `name` is the setting that it is of.
+
+    Raises:
+        BadRequest: If it is none, or empty.
+    """
+    found = re.fullmatch(r"([0-9]{1,4})(?::([0-9]{1,4}))?", text.strip())
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise BadRequest(f"'{text}' is no number of processes", "write it like 2 or 1:4", name)
+    return least, most
 
 
 def _amount(text: str, units: Mapping[str, int], what: str, examples: str, name: str | None) -> float:

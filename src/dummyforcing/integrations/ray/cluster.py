@@ -122,6 +122,8 @@ def connected(address: str) -> Iterator[Cluster]:
 
 def _require_reached(address: str) -> None:
     """Refuse an address where nothing that could be Ray answers: it would be tried for ever."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
     if address in (LOCAL, "auto") or "://" in address or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.errors import BadRequest, UserError
+from dummyforcing.errors import UserError
 from dummyforcing.evaluation.generate import VideoFolder
 from dummyforcing.evaluation.prompts import Job
-from dummyforcing.integrations.ray.cluster import Cluster, Node
-from dummyforcing.method.loading import own_modules
+from dummyforcing.integrations.ray.cluster import Cluster
+from dummyforcing.integrations.ray.machines import Machines, Process, cause_of, reason_of
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.options import LoadOptions
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 TRIES = 3
 """So often may workers die over a video, or on a machine while they load the model."""
-CORES = 4
-"""Of a worker, at most: without GPUs, a machine with 32 cores has 8 workers."""
 LOOK = 1.0
 """Seconds after which one looks again which machines there are."""
 
@@ -94,14 +92,6 @@ class Maker:
         return Made(*video, tuple(one.message for one in said if isinstance(one.message, Warning)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Worker:
-    """A worker as this process sees it."""
-
-    actor: Any
-    node: Node
-
-
 class Workers:
     """The workers of a cluster: they begin when there is something to make, and end with the block."""
 
@@ -116,12 +106,13 @@ class Workers:
         Raises:
             UserError: If the cluster lacks the device.
         """
-        self._cluster, self._files, self._options = cluster, files, options
+        self._files, self._options = files, options
         self.device = cluster.device(options.device)
         """That of all workers; its number is another for each."""
-        self._workers: list[_Worker] = []
-        self._idle: list[_Worker] = []
-        self._working: dict[Any, tuple[_Worker, Job | None]] = {}
+        self._machines = Machines(cluster, self.device, gpus=options.gpus)
+        self._workers: list[Process] = []
+        self._idle: list[Process] = []
+        self._working: dict[Any, tuple[Process, Job | None]] = {}
         """What is asked of each, and for which video; None: it loads the model."""
         self._lost: Counter[str] = Counter()
         """Workers of a machine, by its id, that died before they had loaded the model."""
@@ -132,10 +123,8 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
         for worker in self._workers:
-            ray.kill(worker.actor)
+            worker.end()
         self._workers.clear()
 
     def make(
@@ -168,7 +157,7 @@ class Workers:
                 try:
                     made = ray.get(asked)
                 except RayTaskError as error:
-                    raise _cause(error) from error
+                    raise cause_of(error) from error
                 except RayError as error:  # the process or its machine is gone
                     self._forget(worker, error)
                     if in_hand is None:
@@ -199,12 +188,11 @@ class Workers:
         Raises:
             UserError: If there can be none.
         """
-        places = [node for node in self._cluster.nodes() if self._lost[node.id] < TRIES]
-        here = Counter(worker.node.id for worker in self._workers)
+        free = self._machines.free(worker.node for worker in self._workers)
+        free = [node for node in free if self._lost[node.id] < TRIES]
         loading = sum(job is None for _, job in self._working.values())
-        free = [node for node in places for _ in range(self._count(node) - here[node.id])]
         for node in free[: max(waiting - loading - len(self._idle), 0)]:
-            worker = self._begin(node)
+            worker = self._machines.begin(node, Maker, self._files, self._options)
             self._workers.append(worker)
             self._working[worker.actor.load.remote(request())] = worker, None
         if waiting and not self._workers:
@@ -216,47 +204,9 @@ class Workers:
                 device = f"machine with {self._options.gpus} GPUs"
             raise UserError(f"The Ray cluster has no {device} for a video", "add a machine that has some")
 
-    def _count(self, node: Node) -> int:
-        """Workers that a machine has room for."""
-        if self.device.type == "cuda":
-            return node.gpus // self._options.gpus
-        return max(node.cpus // CORES, min(node.cpus, 1))
-
-    def _begin(self, node: Node) -> _Worker:
-        """Begin a worker; Ray lets it compute with as many threads as it has cores."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        for module in own_modules():  # of files that the machines do not have
-            ray.cloudpickle.register_pickle_by_value(module)
-        gpus = self._options.gpus if self.device.type == "cuda" else 0
-        actor = (
-            ray.remote(Maker)
-            .options(
-                num_gpus=gpus,
-                num_cpus=min(CORES, node.cpus // self._count(node)),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-            )
-            .remote(self._files, self._options)
-        )
-        logger.info("a worker begins on %s", node.address)
-        return _Worker(actor, node)
-
-    def _forget(self, worker: _Worker, error: Exception) -> None:
-        self._reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")
+    def _forget(self, worker: Process, error: Exception) -> None:
+        self._reason = reason_of(error)
         logger.info("a worker on %s died: %s", worker.node.address, self._reason)
         self._workers.remove(worker)
         with suppress(ValueError):
             self._idle.remove(worker)
-
-
-def _cause(error: Any) -> Exception:
-    """What a worker raised, as this process would have raised it."""
-    cause: Exception = error.cause if isinstance(error.cause, Exception) else error
-    if isinstance(cause, ImportError):
-        missing = cause.name or str(cause)
-        return BadRequest(
-            f"A machine of the Ray cluster lacks the module '{missing}'",
-            "install it on all of them, in the same version as here",
-        )
-    return cause

@@ -9,27 +9,27 @@ while it is at it.
 
 import asyncio
 import logging
-import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from dummyforcing.errors import BadFile, BadRequest, NotEnoughMemory, NotFinite, UserError
-from dummyforcing.pipeline.options import VideoOptions, choose
-from dummyforcing.pipeline.outputs import Chunk
-from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.remarks import remarks
 from dummyforcing.pipeline.request import Request
-from dummyforcing.pipeline.rollout import Rollout
 from dummyforcing.presets.preset import Preset
 from dummyforcing.server.allowed import require_allowed
-from dummyforcing.server.engine import Engine, Stream
+from dummyforcing.server.costs import Claim
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import TRIES, Fleet
 from dummyforcing.server.jobs.film import Film
+from dummyforcing.server.jobs.job import Job, Running
 from dummyforcing.server.jobs.request import VideoRequest
-from dummyforcing.server.scheduler import Turn
+from dummyforcing.server.replicas.facts import Facts
+from dummyforcing.server.replicas.replica import ReplicaLost
 from dummyforcing.server.settings import Settings, parse_bytes, parse_duration
 from dummyforcing.server.storage.decoding import Kind, Wanted
 from dummyforcing.server.storage.store import Store, StoredVideo, new_id
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-BEHIND = 2
-"""Chunks that may wait to be written; no further ones are made meanwhile."""
 PAUSE = 1.0
 """Seconds until the memory, or a database that failed, is tried again."""
 CLEANING = 60.0
@@ -52,77 +50,30 @@ NAMES = {"image": "input_reference", "video": "input_reference", "switches": "sc
 """What requests call options."""
 
 
-class Job(Stream):
-    """A video that is made chunk by chunk, in turns with others."""
-
-    def __init__(self, engine: Engine, id: str, request: Request) -> None:
-        """Describe it; it begins with the first chunk.
-
-        Args:
-            engine: Makes it.
-            id: Of the video.
-            request: What it shall be.
-        """
-        self.turn = Turn(id, is_live=False, due=math.inf)
-        self._engine, self._request = engine, request
-        self._rollout: Rollout | None = None
-        self._ready: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
-
-    def make(self) -> tuple[Chunk, bool]:
-        """Make the next chunk; whether it is the last one."""
-        self._rollout = self._rollout or self._engine.pipeline.rollout(self._request)
-        return self._rollout.next_chunk(), self._rollout.is_done
-
-    def made(self, result: tuple[Chunk, bool], seconds: float) -> None:
-        """Hand the chunk to the writer."""
-        chunk, is_last = result
-        self._engine.learn(self._request.size, seconds)
-        self._ready.put_nowait(chunk)
-        if is_last:
-            self._engine.remove(self)
-        elif self._ready.qsize() >= BEHIND:
-            self.turn.due = None
-
-    def failed(self, error: Exception) -> None:
-        """Hand the error to the writer."""
-        self._ready.put_nowait(error)
-
-    async def next(self) -> Chunk:
-        """The next chunk, once it is made.
-
-        Raises:
-            Exception: What the engine's thread raised.
-        """
-        found = await self._ready.get()
-        if isinstance(found, Exception):
-            raise found
-        self.turn.due = math.inf
-        self._engine.wake()
-        return found
-
-
 class Jobs:
-    """The queue of jobs, and the one that runs."""
+    """The queue of jobs, and those that run: one on each replica."""
 
-    def __init__(self, settings: Settings, engine: Engine, store: Store) -> None:
+    def __init__(self, settings: Settings, fleet: Fleet, store: Store) -> None:
         """Begin with what the store has.
 
         Args:
             settings: Limits.
-            engine: Makes the videos.
+            fleet: Makes the videos.
             store: Keeps them.
         """
-        self._settings, self._engine, self._store = settings, engine, store
+        self._settings, self._fleet, self._store = settings, fleet, store
         self._keep, self._space = parse_duration(settings.keep), parse_bytes(settings.max_disk)
-        self._writer = ThreadPoolExecutor(1, "writer")
         self._wake = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
-        self._id, self._progress = "", 0
+        self._running: dict[str, Running] = {}
+        self._losses: Counter[str] = Counter()
+        fleet.when_lost.append(self._lost)
+        fleet.when_changed.append(self._wake.set)
+        fleet.demands.append(self._store.queued)
 
     @property
     def preset(self) -> Preset:
         """Of the model."""
-        return self._engine.pipeline.files.preset
+        return self._fleet.facts.preset
 
     # --- what clients ask for -------------------------------------------------------------------------------
 
@@ -141,9 +92,9 @@ class Jobs:
         if (request.num_frames or 0) > settings.max_frames or seconds * rate > settings.max_frames:
             raise self._too_long("num_frames" if request.num_frames else "seconds")
         checked, said = await self._checked(request, None)
-        require_allowed(settings, self._engine, checked)
+        require_allowed(settings, self._fleet.costs, checked)
         try:
-            self._engine.claim(checked, is_live=False)
+            self._fleet.costs.claim(checked, is_live=False)
         except UserError as error:
             raise problem_of(error, NAMES) from error
         return checked, said
@@ -151,9 +102,9 @@ class Jobs:
     async def _checked(self, asked: VideoRequest, reference: Path | None) -> tuple[Request, list[str]]:
         """What the model is asked for, and what it was never taught of that."""
         try:
-            pipeline = self._engine.pipeline
-            request = await asyncio.to_thread(_request_of, pipeline, asked, reference)
-            return request, [str(one) for one in remarks(pipeline.parts, request)]
+            facts = self._fleet.facts
+            request = await asyncio.to_thread(_request_of, facts, asked, reference)
+            return request, [str(one) for one in remarks(facts, request)]
         except UserError as error:
             raise problem_of(error, NAMES) from error
 
@@ -243,15 +194,16 @@ class Jobs:
         """How much of a video is made, in percent."""
         if video.status == "completed":
             return 100
-        return self._progress if video.id == self._id else 0
+        return self._running[video.id].progress if video.id in self._running else 0
 
     async def remove(self, owner: str, id: str) -> bool:
         """Delete a video, finished or not; whether there was one."""
         if not await self._store.remove_video(owner, id):
             return False
-        if self._id == id and self._running is not None:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+        if id in self._running:
+            task = self._running[id].task
+            task.cancel()
+            await asyncio.wait([task])
         await asyncio.to_thread(self._store.remove_files, id)
         return True
 
@@ -262,50 +214,73 @@ class Jobs:
     # --- making them ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Make one after the other, until this is cancelled."""
+        """Make them in their order, as many at once as there are replicas, until this is cancelled."""
         cleaning = asyncio.create_task(self._keep_clean(), name="cleaning")
         try:
             while True:
                 self._wake.clear()
                 try:
-                    video = await self._store.next_queued()
+                    is_begun = await self._begin_next()
                 except Problem as problem:
                     logger.error("the queue cannot be read: %s", problem.message)
                     await asyncio.sleep(PAUSE)
                     continue
-                if video is None:
+                if not is_begun:
                     await self._wake.wait()
-                    continue
-                self._id, self._progress = video.id, 0
-                self._running = asyncio.create_task(self._make(video), name=video.id)
-                await asyncio.wait([self._running])  # not awaited itself: one that is deleted is cancelled
-                self._id = ""
         finally:
             cleaning.cancel()
-            if self._running is not None:
-                self._running.cancel()
-                await asyncio.wait([self._running])
-            await asyncio.to_thread(self._writer.shutdown)
+            tasks = [one.task for one in self._running.values()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    async def _begin_next(self) -> bool:
+        """Begin the job that has waited longest, if somebody is free; whether there may be another one."""
+        if len(self._running) >= len(self._fleet.engines):
+            return False
+        video = await self._store.next_queued()
+        if video is None:
+            return False
+        if await self._store.change_video(video.id, {"status": "in_progress"}):  # else: deleted meanwhile
+            # Not awaited itself: one that is deleted is cancelled.
+            task = asyncio.create_task(self._make(video), name=video.id)
+            self._running[video.id] = Running(task)
+            task.add_done_callback(lambda _: self._ended(video.id))
+        return True
+
+    def _ended(self, id: str) -> None:
+        del self._running[id]
+        self._wake.set()
+
+    def _lost(self, engine: Engine) -> None:
+        for one in self._running.values():
+            if one.engine is engine and one.job is not None:
+                one.job.failed(ReplicaLost())
 
     async def _make(self, video: StoredVideo) -> None:
         """Make one, and note what became of it."""
         values: dict[str, Any]
         try:
-            if not await self._store.change_video(video.id, {"status": "in_progress"}):
-                return  # deleted meanwhile
             await self._film(video)
             size = await asyncio.to_thread(self._store.bytes_of, video.id)
-            values = {"status": "completed", "bytes": size}
+            values = {"status": "completed", "bytes": size, "completed": time.time()}
         except Exception as error:
-            reason = _reason(error)
-            logger.error(
-                "%s failed: %s", video.id, reason["message"], exc_info=reason["code"] == "server_error"
-            )
-            values = {"status": "failed", "error": reason}
+            if isinstance(error, ReplicaLost):
+                self._losses[video.id] += 1
+            if isinstance(error, ReplicaLost) and self._losses[video.id] < TRIES:
+                logger.warning("%s lost its replica, and waits for another one", video.id)
+                values = {"status": "queued"}
+            else:
+                reason = _reason(error)
+                logger.error(
+                    "%s failed: %s", video.id, reason["message"], exc_info=reason["code"] == "server_error"
+                )
+                values = {"status": "failed", "error": reason, "completed": time.time()}
             await asyncio.to_thread(self._store.remove_files, video.id, video.reference)
         while True:
             try:
-                await self._store.change_video(video.id, {**values, "completed": time.time()})
+                await self._store.change_video(video.id, values)
                 break
             except Problem as problem:
                 logger.error(
@@ -323,29 +298,41 @@ class Jobs:
             raise BadRequest("The file that the video begins with is gone", "ask for the video again")
         asked = VideoRequest.model_validate(video.request)
         request, _ = await self._checked(asked, reference)
-        claim = self._engine.claim(request, is_live=False)
-        while not self._engine.has_room(claim):
+        claim, running = self._fleet.costs.claim(request, is_live=False), self._running[video.id]
+        while (engine := self._place(claim)) is None:
             await asyncio.sleep(PAUSE)
+        engine.reserve(video.id, claim)
+        running.engine = engine
         # Scenes begin with chunks of the model, whose frames the file shows at its own rate.
         film = Film(self._store, video.id, request.scenes, video.frames, video.fps)
-        job = Job(self._engine, video.id, request)
-        self._engine.reserve(video.id, claim)
-        self._engine.add(job)
+        writer = ThreadPoolExecutor(1, "writer")  # one thing at a time, whenever this is cancelled
         try:
-            await run_in(self._writer, film.begin)
-            frames = 0
-            while frames < video.frames:
-                chunk = await job.next()
-                await run_in(self._writer, film.write, chunk.frames[0])
-                frames += chunk.frames.shape[1]
-                self._progress = min(100 * frames // video.frames, 99)
-            await run_in(self._writer, film.finish)
-            if chunk.plans[0].chunk is not None:
-                self._engine.newest_plan = chunk.plans[0]
+            track, _ = await engine.begin(request)
+            running.job = job = Job(self._fleet, engine, video.id, request, track)
+            engine.add(job)
+            try:
+                await run_in(writer, film.begin)
+                frames = 0
+                while frames < video.frames:
+                    made, pixels = await job.next()
+                    await run_in(writer, film.write, pixels)
+                    frames += made.frames
+                    running.progress = min(100 * frames // video.frames, 99)
+                await run_in(writer, film.finish)
+                if made.plan.chunk is not None:
+                    self._fleet.newest_plan = made.plan
+            finally:
+                engine.remove(job)
+                engine.drop([track])
         finally:
-            self._engine.remove(job)
-            self._engine.release(video.id)
-            await run_in(self._writer, film.abandon)
+            engine.release(video.id)
+            await run_in(writer, film.abandon)
+            writer.shutdown(wait=False)
+
+    def _place(self, claim: Claim) -> Engine | None:
+        """The replica with the least to do that has no job yet; None: there is none with room."""
+        at_work = {one.engine for one in self._running.values() if one.engine is not None}
+        return self._fleet.place(claim, without=at_work)
 
     # --- space ----------------------------------------------------------------------------------------------
 
@@ -362,14 +349,14 @@ class Jobs:
             await asyncio.sleep(CLEANING)
 
 
-def _request_of(pipeline: DummyForcingPipeline, asked: VideoRequest, reference: Path | None) -> Request:
+def _request_of(facts: Facts, asked: VideoRequest, reference: Path | None) -> Request:
     """The same, in a thread: files are read. The model's own may be busy for seconds."""
-    options = asked.options(pipeline.files.preset)
+    options = asked.options(facts.preset)
     if reference is None:
         options.pop("strength", None)
     else:
         options["image" if reference.suffix == ".png" else "video"] = reference
-    return pipeline.request(asked.first_prompt(), choose(VideoOptions, options, pipeline.option_defaults))
+    return facts.request(asked.first_prompt(), options)
 
 
 def _reason(error: Exception) -> dict[str, str]:
@@ -378,6 +365,9 @@ def _reason(error: Exception) -> dict[str, str]:
         cause = getattr(error.__cause__, "strerror", None)
         because = f" ({cause})" if cause else ""
         return {"code": "storage", "message": f"The server could not write the video{because}."}
+    if isinstance(error, ReplicaLost):
+        message = f"{TRIES} processes ended while they made it; the server's log says why."
+        return {"code": "replica_lost", "message": message}
     if isinstance(error, Problem):
         return {"code": error.code, "message": error.message}
     if isinstance(error, UserError):

@@ -14,11 +14,12 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from dummyforcing.media.fragments import fragment
-from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import Fleet
 from dummyforcing.server.live.live_track import LiveTrack
 from dummyforcing.server.live.messages import (
-    Chunk,
+    Chunk as ChunkMessage,
+)
+from dummyforcing.server.live.messages import (
     ChunkMeasures,
     ChunkTimings,
     Done,
@@ -26,7 +27,7 @@ from dummyforcing.server.live.messages import (
     PromptActive,
 )
 from dummyforcing.server.live.recording import Archive
-from dummyforcing.server.live.track import Made
+from dummyforcing.server.replicas.replica import Chunk, ReplicaLost
 from dummyforcing.server.threads import run_in
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,10 @@ class Connection(Protocol):
 
 @dataclass(frozen=True)
 class Arrived:
-    """A chunk that waits to be encoded and sent."""
+    """A chunk that waits for its segment, and to be sent."""
 
     live: LiveTrack
-    made: Made
-    seconds: float
+    chunk: Chunk
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Delivery:
 
     def __init__(
         self,
-        engine: Engine,
+        fleet: Fleet,
         size: tuple[int, int],
         archive: Archive,
         pool: Executor,
@@ -89,17 +89,16 @@ class Delivery:
         """Begin without a client.
 
         Args:
-            engine: Made the chunks.
+            fleet: Makes the chunks.
             size: Height and width in pixels.
             archive: Takes the segments.
-            pool: Encodes them.
+            pool: Writes and reads them.
             failed: Is told when nothing can be sent any more.
             together: So many chunks of a track are sent together at the beginning, if they come soon.
         """
-        self._engine, self._archive = engine, archive
+        self._fleet, self._archive = fleet, archive
         self._pool, self._failed = pool, failed
-        pipeline = engine.pipeline
-        self._frame_bytes = pipeline.files.frame_bytes(size, pipeline.cache_dtype)
+        self._frame_bytes = fleet.facts.files.frame_bytes(size, fleet.facts.cache_dtype)
         self.connection: Connection | None = None
         self.detached = self._began = time.monotonic()
         """When the client lost its connection."""
@@ -208,18 +207,23 @@ class Delivery:
                 self._failed()
 
     async def _deliver(self, item: Arrived) -> None:
-        live, made = item.live, item.made
-        fps = self._engine.pipeline.files.preset.fps
-        segment = await run_in(self._pool, fragment, made.frames, made.first_frame, fps)
+        live, made, seconds = item.live, item.chunk.made, item.chunk.work.seconds
+        try:
+            segment = await item.chunk.pixels()
+        except ReplicaLost:  # it is made again
+            return
+        if made.index > len(live.recording):  # the one before it was lost
+            return
+        assert isinstance(segment, bytes)
         self._count += 1
-        chunk = Chunk(
+        chunk = ChunkMessage(
             track=live.number,
             number=self._count,
             index=made.index,
             first_frame=made.first_frame,
-            frames=len(made.frames),
+            frames=made.frames,
             prompt=made.prompt,
-            timings=ChunkTimings(seconds=item.seconds, fps=len(made.frames) / item.seconds),
+            timings=ChunkTimings(seconds=seconds, fps=made.frames / seconds),
             cache_bytes=made.cache_bytes,
             dense_bytes=made.latent_frames * self._frame_bytes,
             measures=ChunkMeasures(
@@ -233,11 +237,11 @@ class Delivery:
             await run_in(self._pool, live.recording.add, chunk, segment)
             await self.send(chunk, segment)
             if made.index == 0 and live.number == 0:
-                self._engine.metrics.first_chunk_seconds.observe(time.monotonic() - self._began)
+                self._fleet.metrics.first_chunk_seconds.observe(time.monotonic() - self._began)
             if live.plan is None or made.plan.roles != live.plan.roles:
                 live.plan = made.plan
                 if made.plan.chunk is not None:
-                    self._engine.newest_plan = made.plan
+                    self._fleet.newest_plan = made.plan
                 await self.send(live.heads(made.index))
             shown = [
                 first
@@ -246,9 +250,9 @@ class Delivery:
             ]
             for first in shown:
                 prompt, asked = live.waiting.pop(first)
-                seconds = time.monotonic() - asked
-                self._engine.metrics.steer_seconds.observe(seconds)
-                await self.send(PromptActive(track=live.number, chunk=first, prompt=prompt, seconds=seconds))
+                waited = time.monotonic() - asked
+                self._fleet.metrics.steer_seconds.observe(waited)
+                await self.send(PromptActive(track=live.number, chunk=first, prompt=prompt, seconds=waited))
             if live.is_done and made.index + 1 == live.next:
                 live.ended = "length"
                 await self.send(Done(track=live.number, reason="length"))

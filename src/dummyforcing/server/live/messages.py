@@ -283,7 +283,8 @@ class Warned(Message):
 
     type: Literal["warning"] = "warning"
     code: str
-    """`unknown_words`, `trained_size`, `trained_length`, `remark` (any other) or `expansion_failed`."""
+    """`unknown_words`, `trained_size`, `trained_length`, `remark` (any other), `expansion_failed`, or
+    `replica_lost`: the process that made the video is gone, and another one goes on."""
     message: str
     """In words."""
     words: list[str] = Field(default_factory=list)

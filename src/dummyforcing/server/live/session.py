@@ -3,30 +3,38 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.request import Request
-from dummyforcing.server.engine import Claim, Engine
+from dummyforcing.server.costs import Claim
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import Fleet
 from dummyforcing.server.live.delivery import Arrived, Connection, Delivery, News
 from dummyforcing.server.live.live_track import LiveTrack
 from dummyforcing.server.live.messages import (
     Branched,
     Done,
     Failed,
+    Queued,
     Ready,
     Rewound,
+    Warned,
 )
 from dummyforcing.server.live.recording import Archive, Recording
-from dummyforcing.server.live.track import Made, Track
+from dummyforcing.server.replicas.replica import Chunk, ReplicaLost
+from dummyforcing.server.replicas.track import Place
 from dummyforcing.server.scheduler import Turn
 from dummyforcing.server.settings import Settings
 from dummyforcing.server.web.problems import Problem, problem_of
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 SOON = 2
 """A new prompt shows from the second chunk after the one at which it was asked for."""
@@ -44,6 +52,7 @@ class Session:
         self,
         name: str,
         owner: str,
+        fleet: Fleet,
         engine: Engine,
         settings: Settings,
         request: Request,
@@ -58,34 +67,41 @@ class Session:
         Args:
             name: Nobody can guess it.
             owner: Who may come back to it.
+            fleet: Has other engines, if this one is lost.
             engine: Makes the chunks.
             settings: Of the server.
             request: Of the first track.
             codec: Of its segments.
             archive: Takes the segments.
-            pool: Encodes them.
+            pool: Writes and reads them.
             ended: Is told when the session is over.
             together: See `Delivery`.
         """
         self.name, self.owner, self.engine, self.settings = name, owner, engine, settings
-        self.archive, self._ended = archive, ended
+        self.fleet, self.archive, self._ended = fleet, archive, ended
         self.tracks: dict[int, LiveTrack] = {}
         self.request = request
         self.beside: int | None = None
         """The track that gets the same prompts as track 0."""
-        self.delivery = Delivery(engine, request.size, archive, pool, self._failed, together)
+        self.delivery = Delivery(fleet, request.size, archive, pool, self._failed, together)
         self.is_over = self.is_paused = False
         self.heard = time.monotonic()
         """When the client last asked for something."""
         self.codec = codec
         self._operating = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
+        self.losses = 0
+        """Replicas that were lost one after the other, without a further chunk between."""
+        self._has_engine = asyncio.Event()
+        self._has_engine.set()
 
     # --- what the client asks for ------------------------------------------------------------------------
 
     def add(
         self,
-        track: Track,
+        track: int,
+        place: Place,
+        request: Request,
         claim: Claim,
         most: int,
         *,
@@ -95,31 +111,33 @@ class Session:
         """Let a track be made.
 
         Args:
-            track: It.
+            track: What the replica calls it.
+            place: Where it is.
+            request: What was asked for at the beginning of the video.
             claim: What it takes of the machine.
             most: Pixel frames that it may have.
             parent: That it was branched off.
             chunk: The last one that the two have in common.
         """
-        preset, request = self.engine.pipeline.files.preset, track.rollout.request
         number = len(self.tracks)
         live = LiveTrack(
             number,
             track,
+            request,
             claim,
             Turn(self.name, is_live=True),
-            parent.recording.fork(track.index) if parent else Recording(self.archive),
+            parent.recording.fork(place.index) if parent else Recording(self.archive),
             self.settings.ahead,
             most,
-            preset.chunk_pixel_frames / preset.fps,
+            self.fleet.facts.chunk_seconds,
             self._arrived,
             self._broke,
             parent.number if parent else None,
             chunk,
-            track.prompt,
+            place.prompt,
             request.plan.policy if request.plan else request.policy.name,
-            acked=track.index - 1,
-            next=track.index,
+            acked=place.index - 1,
+            next=place.index,
             is_paused=self.is_paused,
         )
         live.shown_at = time.monotonic() + PATIENCE - live.chunk_seconds
@@ -131,7 +149,7 @@ class Session:
     def ack(self, track: int, chunk: int) -> None:
         """The viewer is at a chunk."""
         live = self._track(track)
-        chunk = min(chunk, live.next - 1)  # it may have been given up meanwhile
+        chunk = min(chunk, max(live.next, live.shown) - 1)  # it may have been given up meanwhile
         if chunk != live.acked:
             live.acked, live.shown_at = chunk, time.monotonic()
         self._look()
@@ -158,16 +176,20 @@ class Session:
             self._require_going()
             pair = self._pair(track)
 
-            def change() -> list[int]:
-                at = max(viewed + SOON, self.viewed(track) + 1)
-                at = min(at, pair[0].track.index)
-                return [live.track.set_prompt(prompt, fade, at) for live in pair]
+            def at() -> int:
+                return max(viewed + SOON, self.viewed(track) + 1)
 
-            for live, at in zip(pair, await self.engine.call(change), strict=True):
+            def change() -> Awaitable[list[Place]]:
+                shown = max(live.shown for live in pair)
+                return self.engine.set_prompt([live.track for live in pair], prompt, fade, at, shown)
+
+            for live, place in zip(pair, await self._asked(change), strict=True):
+                first = place.prompt_from
                 live.prompt = prompt
-                live.waiting = {chunk: told for chunk, told in live.waiting.items() if chunk < at}
-                live.waiting[at] = prompt, asked
-                self._again_from(live)
+                live.waiting = {chunk: told for chunk, told in live.waiting.items() if chunk < first}
+                live.waiting[first] = prompt, asked
+                live.changes = [*(one for one in live.changes if one[0] < first), (first, prompt, fade)]
+                self._again_from(live, place, first)
 
     async def branch(self, track: int, chunk: int, prompt: str | None, fade: int) -> None:
         """Begin another track."""
@@ -180,22 +202,29 @@ class Session:
                 message = "There is no memory for another track now; end a session, or ask again later."
                 raise Problem(503, "no_room", message)
 
-            def fork() -> Track:
-                other = parent.track.fork(chunk)
-                if prompt is not None:
-                    other.set_prompt(prompt, fade, other.index)
-                return other
+            def fork() -> Awaitable[tuple[int, Place]]:
+                return self.engine.fork(parent.track, chunk, prompt, fade)
 
-            other = await self.engine.call(fork)
+            number, place = await self._asked(fork)
+            engine = self.engine
             self._require_going()  # nothing is sent any more, and nobody catches up
             await self.delivery.caught_up()  # the recording has all that the two have in common then
             if self.is_over:
                 return
-            live = self.add(other, parent.claim, parent.most, parent=parent, chunk=chunk)
+            if self.engine is not engine or not self._has_engine.is_set():
+                message = "The process that made this video is gone; ask for the branch again."
+                raise Problem(503, "replica_lost", message)
+            live = self.add(
+                number, place, parent.request, parent.claim, parent.most, parent=parent, chunk=chunk
+            )
+            live.changes = [one for one in parent.changes if one[0] < place.asked]
+            if parent.snapshot is not None and parent.snapshot.asked <= place.asked:
+                live.snapshots = [parent.snapshot]
             claims = [one.claim for one in self.tracks.values()]
             self.engine.reserve(self.name, Claim.of_all(claims))
             if prompt is not None:
-                live.waiting[other.prompt_from] = prompt, time.monotonic()
+                live.changes.append((place.prompt_from, prompt, fade))
+                live.waiting[place.prompt_from] = prompt, time.monotonic()
             told = Branched(
                 track=live.number,
                 parent=track,
@@ -210,12 +239,13 @@ class Session:
         async with self._operating:
             self._require_going()
             live = self._track(track)
-            await self.engine.call(live.track.rewind, chunk)
-            live.prompt = live.track.prompt
+            place = await self._asked(lambda: self.engine.rewind(live.track, chunk))
+            live.prompt = place.prompt
+            live.changes = [one for one in live.changes if one[0] < place.asked]
             live.waiting = {first: told for first, told in live.waiting.items() if first <= chunk}
             if chunk < live.acked:
                 live.acked, live.shown_at = chunk, time.monotonic()
-            self._again_from(live)
+            self._again_from(live, place, chunk + 1)
 
             def forget() -> None:
                 live.recording.truncate(chunk + 1)
@@ -246,27 +276,77 @@ class Session:
 
     async def _end(self, reason: str) -> None:
         self.is_over = True
+        self._has_engine.set()  # who waits for one learns that it is over
         self.delivery.detached = time.monotonic()
         try:
             for live in self.tracks.values():
                 self.engine.remove(live)
             self.delivery.stop()
-            await self.engine.call(self._forget_rollouts)
+            await self.engine.end([live.track for live in self.tracks.values()])
             with suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self.delivery.send(Done(reason=reason))
         finally:
             self._ended(self)
 
-    def _forget_rollouts(self) -> None:
+    # --- when its replica is lost ------------------------------------------------------------------------
+
+    async def _asked(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask something of the engine; once more of another one, if that is lost meanwhile."""
+        while True:
+            await self._has_engine.wait()
+            self._require_going()
+            engine = self.engine
+            try:
+                return await work()
+            except ReplicaLost:
+                if self.engine is engine:  # nobody may have told us yet
+                    self._has_engine.clear()
+
+    def lose_engine(self) -> None:
+        """Wait for another engine, and tell the client."""
+        self._has_engine.clear()
+        self.losses += 1
+        kept = min(live.kept for live in self.tracks.values())
+        place = f"chunk {kept}, before which its state was kept" if kept else "its beginning"
+        message = f"The process that made this video is gone; another one goes on from {place}."
+        self.delivery.put(News(Warned(code="replica_lost", message=message)))
+
+    def tell(self, message: Queued) -> None:
+        """Tell the place in the queue."""
+        self.delivery.put(News(message))
+
+    async def move(self, engine: Engine) -> None:
+        """Go on with another engine from the newest snapshots; what was sent already is not sent again.
+
+        Raises:
+            ReplicaLost: If that one is gone, too.
+            UserError: If it cannot go on there.
+        """
+        await self.delivery.caught_up()
+        self.engine = engine
+        try:
+            for live in self.tracks.values():
+                await live.move(engine)
+            self._require_going()
+        except BaseException:
+            engine.drop([live.track for live in self.tracks.values()])
+            raise
         for live in self.tracks.values():
-            live.track.close()
+            engine.add(live)
+        self._has_engine.set()
+        self._look()
 
     # --- what is made ------------------------------------------------------------------------------------
 
-    def _arrived(self, live: LiveTrack, made: Made, seconds: float) -> None:
-        self.engine.learn(self.request.size, seconds)
-        self.delivery.put(Arrived(live, made, seconds))
+    def _arrived(self, live: LiveTrack, chunk: Chunk) -> None:
+        self.fleet.costs.learn(self.request.size, chunk.work.seconds)
+        if chunk.made.index >= live.shown:
+            self.losses = 0
+            self.delivery.put(Arrived(live, chunk))
+        newest = live.snapshots[-1].index if live.snapshots else 0
+        if live.next - newest >= self.settings.snapshot and live.keeping is None:
+            live.keeping = asyncio.create_task(live.keep(self.engine.replica), name="snapshot")
 
     def _broke(self, live: LiveTrack, error: Exception) -> None:
         if isinstance(error, UserError):
@@ -278,6 +358,11 @@ class Session:
         live.ended = "failed"
         self.delivery.put(News(failed))
         self.delivery.put(News(Done(track=live.number, reason="failed")))
+
+    async def fail(self, message: str) -> None:
+        """End because of something that went wrong, and say so."""
+        await self.delivery.send(Failed(code="replica_lost", message=message))
+        await self.end("failed")
 
     def _failed(self) -> None:
         """End from within the delivery, which ending stops."""
@@ -300,11 +385,9 @@ class Session:
         live = self._track(track)
         return [live, self.tracks[self.beside]] if track == 0 and self.beside is not None else [live]
 
-    def _again_from(self, live: LiveTrack) -> None:
-        """Go on from the chunk that the track was taken back to."""
-        live.next = live.track.index
-        live.is_done = live.track.rollout.is_done or live.track.frames >= live.most
-        live.ended = ""
+    def _again_from(self, live: LiveTrack, place: Place, changed: int) -> None:
+        """Go on from the chunk that the track was taken back to: see `LiveTrack.taken_back`."""
+        live.taken_back(place, changed)
         self._look()
 
     def _look(self) -> None:
@@ -314,7 +397,7 @@ class Session:
         self.engine.wake()
 
     def _ready(self, is_back: bool) -> Ready:
-        files = self.engine.pipeline.files
+        files = self.fleet.facts.files
         height, width = self.request.size
         return Ready(
             session=self.name,

@@ -1,26 +1,32 @@
 """All live sessions: who is let in, who waits, and who has been away for too long."""
 
 import asyncio
+import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dummyforcing.media.fragments import codec_for
-from dummyforcing.pipeline.options import VideoOptions, choose
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.allowed import require_allowed
-from dummyforcing.server.engine import Claim, Engine
+from dummyforcing.server.costs import Claim
+from dummyforcing.server.engine import Engine
+from dummyforcing.server.fleet import TRIES, Fleet
 from dummyforcing.server.live.messages import Queued
 from dummyforcing.server.live.recording import Archive
 from dummyforcing.server.live.session import Session
-from dummyforcing.server.live.track import Track
+from dummyforcing.server.replicas.replica import ReplicaLost
 from dummyforcing.server.settings import Settings, parse_bytes
 from dummyforcing.server.threads import run_in
 from dummyforcing.server.web.problems import Problem
+
+logger = logging.getLogger(__name__)
 
 MOST_KEPT = 8
 """Sessions of one owner that are over and can still be downloaded from."""
@@ -51,29 +57,33 @@ class Waiting:
     claim: Claim
     tell: Callable[[Queued], None]
     """Is told the place in the queue when it changes; never fails."""
-    turn: asyncio.Future[None]
+    turn: asyncio.Future[Engine]
+    """Who makes it, once there is room."""
     place: int = 0
 
 
 class Sessions:
     """The live sessions of a server."""
 
-    def __init__(self, engine: Engine, settings: Settings, folder: Path) -> None:
+    def __init__(self, fleet: Fleet, settings: Settings, folder: Path) -> None:
         """Begin with none.
 
         Args:
-            engine: Makes them.
+            fleet: Makes them.
             settings: Of the server.
             folder: Where their recordings lie while they last.
         """
-        self.engine, self.settings, self.folder = engine, settings, folder
+        self.fleet, self.settings, self.folder = fleet, settings, folder
         self.all: dict[str, Session] = {}
         self._owners: dict[str, str] = {}  # of all sessions that have a place, by name
         self.waiting: list[Waiting] = []
         self.is_closing = False
-        self._room = parse_bytes(settings.held)
-        # Enough for the segments of a few viewers at once, and not so many that the model has no room.
-        self._pool = ThreadPoolExecutor(2, "segments")
+        self._held_bytes = parse_bytes(settings.held)
+        self._pool = ThreadPoolExecutor(2, "recordings")
+        self._moving: dict[str, asyncio.Task[None]] = {}
+        fleet.when_lost.append(self._lost)
+        fleet.when_changed.append(self._admit)
+        fleet.demands.append(self._demand)
 
     @property
     def running(self) -> list[Session]:
@@ -110,26 +120,32 @@ class Sessions:
         Raises:
             Problem: If there is no place, not even in the queue.
         """
-        name = await self._enter(owner, asked.claim, tell)
-        try:
-            return await self._begin(name, owner, asked)
-        except BaseException:
-            self._leave(name)
-            raise
+        for _ in range(TRIES):
+            name, engine = await self._enter(owner, asked.claim, tell)
+            try:
+                return await self._begin(name, owner, asked, engine)
+            except ReplicaLost:
+                self._leave(name)
+            except BaseException:
+                self._leave(name)
+                raise
+        raise Problem(503, "replica_lost", "The processes that began this video ended; ask for another one.")
 
-    async def _begin(self, name: str, owner: str, asked: Asked) -> Session:
-        requests, claims = asked.requests, asked.claims
-        fps = self.engine.pipeline.files.preset.fps
-        codec = await run_in(self._pool, codec_for, requests[0].size, fps)
-        tracks = [
-            await self.engine.call(self._track, request, one.held)
-            for request, one in zip(requests, claims, strict=True)
-        ]
+    async def _begin(self, name: str, owner: str, asked: Asked, engine: Engine) -> Session:
+        requests, claims, begun = asked.requests, asked.claims, []
+        codec = await run_in(self._pool, codec_for, requests[0].size, self.fleet.facts.preset.fps)
+        try:
+            for request, one in zip(requests, claims, strict=True):
+                begun.append(await engine.begin(request, one.held))
+        except BaseException:
+            engine.drop([track for track, _ in begun])
+            raise
         archive = Archive(self.folder)
         session = Session(
             name,
             owner,
-            self.engine,
+            self.fleet,
+            engine,
             self.settings,
             requests[0],
             codec,
@@ -140,9 +156,9 @@ class Sessions:
             together=min(2, self.settings.ahead) if self.running else 1,
         )
         self.all[name] = session
-        for track, request, one in zip(tracks, requests, claims, strict=True):
-            session.add(track, one, self.longest(request))
-        session.beside = 1 if len(tracks) > 1 else None
+        for (track, place), request, one in zip(begun, requests, claims, strict=True):
+            session.add(track, place, request, one, self.longest(request))
+        session.beside = 1 if len(begun) > 1 else None
         return session
 
     def find(self, owner: str, name: str) -> Session:
@@ -186,61 +202,111 @@ class Sessions:
 
     # --- who is let in -----------------------------------------------------------------------------------
 
-    async def _enter(self, owner: str, claim: Claim, tell: Callable[[Queued], None]) -> str:
-        """Wait for a place, and take it; gives the new session its name."""
+    async def _enter(self, owner: str, claim: Claim, tell: Callable[[Queued], None]) -> tuple[str, Engine]:
+        """Wait for a place, and take it; gives the new session its name, and who makes it."""
         if self.is_closing:
             raise _shutting_down()
-        mine = [*self._owners.values(), *(one.owner for one in self.waiting)]
-        if mine.count(owner) >= self.settings.max_sessions_per_key:
+        owners = self._owners | {one.name: one.owner for one in self.waiting}
+        if list(owners.values()).count(owner) >= self.settings.max_sessions_per_key:
             most = self.settings.max_sessions_per_key
             raise Problem(429, "too_many_sessions", f"You have {most} live sessions already; end one first.")
         name = secrets.token_urlsafe(16)
-        if not self.waiting and self._fits(claim):
-            self._let_in(name, owner, claim)
-            return name
+        engine = None if self.waiting else self._room(claim)
+        if engine is not None:
+            self._let_in(name, owner, claim, engine)
+            return name, engine
         if len(self.waiting) >= self.settings.max_waiting:
             raise Problem(503, "server_full", "The server is full, and so is its queue; try again later.")
-        turn = asyncio.get_running_loop().create_future()
-        waiting = Waiting(name, owner, claim, tell, turn)
+        waiting = Waiting(name, owner, claim, tell, asyncio.get_running_loop().create_future())
         self.waiting.append(waiting)
+        return name, await self._turn_of(waiting)
+
+    async def _turn_of(self, waiting: Waiting) -> Engine:
+        """Wait for the turn of one who waits."""
         self._admit()
         try:
-            await turn
+            return await waiting.turn
         except BaseException:
             if waiting in self.waiting:
                 self.waiting.remove(waiting)
                 self._admit()
             else:  # it was let in at this very moment
-                self._leave(name)
+                self._leave(waiting.name)
             raise
-        return name
 
-    def _fits(self, claim: Claim) -> bool:
-        return len(self._owners) < self.settings.max_sessions and self.engine.has_room(claim)
+    def _room(self, claim: Claim) -> Engine | None:
+        """Who could make one more session; None: nobody."""
+        return self.fleet.place(claim) if len(self._owners) < self.settings.max_sessions else None
 
-    def _let_in(self, name: str, owner: str, claim: Claim) -> None:
+    def _let_in(self, name: str, owner: str, claim: Claim, engine: Engine) -> None:
         self._owners[name] = owner
-        self.engine.reserve(name, claim)
+        engine.reserve(name, claim)
 
     def _leave(self, name: str) -> None:
         """Give a place to others."""
         self._owners.pop(name, None)
-        self.engine.release(name)
+        for engine in self.fleet.engines:
+            engine.release(name)
         self._admit()
+
+    async def _demand(self) -> int:
+        """How many further replicas those who wait would fill, as full as the others are."""
+        if len(self._owners) >= self.settings.max_sessions:
+            return 0
+        return math.ceil(len(self.waiting) * len(self.fleet.engines) / max(len(self._owners), 1))
 
     def _admit(self) -> None:
         """Let in those for whom there is room, in their order, and tell the others their places."""
-        while self.waiting and not self.is_closing and self._fits(self.waiting[0].claim):
-            one = self.waiting.pop(0)
+        while self.waiting and not self.is_closing:
+            one = self.waiting[0]
+            # One that lost its replica has its place among the sessions still.
+            engine = self.fleet.place(one.claim) if one.name in self._owners else self._room(one.claim)
+            if engine is None:
+                break
+            self.waiting.pop(0)
             if not one.turn.done():
-                self._let_in(one.name, one.owner, one.claim)
-                one.turn.set_result(None)
+                self._let_in(one.name, one.owner, one.claim, engine)
+                one.turn.set_result(engine)
         for place, one in enumerate(self.waiting, start=1):
             if place != one.place:
                 one.place = place
                 one.tell(Queued(place=place))
 
+    # --- whose replica is lost ---------------------------------------------------------------------------
+
+    def _lost(self, engine: Engine) -> None:
+        for session in self.running:
+            if session.engine is engine and session.name not in self._moving:
+                moving = asyncio.create_task(self._move(session), name=f"move of {session.name[:6]}")
+                self._moving[session.name] = moving
+
+    async def _move(self, session: Session) -> None:
+        """Have another replica go on with a session; it goes before those that wait to begin."""
+        try:
+            while True:
+                session.lose_engine()
+                if session.losses >= TRIES:
+                    break
+                claim = Claim.of_all([live.claim for live in session.tracks.values()])
+                turn = asyncio.get_running_loop().create_future()
+                waiting = Waiting(session.name, session.owner, claim, session.tell, turn)
+                self.waiting.insert(0, waiting)
+                engine = await self._turn_of(waiting)
+                with suppress(ReplicaLost):
+                    await session.move(engine)
+                    return
+            logger.error("%d replicas ended over a session; it is given up", TRIES)
+        except Exception as error:
+            if session.is_over:
+                return
+            logger.error("a session cannot go on in another replica", exc_info=error)
+        finally:
+            del self._moving[session.name]
+        await session.fail("The processes that made this video ended again and again; start another one.")
+
     def _ended(self, session: Session) -> None:
+        if session.name in self._moving:
+            self._moving[session.name].cancel()
         self._leave(session.name)
         over = [one for one in self.all.values() if one.is_over and one.owner == session.owner]
         for old in over[:-MOST_KEPT]:
@@ -256,14 +322,10 @@ class Sessions:
             Problem: If the server's limits forbid it.
             UserError: If the model cannot do it.
         """
-        pipeline = self.engine.pipeline
         given = {"num_frames": None, **options} if "seconds" not in options else options
-        request = pipeline.request(prompt, choose(VideoOptions, given, pipeline.option_defaults))
-        require_allowed(self.settings, self.engine, request)
+        request = self.fleet.facts.request(prompt, given)
+        require_allowed(self.settings, self.fleet.costs, request)
         return request
-
-    def _track(self, request: Request, held: int) -> Track:
-        return Track(self.engine.pipeline.rollout(request), held)
 
     def claim(self, request: Request) -> Claim:
         """What a track of a session takes.
@@ -275,23 +337,23 @@ class Sessions:
         least = self.settings.ahead + 1
         longest = self.longest(request)
         if longest < self.settings.max_frames:  # its cache grows: no more are held than have to be
-            frames = self.engine.pipeline.files.preset.latent_frames(longest)
-            return self.engine.claim(replace(request, frames=frames), least=least, most=least)
-        return self.engine.claim(request, room=self._room, least=least, most=MOST_HELD)
+            frames = self.fleet.facts.preset.latent_frames(longest)
+            return self.fleet.costs.claim(replace(request, frames=frames), least=least, most=least)
+        return self.fleet.costs.claim(request, room=self._held_bytes, least=least, most=MOST_HELD)
 
     def longest(self, request: Request) -> int:
         """Pixel frames that a track may have: fewer if its cache grows, as the dense one does.
 
         With what is held, it may take a quarter of the memory in the end.
         """
-        preset, chunk = self.engine.pipeline.files.preset, request.chunk_frames
+        facts, chunk = self.fleet.facts, request.chunk_frames
         few, many = (replace(request, frames=count * chunk).cache_frames() for count in (40, 80))
         if request.frames is not None or many <= few:
             return self.settings.max_frames
-        pipeline, copies = self.engine.pipeline, self.settings.ahead + 2
-        one = pipeline.files.frame_bytes(request.size, pipeline.cache_dtype)
-        latents = int(self.engine.capacity / 4 / copies / one)
-        return min(preset.pixel_frames(max(latents // chunk, 1) * chunk), self.settings.max_frames)
+        copies = self.settings.ahead + 2
+        one = facts.files.frame_bytes(request.size, facts.cache_dtype)
+        latents = int(self.fleet.costs.capacity / 4 / copies / one)
+        return min(facts.preset.pixel_frames(max(latents // chunk, 1) * chunk), self.settings.max_frames)
 
 
 def _shutting_down() -> Problem:

@@ -29,6 +29,7 @@ let heads = null; // the roles of its heads, before there is a video
 let cell = 0; // the chunk that the dialog is about
 let lostText = ""; // what is said while there is no connection
 let isDenseWanted = false;
+let isQueued = false; // a video in the making waits, too, when its process is lost and no other one has room
 
 const begin = new Beginning(problem);
 const settings = new Settings(again);
@@ -44,6 +45,7 @@ const on = {
   ready(info) {
     lost("");
     settings.tell(info);
+    isQueued = false;
     notice(session.player.time > 0 ? "" : "Making the first pictures…");
     status(info.is_back ? "Connected again: the video goes on." : "Making the first pictures…");
     if (session.request.expand && info.prompt !== session.request.prompt) written(info.prompt);
@@ -57,6 +59,8 @@ const on = {
     status(`Playing: ${track.prompt}`);
   },
   chunk(track, chunk) {
+    if (isQueued) notice("");
+    isQueued = false;
     screens.read(track);
     if (track.id !== session.current) return;
     timeline.update();
@@ -105,7 +109,9 @@ const on = {
     if (track.isDone && player.lead < 0.1 && $("notice").hidden && player.time > 0) ended();
   },
   queued(place) {
-    notice(`The server is full. You are number ${place} in the queue; your video begins by itself.`);
+    isQueued = true;
+    const goes = session.player?.time > 0 ? "goes on" : "begins"; // before it begins there is no player
+    notice(`The server is full. You are number ${place} in the queue; your video ${goes} by itself.`);
     status(`Number ${place} in the queue.`);
   },
   warned({ code, message }) {

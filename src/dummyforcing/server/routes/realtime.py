@@ -176,8 +176,8 @@ class Conversation:
         prompt = await self._prompt(message.prompt, expand=message.expand)
         async with self._options(prompt, message) as options:
             asked = await sessions.asked(prompt, options, message.beside)
-        parts = self._server.engine.pipeline.parts
-        said = {str(one): one for request in asked.requests for one in remarks(parts, request)}
+        facts = self._server.fleet.facts
+        said = {str(one): one for request in asked.requests for one in remarks(facts, request)}
         await self._remark(said.values())
         await self._stop("replaced", keep_starting=True)
         session = await sessions.begin(self._owner, asked, self._tell)
@@ -241,8 +241,8 @@ class Conversation:
         return text
 
     async def _remark_on_change(self, session: Session, prompt: str) -> None:
-        parts = self._server.engine.pipeline.parts
-        await self._remark([*remarks_on_prompts(parts, [prompt]), *remarks_on_change(parts, session.request)])
+        facts = self._server.fleet.facts
+        await self._remark([*remarks_on_prompts(facts, [prompt]), *remarks_on_change(facts, session.request)])
 
     async def _remark(self, said: Iterable[RequestWarning]) -> None:
         """Say what is done, but perhaps not as it was meant."""
@@ -330,7 +330,7 @@ async def video(
     entries = live.recording.entries[max(first, 0) : None if last is None else last + 1]
     if not entries:
         raise Problem(404, "no_such_chunk", "There are no such chunks yet.", "first")
-    fps = found.engine.pipeline.files.preset.fps
+    fps = found.fleet.facts.preset.fps
     handle, name = tempfile.mkstemp(suffix=".mp4", dir=request.app.state.server.sessions.folder)
     os.close(handle)
     path = Path(name)
@@ -353,7 +353,7 @@ async def story(request: Request, session: str, track: int) -> Response:
     found, live = _find(request, session, track)
     if not live.recording.entries:
         raise Problem(404, "no_such_chunk", "There are no chunks yet.", "track")
-    fps = found.engine.pipeline.files.preset.fps
+    fps = found.fleet.facts.preset.fps
     end = live.recording.entries[-1].chunk
     scenes = [
         {"prompt": prompt} | ({"at": live.recording.entries[start].chunk.first_frame / fps} if start else {})

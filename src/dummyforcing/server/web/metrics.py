@@ -1,5 +1,7 @@
 """What the server counts and measures, for Prometheus at `/metrics`."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 PREFIX = "dummyforcing_"
@@ -21,11 +23,16 @@ class Metrics:
         self.sessions = self._gauge("sessions", "Live sessions that are let in.")
         self.waiting = self._gauge("waiting_sessions", "Live sessions that wait for a place.")
         self.waiting_jobs = self._gauge("waiting_jobs", "Jobs that wait.")
+        self.replicas = self._gauge("replicas", "Loaded models, and those that are being loaded.", ["state"])
+        self.replica_videos = self._gauge("replica_videos", "Sessions and jobs of a replica.", ["replica"])
+        self.lost_replicas = Counter(
+            f"{PREFIX}lost_replicas", "Replicas whose process ended by itself.", registry=self.registry
+        )
         self.fps = self._gauge("fps", "Pixel frames per second of the device at its last chunk.")
         self.cache_bytes = self._gauge("cache_bytes", "KV caches of the live videos.")
         self.held_bytes = self._gauge("held_bytes", "Chunks that sessions can go back to.")
         self.claimed_bytes = self._gauge("claimed_bytes", "Memory of the device that was promised to videos.")
-        self.device_bytes = self._gauge("device_memory_bytes", "Memory of the GPU in use; 0 on a CPU.")
+        self.device_bytes = self._gauge("device_memory_bytes", "Memory of the GPUs in use; 0 on a CPU.")
         self.chunks = Counter(
             f"{PREFIX}chunks", "Chunks made.", ["kind"], registry=self.registry
         )  # its name ends in _total
@@ -80,8 +87,8 @@ class Metrics:
         """All of them in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, about: str) -> Gauge:
-        return Gauge(PREFIX + name, about, registry=self.registry)
+    def _gauge(self, name: str, about: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(PREFIX + name, about, labels, registry=self.registry)
 
     def _histogram(self, name: str, about: str, labels: list[str] | None = None) -> Histogram:
         return Histogram(PREFIX + name, about, labels or [], buckets=SECONDS, registry=self.registry)

@@ -1,9 +1,12 @@
-"""One video of a live session: its rollout, and the chunks that one can go back to.
+"""One video: its rollout, and the chunks that one can go back to.
 
-Everything here touches the model's memory, and runs in the engine's thread.
+Everything here touches the model's memory, and runs in the model's thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.media.frames import Frames
@@ -20,8 +23,8 @@ class Made:
     """Its number, from 0."""
     first_frame: int
     """Number of its first pixel frame."""
-    frames: Frames
-    """uint8 RGB, `(n, H, W, 3)`."""
+    frames: int
+    """How many it has."""
     prompt: str
     """What it shows."""
     plan: Plan
@@ -34,12 +37,49 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a track is, between two chunks."""
+
+    index: int
+    """The chunk that comes next."""
+    frames: int
+    """Pixel frames before it."""
+    asked: int
+    """The chunk that the device is asked for next: what changes shows from there on."""
+    is_done: bool
+    """Whether the video has its length."""
+    prompt: str
+    """What it shows, or is about to."""
+    prompt_from: int
+    """The chunk from which on it does."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a track between two chunks, to go on from in another process."""
+
+    index: int
+    """The chunk that comes next."""
+    frames: int
+    """Pixel frames before it."""
+    asked: int
+    """Prompts from this chunk on are not in it."""
+    data: NDArray[np.uint8] = field(repr=False)
+    """The file of the rollout: see `Rollout.save`."""
+
+
+@dataclass(frozen=True)
 class Held:
     """The state of a video right after a chunk."""
 
     rollout: Rollout
     frames: int
     """Pixel frames up to there."""
+
+    @property
+    def asked(self) -> int:
+        """The chunk that the device is asked for next."""
+        return self.rollout.frames // self.rollout.request.chunk_frames
 
 
 class Track:
@@ -60,28 +100,42 @@ class Track:
         self._prompts: list[tuple[int, str]] = [(index, rollout.prompts[0])]
         self._coming: list[tuple[int, str, int]] = []  # from which chunk on, what, how long the fade
 
+    @classmethod
+    def resumed(cls, rollout: Rollout, most_held: int, snapshot: Snapshot) -> "Track":
+        """Go on from a snapshot, which one can go back to.
+
+        Args:
+            rollout: That was taken up from it.
+            most_held: See `Track`.
+            snapshot: It.
+        """
+        track = cls(rollout, most_held, snapshot.index, snapshot.frames)
+        track._hold(snapshot.index - 1)
+        return track
+
     @property
     def held(self) -> tuple[int, ...]:
         """The chunks that one can go back to, or branch off."""
         return tuple(self._held)
 
     @property
-    def prompt(self) -> str:
-        """What it shows, or is about to."""
-        return self._prompts[-1][1]
+    def newest(self) -> tuple[int, Held] | None:
+        """The newest of them, with the state after it."""
+        return next(reversed(self._held.items()), None)
 
     @property
-    def prompt_from(self) -> int:
-        """The chunk from which on it does."""
-        return self._prompts[-1][0]
+    def place(self) -> Place:
+        """Where it is."""
+        start, prompt = self._prompts[-1]
+        return Place(self.index, self.frames, self._asked, self.rollout.is_done, prompt, start)
 
     def close(self) -> None:
         """Give the memory back; nothing can be made any more."""
         self._held.clear()
         del self.rollout
 
-    def make(self) -> Made:
-        """Make the next chunk.
+    def make(self) -> tuple[Made, Frames]:
+        """Make the next chunk, with its frames: uint8 RGB, `(n, H, W, 3)`.
 
         Raises:
             NotFinite: If it cannot be shown.
@@ -93,10 +147,10 @@ class Track:
         index, first = self.index, self.frames
         self.index, self.frames = index + 1, first + chunk.frames.shape[1]
         self._hold(index)
-        return Made(
+        made = Made(
             index,
             first,
-            chunk.frames[0],
+            chunk.frames.shape[1],
             next(prompt for start, prompt in reversed(self._prompts) if start <= index),
             chunk.plans[0],
             chunk.cache_bytes,
@@ -105,6 +159,7 @@ class Track:
             self.held,
             self.rollout.is_done,
         )
+        return made, chunk.frames[0]
 
     def set_prompt(self, prompt: str, fade: int, at: int) -> int:
         """Show something else from a chunk on; if that was made already, it is made again.
@@ -121,9 +176,7 @@ class Track:
             BadRequest: If the video has no such chunk.
         """
         if self._asked > at:
-            before = [
-                index for index, held in self._held.items() if index < at and _asked(held.rollout) <= at
-            ]
+            before = [index for index, held in self._held.items() if index < at and held.asked <= at]
             if before:
                 self.rewind(max(before))
         at, chunks = max(at, self._asked), self.rollout.request.chunks
@@ -166,9 +219,11 @@ class Track:
     @property
     def _asked(self) -> int:
         """The chunk that the device is asked for next; on a GPU one further than `index`."""
-        return _asked(self.rollout)
+        return Held(self.rollout, self.frames).asked
 
     def _hold(self, index: int) -> None:
+        if not self._most_held:
+            return
         self._held[index] = Held(self.rollout.fork(), self.frames)
         for old in list(self._held)[: -self._most_held]:
             del self._held[old]
@@ -178,7 +233,3 @@ class Track:
             held = f"{min(self._held)} to {max(self._held)}" if self._held else "none"
             raise BadRequest(f"Chunk {chunk} is not held any more", f"the chunks held are {held}", "chunk")
         return self._held[chunk]
-
-
-def _asked(rollout: Rollout) -> int:
-    return rollout.frames // rollout.request.chunk_frames
