@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dummyforcing.checkpoints.components import quiet
 from dummyforcing.checkpoints.model_files import ModelFiles
-from dummyforcing.models.text_encoder import TextEncoder
+from dummyforcing.models.text_encoder import PromptTokens, TextEncoder
 from dummyforcing.models.wan import CausalWan, ModelConfig
 from dummyforcing.pipeline.follower import make_together
 from dummyforcing.pipeline.options import LoadOptions
@@ -44,6 +44,11 @@ class EncodedPrompt(TextEncoder):
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """The same for all, `(B, text_len, text_dim)`."""
         return self.embeddings.expand(1 if isinstance(prompts, str) else len(prompts), -1, -1)
+
+    @property
+    def reader(self) -> PromptTokens:
+        """Itself: there is no tokenizer."""
+        return self
 
     def unknown_words(self, prompt: str) -> list[str]:
         """None: nothing is read."""

@@ -106,6 +106,11 @@ class TextEncoder(PromptTokens):
         super().__init__(tokenizer, text_len)
         self.model = model
 
+    @property
+    def reader(self) -> PromptTokens:
+        """The tokenizer without the weights: what can be known of prompts in another process."""
+        return PromptTokens(self.tokenizer, self.text_len)
+
     @torch.inference_mode()
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """Embed prompts, each by itself: a batch gives what its prompts give alone.

@@ -40,7 +40,7 @@ class Facts:
         """
         return cls(
             pipeline.files,
-            PromptTokens(pipeline.text.tokenizer, pipeline.text.text_len),
+            pipeline.text.reader,
             pipeline.device,
             pipeline.dtype,
             pipeline.cache_dtype,
