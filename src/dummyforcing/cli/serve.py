@@ -68,7 +68,11 @@ def serve(
         given: Settings of the server.
     """
     settings = read_settings(given, config)
-    require_server_packages(settings)
+    require_server_packages()
+    if settings.ray is not None:
+        from dummyforcing.integrations.ray.cluster import require_ray
+
+        require_ray()
 
     from dummyforcing.server.run import listening, run
     from dummyforcing.server.storage.store import Store
@@ -133,11 +137,8 @@ def _replicas(stack: ExitStack, settings: Settings, files: "ModelFiles", load: G
     return replicas
 
 
-def require_server_packages(settings: Settings | None = None) -> None:
+def require_server_packages() -> None:
     """Refuse to go on without the packages of the server.
-
-    Args:
-        settings: What is to be served; Ray is needed if they name it.
 
     Raises:
         BadRequest: If one is not installed.
@@ -148,10 +149,6 @@ def require_server_packages(settings: Settings | None = None) -> None:
             f"Packages of the server are not installed: {', '.join(missing)}",
             "get them with pip install 'dummyforcing[server]'",
         )
-    if settings and settings.ray:
-        from dummyforcing.integrations.ray.cluster import require_ray
-
-        require_ray()
 
 
 @contextmanager
