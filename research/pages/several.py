@@ -26,17 +26,23 @@ WAYS = {
 }
 
 
+def beside_one(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What was measured on several GPUs, each with the same on one GPU in the same run."""
+    alone = {
+        (*row["size"], row["policy"], row["fp8"]): row for row in result["configurations"] if row["gpus"] == 1
+    }
+    return [
+        (row, alone[(*row["size"], row["policy"], row["fp8"])])
+        for row in result["configurations"]
+        if row["gpus"] > 1
+    ]
+
+
 def several(results: dict[str, dict[str, Any]]) -> str:
     """One video on several GPUs, beside one of the same card in the same run."""
     rows = []
     for name in RUNS:
-        found = results[name]["configurations"]
-        for row in (one for one in found if one["gpus"] > 1):
-            alone = next(
-                one
-                for one in found
-                if one["gpus"] == 1 and (one["size"], one["fp8"]) == (row["size"], row["fp8"])
-            )
+        for row, alone in beside_one(results[name]):
             rows.append(
                 [
                     NAMES[row["size"][0]],
