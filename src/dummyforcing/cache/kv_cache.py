@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dummyforcing.cache.deal import Deal, deal_heads
 from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup, joined
-from dummyforcing.cache.ring import Slots, runs
+from dummyforcing.cache.ring import Slots, runs, turn_of
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
 
@@ -116,7 +116,8 @@ class LayerCache:
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
             equal: dict[tuple[int | None, int], list[int]] = {}
             for head, slots in enumerate(row):
-                equal.setdefault((slots.context.total, len(slots.visible(past, end))), []).append(head)
+                seen = len(turn_of(slots, past, end, pinned=True).frames)
+                equal.setdefault((slots.context.total, seen), []).append(head)
             # Heads with the same slots are neighbours, so that one copy serves all of them.
             first = {s: i for i, s in reversed(list(enumerate(row)))}
             held += [

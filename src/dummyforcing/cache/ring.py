@@ -1,6 +1,8 @@
 """Slots of one head: which frames it keeps, where, and which of them it sees in a pass."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from dummyforcing.method.plan import HeadContext
 
@@ -78,6 +80,35 @@ class Slots:
         if not set(range(min(sink, past))) <= {*self.held(past)}:
             raise ValueError(f"the first {sink} frames are no longer in a cache of {self.context}")
         return replace(slots, start=recent.start if recent else past)
+
+
+class Turn(NamedTuple):
+    """What a head sees in a pass, and where it keeps that."""
+
+    frames: tuple[int, ...]
+    """The visible frames, in the order of their slots."""
+    slots: tuple[int, ...]
+    """Their slots."""
+    targets: tuple[int, ...]
+    """The slot of each current frame, -1 where it has none."""
+    writes: tuple[tuple[int, int, int], ...]
+    """The current frames that are kept: `(first frame, first slot, length)` each."""
+    shift: int
+    """See `Slots.shift`."""
+
+
+@lru_cache(maxsize=4096)
+def turn_of(slots: Slots, past: int, end: int, pinned: bool) -> Turn:
+    """What a head with these slots sees in a pass over frames `past` to `end`: the same in all layers."""
+    visible = sorted(slots.visible(past, end, pinned), key=slots.slot)
+    kept = {frame: slots.slot(frame) for frame in sorted(visible) if frame >= past}
+    return Turn(
+        tuple(visible),
+        tuple(slots.slot(frame) for frame in visible),
+        tuple(kept.get(frame, -1) for frame in range(past, end)),
+        tuple(runs(list(kept.items()))),
+        slots.shift(past, end) if pinned else 0,
+    )
 
 
 def runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
