@@ -13,7 +13,7 @@ Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
-OWN = ("head-lists", "recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
+OWN = ("head-lists", "recall-5s", "recall-keyframes", "switches", "tiles", "teacache", "snapshots", "guards")
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
@@ -113,7 +113,8 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
     paths |= {
-        part: folder / f"{part}.json" for part in ("head-lists", "calibrated-plans", "recall", "recall-5s")
+        part: folder / f"{part}.json"
+        for part in ("head-lists", "calibrated-plans", "recall", "recall-5s", "recall-keyframes")
     }
     paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
     paths |= {f"rows/{path.stem}": path for path in sorted((folder / "rows").glob("*.json"))}

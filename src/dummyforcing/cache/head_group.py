@@ -1,6 +1,6 @@
 """Head groups: heads of a layer that see equally many frames, their keys and values in static slots."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -229,8 +229,29 @@ class GroupCache:
 
     def restart(self, start: int) -> None:
         """Forget what the rings held: the next frame to reach them is `start`. Memory stays where it is."""
-        self.slots = tuple(replace(slots, start=start) for slots in self.slots)
-        self._runs = [(replace(slots, start=start), lo, heads) for slots, lo, heads in self._runs]
+        self._take(lambda slots: slots.begin(start))
+
+    def keep(self, after: Mapping[Slots, Slots]) -> None:
+        """Copy frames that become key frames from the ring to their slots.
+
+        Args:
+            after: What takes the place of slots.
+        """
+        size = self.sizes.tokens_per_frame
+        for slots, lo, heads in self._runs:
+            new = after.get(slots, slots)
+            for frame in set(new.keys) - set(slots.keys):
+                ring, place = slots.slot(frame) * size, new.slot(frame) * size
+                for buffer in (self.k, self.v):
+                    buffer[:, place : place + size, lo : lo + heads] = buffer[
+                        :, ring : ring + size, lo : lo + heads
+                    ]
+        self._take(lambda slots: after.get(slots, slots))
+
+    def _take(self, change: Callable[[Slots], Slots]) -> None:
+        """Take other slots for all heads; memory stays where it is."""
+        self.slots = tuple(change(slots) for slots in self.slots)
+        self._runs = [(change(slots), lo, heads) for slots, lo, heads in self._runs]
         self._pass = None
 
     def prepare(self, past: int, current: int, pinned: bool) -> HeadGroup:
