@@ -131,7 +131,7 @@ def _replicas(stack: ExitStack, settings: Settings, files: "ModelFiles", load: G
     cluster = stack.enter_context(connected(settings.ray))
     options, counts = choose(LoadOptions, load), parse_range(settings.replicas)
     request = make_request(files, "a video", cache_dtype=cache_dtype(load, cluster.device(options.device)))
-    replicas = stack.enter_context(RayReplicas(cluster, files, options, counts, request))
+    replicas = stack.enter_context(RayReplicas(cluster, files, options, counts, request, settings.max_chunk))
     _tell(f"Loading {files.preset.name} in {counts[0]} process{'es' * (counts[0] > 1)} of Ray ...")
     replicas.start()
     return replicas

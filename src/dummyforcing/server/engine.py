@@ -203,7 +203,7 @@ class Engine:
 
     async def _work(self) -> None:
         await self._warm_up()
-        self.is_ready = True
+        self.is_ready = self.replica.is_warm = True
         while not self._is_closing:
             self._wake.clear()
             turns = {id(stream.turn): stream for stream in self.streams}

@@ -80,7 +80,7 @@ def test_processes_of_several_gpus(model_folder):
         list(workers.make([Job("a", "a", 0, 0)], lambda job: make_request(files, job.text)))
 
 
-# --- where a cluster is ---------------------------------------------------------------------------------------
+# --- where a cluster is -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["serve", "eval", "generate"])

@@ -213,6 +213,35 @@ def test_a_process_that_is_killed_costs_neither_videos_nor_jobs(replicated, addr
 
 
 @pytest.mark.slow
+def test_processes_that_are_stopped_count_as_lost(replicated, address, pipeline, tmp_path):
+    """Both at once, with a live video and a job; and one that is stopped still when the server ends."""
+    with replicated(address, "2", "--snapshot", "2", ready=2) as server:
+        known = replica_processes(server)
+        id = create(server, num_frames=141, seed=4)
+        with watching(server) as live:
+            chunks = []
+            for chunk in live.start(PROMPT, num_frames=93, seed=3):
+                chunks.append(chunk)
+                if chunk.index == 3:
+                    for pid in known.values():
+                        os.kill(pid, signal.SIGSTOP)
+            check(chunks, pipeline.generate(PROMPT, num_frames=93, seed=3).frames)
+        until(lambda: server.ask("GET", f"/v1/videos/{id}").json["status"] == "completed", server)
+        (tmp_path / "made.mp4").write_bytes(server.ask("GET", f"/v1/videos/{id}/content").body)
+        write_mp4(tmp_path / "expected.mp4", pipeline.generate(PROMPT, num_frames=141, seed=4).frames, 16)
+        assert np.array_equal(read_mp4(tmp_path / "made.mp4"), read_mp4(tmp_path / "expected.mp4"))
+        assert metric(server, "lost_replicas_total") == 2
+        assert "it has answered nothing for 20 s" in server.log.read_text()
+        until(lambda: not any(map(is_there, known.values())), server)
+        left = [pid for name, pid in replica_processes(server).items() if name not in known]
+        os.kill(left[0], signal.SIGSTOP)
+    deadline = time.monotonic() + 20
+    while any(map(is_there, left)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_machine_that_dies(replicated, pipeline):
     """Two videos on two machines: the one whose machine is gone goes on beside the other one."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
