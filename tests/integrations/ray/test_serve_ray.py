@@ -139,10 +139,12 @@ def test_without_its_package_a_sentence_names_the_extra(monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("text", ["0", "4:1", "many", "1:", "-1"])
+@pytest.mark.parametrize("text", ["0", "0:2", "4:1", "many", "1:", "-1"])
 def test_numbers_of_replicas(text, capsys):
     assert main(["serve", "--ray", "local", f"--replicas={text}"]) == 2
-    assert f"'{text}' is no number of processes; write it like 2 or 1:4" in capsys.readouterr().err
+    assert (
+        f"'{text}' is no number of processes; write it like 2 or 1:4; one is there" in capsys.readouterr().err
+    )
 
 
 def test_where_no_cluster_is(model_folder, monkeypatch, capsys):
@@ -277,6 +279,22 @@ def test_a_machine_that_dies(replicated, pipeline):
             check(chunks, pipeline.generate(PROMPT, num_frames=141, seed=seed).frames)
         until(lambda: metric(server, "lost_replicas_total") == 1, server)
         assert metric(server, 'replicas{state="ready"}') == 1
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_cluster_that_was_about_to_begin(model_folder, monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    mark = f"{os.getpid()}-begin"
+    monkeypatch.setenv(MARK, mark)
+    command = [sys.executable, "-m", "dummyforcing", "serve", "--port", "0", "--model", str(model_folder)]
+    with subprocess.Popen([*command, "--ray", "local"], stderr=subprocess.PIPE, text=True) as server:
+        while len(processes(mark)) < 5:  # itself, and some of Ray
+            assert server.poll() is None
+            time.sleep(0.05)
+        server.terminate()
+        assert "Traceback" not in server.communicate(timeout=60)[1]
+        assert server.returncode == 0
+    assert all_ended(mark)
 
 
 @pytest.mark.slow

@@ -7,11 +7,14 @@ with connected("local") as cluster:
 import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -106,22 +109,74 @@ def connected(address: str) -> Iterator[Cluster]:
     import ray
     import ray.exceptions
 
-    before = signal.getsignal(signal.SIGTERM)
-    try:
+    with _ending_in_order():
         try:
-            ray.init(
-                address=address,
-                include_dashboard=False if is_local else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            raise _unreachable(address) from error
+            try:
+                with _uninterrupted():
+                    ray.init(
+                        address=address,
+                        include_dashboard=False if is_local else None,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+            except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+                raise _unreachable(address) from error
+            yield Cluster()
         finally:
-            signal.signal(signal.SIGTERM, before)  # Ray would end the process at once
-        yield Cluster()
+            ray.shutdown()
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM end the process in order, not at once: Ray's processes would outlive it for a minute."""
+    is_at_once = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_at_once or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have signals wait while Ray begins its processes: some would be left. A second Ctrl-C does not wait.
+
+    Ray's own handler of SIGTERM is not set: it would end the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    taken = (signal.SIGINT, signal.SIGTERM)
+    before = {one: found for one in taken if (found := signal.getsignal(one)) is not None}
+    of_ray = utils.set_sigterm_handler
+    for one, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(one, note)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = of_ray
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _require_reached(address: str) -> None:
