@@ -19,6 +19,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server import ray_replicas
 from dummyforcing.server.fleet import TRIES
 from dummyforcing.server.ray_replicas import RayReplicas
+from dummyforcing.server.web.problems import Problem
 from tests.integrations.ray.test_cluster import Known
 from tests.server.mortal import Mortal
 from tests.server.serving import Serving, serving
@@ -162,6 +163,22 @@ def test_as_many_as_are_asked_for(world: World) -> None:
             httpx2.delete(f"{server.url}/v1/videos/{id}")
         time.sleep(IDLE + 10 * LOOK)
         assert (len(ready(server)), world.begun) == (2, 3)
+
+
+def test_a_queue_that_cannot_be_read_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether further replicas are needed is asked every second; the server outlives a full disk."""
+
+    async def fails() -> int:
+        raise Problem(503, "storage", "The database fails.")
+
+    with scaled(world, 1, 3) as server:
+        with monkeypatch.context() as failing:
+            failing.setattr(server.parts.store, "queued", fails)
+            failing.setattr(server.parts.store, "next_queued", fails)
+            time.sleep(10 * LOOK)
+        assert not server.parts.has_failed
+        id = create(server, num_frames=21)
+        until(lambda: state(server, id)["status"] == "completed")
 
 
 def test_a_machine_where_nothing_can_be_loaded_is_left_alone(world: World) -> None:

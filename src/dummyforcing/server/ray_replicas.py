@@ -192,6 +192,7 @@ class RayReplicas:
         there, at_work = len(self._processes), self._at_work
         wanted = at_work + (demand if self._waited >= PATIENCE else 0)
         for node in await self._places(min(max(wanted, self._least), self._most) - there):
+            logger.info("a further replica begins on %s", node.address)
             self._serve(self._begin(node), fleet)
         now, idle = time.monotonic(), [one for one in fleet.engines if one.is_ready and not one.users]
         self._idle_since = {engine: self._idle_since.get(engine, now) for engine in idle}
@@ -220,7 +221,6 @@ class RayReplicas:
     async def _served(self, process: Process, fleet: Fleet) -> None:
         """Load a replica, and let it take part until its process ends."""
         node = process.node
-        logger.info("a replica begins on %s", node.address)
         try:
             number, facts = await self._load(process)
         except Exception as error:
