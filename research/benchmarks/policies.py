@@ -23,11 +23,11 @@ from tqdm import tqdm
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
 from research.pages.policies import section
+from research.studies.damage import damage_jobs, read_damage
 from research.studies.jobs import Job, Record, Workers
 from research.studies.policies import (
     Length,
     candidates,
-    damage_jobs,
     damage_plans,
     described,
     role_policies,
@@ -61,11 +61,12 @@ class Benchmark:
     def run(self) -> None:
         """Measure what is missing, and write the results if nothing is, or those so far."""
         args, prompts = self.args, TRAINING_PROMPTS.read_text(encoding="utf-8").splitlines()
-        jobs = damage_jobs(prompts[: args.calibrated_on], role_policies(self.files)["dummy"], self.work)
+        base = role_policies(self.files)["dummy"]
+        jobs = damage_jobs(prompts[: args.calibrated_on], base, folder=self.work)
         with Workers(args.model, self.devices, args.workers) as workers:
             damage = self.stage("damage", workers, jobs)
             self.require_all(jobs, damage)
-            plans = damage_plans([damage[job.name] for job in jobs], self.files)
+            plans = damage_plans(read_damage([damage[job.name] for job in jobs]), self.files)
             table = candidates(self.files, plans)
             # By itself, and in the dtype that users have on such a device.
             timed = time_jobs(table, benchmark_scenes(1)[0].prompt, self.lengths)

@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from dummyforcing.analysis.head_damage import HeadDamage, MeasuredVideo, Settings, measure_damage
+from dummyforcing.analysis.head_damage import HeadDamage
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.metrics import Frames
 from dummyforcing.evaluation.suite import aggregate, differences
 from dummyforcing.evaluation.world.detect import detect, verdict
 from dummyforcing.evaluation.world.scene import Scene
-from dummyforcing.files.records import build
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import Policy, as_policy, parse_policy
@@ -106,6 +104,11 @@ def role_policies(files: ModelFiles) -> dict[str, Policy]:
     return {"dummy": base, "first kept": first_kept(base, recent)}
 
 
+def damage_plans(damage: HeadDamage, files: ModelFiles) -> dict[str, Plan]:
+    """One plan for all videos for each of `role_policies`, whose dummy heads are those of least damage."""
+    return {name: damage.plan(policy) for name, policy in role_policies(files).items()}
+
+
 def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> dict[str, Candidate]:
     """All candidates by name, dense first.
 
@@ -160,48 +163,6 @@ def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> d
             ),
         }
     return table
-
-
-# --- measured damage ------------------------------------------------------------------------------------
-
-
-def damage_jobs(prompts: Sequence[str], policy: Policy, folder: Path) -> list[Job]:
-    """Measure what each head's past is worth, a job for each training prompt."""
-    return [
-        Job(
-            f"damage, seed {seed}: {prompt}",
-            partial(damage_of, prompt, seed, policy, folder / f"damage-{seed}"),
-        )
-        for seed, prompt in enumerate(prompts)
-    ]
-
-
-def damage_of(prompt: str, seed: int, policy: Policy, kept: Path, pipeline: DummyForcingPipeline) -> Record:
-    """The measurement of one video, ready for JSON; it goes on from `kept` after an interruption."""
-    measured = measure_damage(pipeline, [prompt], policy, seeds=[seed], kept=kept)
-    return {
-        "settings": asdict(measured.settings),
-        "prompt": prompt,
-        "seed": seed,
-        "damage": measured.damage.tolist(),
-        "scores": measured.scores.tolist(),
-    }
-
-
-def damage_plans(records: Sequence[Record], files: ModelFiles) -> dict[str, Plan]:
-    """One plan for all videos for each of `role_policies`, from the records of `damage_of`."""
-    settings = build(Settings, records[0]["settings"], "the measurement of heads")
-    videos = tuple(
-        MeasuredVideo(
-            record["prompt"],
-            record["seed"],
-            (torch.tensor(record["damage"], dtype=torch.float64),),
-            torch.tensor(record["scores"]),
-        )
-        for record in records
-    )
-    measured = HeadDamage(settings, videos)
-    return {name: measured.plan(policy) for name, policy in role_policies(files).items()}
 
 
 # --- videos ---------------------------------------------------------------------------------------------

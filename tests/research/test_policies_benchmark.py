@@ -19,6 +19,7 @@ from research.benchmarks import policies as benchmark
 from research.pages.page import page
 from research.pages.policies import HEADER, section
 from research.studies import policies
+from research.studies.damage import damage_jobs, read_damage
 from research.studies.jobs import Job, Workers
 from research.studies.policies import Length
 from research.world.prompts import benchmark_scenes
@@ -46,11 +47,10 @@ def pipeline(folder):
 
 @pytest.fixture(scope="module")
 def plans(pipeline, tmp_path_factory):
-    kept = tmp_path_factory.mktemp("damage")
     policy = policies.role_policies(pipeline.files)["dummy"]
-    (job,) = policies.damage_jobs(["a red ball bounces"], policy, kept)
-    record = json.loads(json.dumps(job.work(pipeline)))
-    return policies.damage_plans([record], pipeline.files)
+    (job,) = damage_jobs(["a red ball bounces"], policy, folder=tmp_path_factory.mktemp("damage"))
+    damage = read_damage([json.loads(json.dumps(job.work(pipeline)))])
+    return policies.damage_plans(damage, pipeline.files)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,9 @@ def table(pipeline, plans):
 
 
 def test_measured_plans_are_those_of_calibrate(pipeline, plans):
-    for name, policy in policies.role_policies(pipeline.files).items():
-        damage = measure_damage(pipeline, ["a red ball bounces"], policy)
+    roles = policies.role_policies(pipeline.files)
+    damage = measure_damage(pipeline, ["a red ball bounces"], roles["dummy"])
+    for name, policy in roles.items():
         assert plans[name].to_fields() == damage.plan(policy).to_fields()
         assert plans[name].num_dummy == 6
 
