@@ -6,6 +6,7 @@ from dummyforcing.evaluation.bootstrap import Estimate
 from research.pages.making import table
 from research.pages.verdicts import number
 from research.studies.decision import (
+    BEATS_LEVEL,
     EQUAL_FRAMES,
     JUDGED,
     MARGINS,
@@ -34,9 +35,9 @@ RULE = """The rule (`research/studies/decision.py`), at each length:
    whole, and at the end), and its seams are no more than {seam:g} gray levels above those of dense. The means
    count.
 2. No simpler policy *beats* it at its cost ({equal:g} frames more cost the same): is better over the whole or
-   at the end, and worse in neither, beyond the intervals. Simpler is what has fewer kinds of context; of as
-   many kinds, what need not be found, then what each video's own attention finds, then what is measured
-   beforehand; of these, what costs less.
+   at the end, and worse in neither, beyond the {level:.0%} intervals, as many pairs are compared. Simpler is
+   what has fewer kinds of context; of as many kinds, what need not be found, then what each video's own
+   attention finds, then what is measured beforehand; of these, what costs less.
 3. It is not beaten by another one that is left.
 
 The default is the simplest policy that is left at every length; if there is none, the simplest that is left
@@ -53,7 +54,11 @@ def section(results: Result) -> str:
     decided = read_table(results)
     margins = ", ".join(f"{points:g} up to {seconds} s" for seconds, points in MARGINS.items())
     rule = RULE.format(
-        frames=MOST_FRAMES, margins=f"so many points: {margins}", seam=MOST_SEAM, equal=EQUAL_FRAMES
+        frames=MOST_FRAMES,
+        margins=f"so many points: {margins}",
+        seam=MOST_SEAM,
+        equal=EQUAL_FRAMES,
+        level=BEATS_LEVEL,
     )
     parts = [SECTION.format(**results), rule, verdict(decided)]
     for seconds in decided.lengths:
@@ -61,7 +66,7 @@ def section(results: Result) -> str:
         parts.append(
             f"### {seconds} s\n\n{run['videos']} videos of {run['pixel_frames']} pixel frames per policy.\n"
         )
-        rows = [_row(results, decided, name, seconds) for name in results["policies"]]
+        rows = [_row(results, decided, name, seconds) for name in _by_cost(decided, seconds)]
         parts.append(f"{table(HEADER, rows)}\n")
     return "\n".join(parts)
 
@@ -85,6 +90,11 @@ def verdict(decided: Table) -> str:
         found = "; ".join(f"`{name}` {_held(decided, name, seconds)}" for name in left)
         lines.append(f"- {seconds} s, left by the rule, the simplest first: {found or 'none'}.")
     return "\n".join([*lines, ""])
+
+
+def _by_cost(decided: Table, seconds: int) -> list[str]:
+    """All policies, the cheapest first, so that those of equal cost stand together."""
+    return sorted(decided.contenders, key=lambda name: decided.contenders[name].outcomes[seconds].past_frames)
 
 
 def _held(decided: Table, name: str, seconds: int) -> str:

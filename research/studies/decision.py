@@ -37,6 +37,9 @@ MOST_FRAMES = 4.0
 """Past frames per head that a default may have."""
 MOST_SEAM = 0.05
 """Gray levels by which its seams may exceed those of dense."""
+BEATS_LEVEL = 0.99
+"""Of the intervals that tell whether one policy beats another: so many pairs are compared that some 95%
+intervals lie beyond 0 by chance."""
 EQUAL_FRAMES = 0.25
 """Past frames per head that make no difference in cost: with a chunk of 3 frames, at most 5% of what a head
 sees."""
@@ -102,17 +105,17 @@ class Table:
         self.lengths = tuple(sorted(self.contenders[reference].outcomes))
         self.points = cache(self._points)
 
-    def _points(self, name: str, other: str, seconds: int, judged: str) -> Estimate:
+    def _points(self, name: str, other: str, seconds: int, judged: str, level: float = 0.95) -> Estimate:
         """How many points more a policy has than another one, pair by pair, with the interval."""
         mine, theirs = (
             np.array([int(digit) for digit in self.contenders[one].outcomes[seconds].right[judged]])
             for one in (name, other)
         )
-        return bootstrap((mine - theirs) * (100 / len(JUDGED[judged])))
+        return bootstrap((mine - theirs) * (100 / len(JUDGED[judged])), level=level)
 
     def beats(self, name: str, other: str, seconds: int) -> bool:
         """Whether a policy is better over the whole or at the end, and in neither worse, by the intervals."""
-        found = [self.points(name, other, seconds, judged) for judged in JUDGED]
+        found = [self.points(name, other, seconds, judged, BEATS_LEVEL) for judged in JUDGED]
         return any(one.low > 0 for one in found) and not any(one.high < 0 for one in found)
 
     def misses(self, name: str, seconds: int) -> list[str]:

@@ -34,7 +34,7 @@ from research.studies.study import Row, Variant, make_row
 
 END_SECONDS = 5
 """How much of the end of a video is judged apart."""
-TIMED_CHUNKS = 4
+TIMED_CHUNKS = 3
 """Last chunks of a video whose time is told."""
 TOLD = (
     *("right", "right_at_end", "semantic", "semantic_at_end", *JUDGED["whole"]),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dummyforcing.evaluation.bootstrap import paired
+from dummyforcing.evaluation.bootstrap import bootstrap
 from research.studies import decision
 from research.studies.decision import Contender, Outcome, Table, margin_at, read_table
 
@@ -127,7 +127,7 @@ def test_in_a_circle_the_simplest_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def points(one: Sequence[int], other: Sequence[int], verdicts: int) -> tuple[float, float, float]:
-    found = paired([100 * x / verdicts for x in one], [100 * x / verdicts for x in other])
+    found = bootstrap([100 * (x - y) / verdicts for x, y in zip(one, other, strict=True)], level=0.99)
     return found.value, found.low, found.high
 
 

@@ -20,7 +20,7 @@ from research.pages.page import page
 from research.pages.policies import HEADER, section
 from research.studies import policies
 from research.studies.damage import damage_jobs, read_damage
-from research.studies.jobs import Job, Workers
+from research.studies.jobs import Job, Workers, read_journal
 from research.studies.policies import Length
 from research.world.prompts import benchmark_scenes
 from research.world.render import render
@@ -154,6 +154,17 @@ def test_no_job_begins_when_the_time_is_up(tmp_path):
     with Workers("no-such-model", ["cpu"], 1) as workers:
         found = list(workers.run(jobs, tmp_path / "journal", until=time.monotonic() - 1))
     assert found == [("a", {"x": 1})]
+
+
+@pytest.mark.slow
+def test_jobs_that_wait_are_left_when_the_time_is_up(folder, tmp_path):
+    """The process starts longer than there is time: what is in hand is finished, the rest is not begun."""
+    work = partial(policies.make_videos, benchmark_scenes(1), 0, 9, {"policy": "dense"})
+    jobs = [Job(f"job {number}", work) for number in range(8)]
+    with Workers(str(folder), ["cpu"], 1) as workers:
+        found = dict(workers.run(jobs, tmp_path / "journal", until=time.monotonic() + 0.5))
+    assert 1 <= len(found) <= 3
+    assert dict(read_journal(tmp_path / "journal")) == found
 
 
 # --- the results and the page ---------------------------------------------------------------------------
