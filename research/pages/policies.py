@@ -31,9 +31,10 @@ plan, from {calibrated_on} training prompts.
 """
 RULE = """The rule (`research/studies/decision.py`), at each length:
 
-1. A default has {frames:g} past frames per head or fewer, loses at most {margins} against dense (over the
-   whole, and at the end), and its seams are no more than {seam:g} gray levels above those of dense. The means
-   count.
+1. A default has {frames:g} past frames per head or fewer, loses no more points against dense than
+   {margins}
+   (over the whole, and at the end), and its seams are no more than {seam:g} gray levels above those of dense.
+   The means count.
 2. No simpler policy *beats* it at its cost ({equal:g} frames more cost the same): is better over the whole or
    at the end, and worse in neither, beyond the {level:.0%} intervals, as many pairs are compared. Simpler is
    what has fewer kinds of context; of as many kinds, what need not be found, then what each video's own
@@ -52,10 +53,10 @@ HEADER = [
 def section(results: Result) -> str:
     """The rule, its verdict, and a table for each length."""
     decided = read_table(results)
-    margins = ", ".join(f"{points:g} up to {seconds} s" for seconds, points in MARGINS.items())
+    margins = ", ".join(f"{points:g} (up to {seconds} s)" for seconds, points in MARGINS.items())
     rule = RULE.format(
         frames=MOST_FRAMES,
-        margins=f"so many points: {margins}",
+        margins=margins,
         seam=MOST_SEAM,
         equal=EQUAL_FRAMES,
         level=BEATS_LEVEL,

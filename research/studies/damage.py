@@ -4,6 +4,7 @@ jobs = damage_jobs(prompts, policy)
 damage = read_damage(records)        # of all jobs: `damage.plan(policy)`
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dummyforcing.analysis.head_damage import HeadDamage, MeasuredVideo, Settings, measure_damage
-from dummyforcing.files.records import build
+from dummyforcing.files.records import build, to_json
 from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from research.studies.jobs import Job, Record
@@ -51,7 +52,7 @@ def measure(
     """The measurement of one video, ready for JSON."""
     measured = measure_damage(pipeline, [prompt], policy, chunks=chunks, seeds=[seed], kept=kept)
     return {
-        "settings": asdict(measured.settings),
+        "settings": json.loads(to_json(asdict(measured.settings))),  # lists, as a journal gives them back
         "prompt": prompt,
         "seed": seed,
         "damage": measured.damage.tolist(),

@@ -30,12 +30,16 @@ from research.policies.deep_sinks import deep_sinks
 from research.policies.forcing_kv import ForcingKV
 from research.studies.decision import JUDGED
 from research.studies.jobs import Job, Record
-from research.studies.study import Row, Variant, make_row
+from research.studies.study import Row, Variant, make_row, past_frames
 
 END_SECONDS = 5
 """How much of the end of a video is judged apart."""
 TIMED_CHUNKS = 3
 """Last chunks of a video whose time is told."""
+AT_COST = {"dummy": 2, "first kept": 3}
+"""Past frames per head that plans by measured damage may have: those of `window 1+1` and of `window 1+2`."""
+LONG_PAST = 1000
+"""More past frames than any head with a bounded context sees."""
 TOLD = (
     *("right", "right_at_end", "semantic", "semantic_at_end", *JUDGED["whole"]),
     *("seam_excess", "contrast_drift", "dynamic", "past_frames", "cache_bytes"),
@@ -105,8 +109,19 @@ def role_policies(files: ModelFiles) -> dict[str, Policy]:
 
 
 def damage_plans(damage: HeadDamage, files: ModelFiles) -> dict[str, Plan]:
-    """One plan for all videos for each of `role_policies`, whose dummy heads are those of least damage."""
-    return {name: damage.plan(policy) for name, policy in role_policies(files).items()}
+    """One plan for all videos for each of `role_policies`, whose dummy heads are those of least damage.
+
+    There are as many of them as the policy says, and as many more as it takes to cost no more than `AT_COST`.
+    """
+    plans = {}
+    for name, policy in role_policies(files).items():
+        total = damage.damage.numel()
+        made = (
+            damage.plan(replace(policy, num_dummy=count))
+            for count in range(policy.dummy_heads(total), total + 1)
+        )
+        plans[name] = next(plan for plan in made if past_frames(plan, LONG_PAST) <= AT_COST[name])
+    return plans
 
 
 def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> dict[str, Candidate]:
@@ -147,7 +162,7 @@ def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> d
             as_policy(ForcingKV()), "static heads 1+1, dynamic heads 3+6, the first layer all"
         ),
         "forcing-kv, short": by_look(
-            as_policy(ForcingKV(1, 3, 6)), "static heads 1+1, dynamic heads 1+3, the first layer 1+6"
+            as_policy(ForcingKV(1, 3, 3)), "static heads 1+1, dynamic heads and the first layer 1+3"
         ),
     }
     for name, policy in roles.items():
