@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.queues import SimpleQueue
@@ -61,6 +61,7 @@ class Workers:
         queue: SimpleQueue[str] = context.SimpleQueue()
         for device in islice(cycle(devices), count):
             queue.put(device)
+        self._count = count
         self._pool = ProcessPoolExecutor(count, context, _start, (model, queue, dtype))
 
     def __enter__(self) -> "Workers":
@@ -85,19 +86,22 @@ class Workers:
         names = {job.name for job in jobs}
         done = {name: result for name, result in read_journal(journal) if name in names}
         yield from done.items()
-        left = [job for job in jobs if job.name not in done] if time.monotonic() <= until else []
-        futures = {self._pool.submit(_work, job): job.name for job in left}
+        waiting = iter([job for job in jobs if job.name not in done])
+        futures: dict[Future[Record], str] = {}
+
+        def begin(count: int) -> None:
+            for job in islice(waiting, count if time.monotonic() <= until else 0):
+                futures[self._pool.submit(_work, job)] = job.name
+
+        begin(self._count)  # no more at a time: what the pool has cannot be taken back
         with journal.open("a", encoding="utf-8") as file:
-            for future in as_completed(futures):
-                if time.monotonic() > until:
-                    for other in futures:
-                        other.cancel()
-                if future.cancelled():
-                    continue
-                name, result = futures.pop(future), future.result()
-                file.write(to_json({"job": name, "result": result}) + "\n")
-                file.flush()
-                yield name, result
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    name, result = futures.pop(future), future.result()
+                    begin(1)
+                    file.write(to_json({"job": name, "result": result}) + "\n")
+                    file.flush()
+                    yield name, result
 
 
 def read_journal(journal: Path) -> list[tuple[str, Record]]:
