@@ -6,7 +6,6 @@
 from research.pages.claims import Claim, bench_rows
 from research.pages.verdicts import AGREES, APART, DIFFERS, OPEN, Result
 
-
 KEY_FRAMES = "key frames 1+4+4"
 
 
