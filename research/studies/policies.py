@@ -138,6 +138,10 @@ def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> d
     def window(sink: int, recent: int) -> Candidate:
         return Candidate(f"every head: {sink} first, {recent} last", {"policy": f"window:{sink},{recent}"})
 
+    def key_frames(sink: int, keys: int, recent: int) -> Candidate:
+        what = f"every head: {sink} first, {keys} key, {recent} last"
+        return Candidate(what, {"policy": f"keyframes:{sink},{keys},{recent}"}, "video")
+
     def by_look(policy: Policy, what: str, found: str = "video") -> Candidate:
         return Candidate(what, {"policy": policy}, found)
 
@@ -153,6 +157,8 @@ def candidates(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> d
         "window 1+2": window(1, 2),
         "window 1+3": window(1, 3),
         "window 3+6": window(3, 6),
+        "key frames 1+1+2": key_frames(1, 1, 2),
+        "key frames 1+4+4": key_frames(1, 4, 4),
         "dummy": by_look(roles["dummy"], "the paper's roles, the model's settings"),
         "anchored": Candidate("every role also sees what it leaves out", {"policy": "anchored"}, "video"),
         "first kept": by_look(roles["first kept"], "roles, the first and the last frame in every head"),

@@ -75,7 +75,7 @@ def test_kinds_of_context(table):
     kinds = {name: one.kinds for name, one in table.items()}
     assert {name for name, count in kinds.items() if count == 1} == {
         *("dense", "window 1+1", "window 1+2", "window 1+3", "window 3+6"),
-        *("deep sinks 3+1", "deep sinks 10+8"),
+        *("deep sinks 3+1", "deep sinks 10+8", "key frames 1+1+2", "key frames 1+4+4"),
     }
     assert {name for name, count in kinds.items() if count == 2} >= {"first kept", "first kept, chunk 2"}
     assert kinds["dummy"] == kinds["anchored"] == kinds["forcing-kv"] == 3
@@ -100,6 +100,8 @@ def test_every_policy_sees_what_it_says(pipeline, table):
         "window 1+3": 4,
         "window 3+6": 9,
         "deep sinks 3+1": 4,
+        "key frames 1+1+2": 4,
+        "key frames 1+4+4": 9,
         "deep sinks 10+8": 15,
     }
     assert {name: found[name] for name in expected} == expected
