@@ -126,7 +126,7 @@ def test_long_plans() -> None:
         ("long:a", "write long:N,CAP"),
         ("long:1,2,3", "write long:N,CAP"),
         ("long:361", "361 neighbor heads"),
-        ("sparse", "the policies are dense, window, dummy, anchored, long, official, native"),
+        ("sparse", "the policies are dense, window, keyframes, dummy, anchored, long, official, native"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             plan_of(text, config)

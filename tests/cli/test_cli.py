@@ -331,7 +331,10 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([PROMPT, "--frames", "80"], "take 69 or 81"),
         ([PROMPT, "--frames", "81", "--seconds", "5"], "give one of them"),
         ([PROMPT, "--seconds", "-1"], "take more than 0"),
-        ([PROMPT, "--policy", "sparse"], "take dense, window, dummy, anchored, long, official, native"),
+        (
+            [PROMPT, "--policy", "sparse"],
+            "take dense, window, keyframes, dummy, anchored, long, official, native",
+        ),
         ([PROMPT, "--policy", "window:1"], "window:"),
         ([PROMPT, "--policy", "dense", "--dummy-fraction", "0.5"], "has no dummy heads"),
         (

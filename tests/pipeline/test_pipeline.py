@@ -249,7 +249,7 @@ def test_library_is_silent(model_folder: Path, capfd: pytest.CaptureFixture[str]
         ({"seed": -1}, r"seed=-1 is out of range; take 0 or more and 9223372036854775807 at most\.$"),
         (
             {"policy": "sparse"},
-            "no policy 'sparse'; take dense, window, dummy, anchored, long, official, native",
+            "no policy 'sparse'; take dense, window, keyframes, dummy, anchored, long, official, native",
         ),
         ({"policy": "dense", "dummy_fraction": 0.5}, "policy 'dense' has no dummy heads"),
         ({"plan": Plan.uniform(3, 4, HeadContext(0, 1)), "dummy_fraction": 0.5}, "a plan is given"),

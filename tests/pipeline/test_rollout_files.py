@@ -445,10 +445,10 @@ def test_damaged_files_are_refused(saved: Path, pipe: DummyForcingPipeline) -> N
 
 def test_other_files_are_refused(saved: Path, pipe: DummyForcingPipeline, tmp_path: Path) -> None:
     rewrite(saved, lambda about, _: about.update(version="2"))
-    refuse(pipe, saved, "is of version 2 of the format, and this library reads 4; use the version")
+    refuse(pipe, saved, "is of version 2 of the format, and this library reads 5; use the version")
     save_file({"weight": torch.zeros(3)}, saved)
     refuse(pipe, saved, "is damaged or no Dummy Forcing rollout; give a Dummy Forcing rollout that was saved")
-    write_state(saved, "head plan", "4", Measures(1.0, 1.0, 1.0))
+    write_state(saved, "head plan", "5", Measures(1.0, 1.0, 1.0))
     refuse(pipe, saved, "is damaged or no Dummy Forcing rollout")
     for state in (Measures(1.0, 1.0, 1.0), Guard()):  # nothing that a rollout holds, and a part of one
         write_state(saved, KIND, VERSION, state)
