@@ -8,10 +8,10 @@ from torch import Tensor
 
 def runs_in_triton(x: Tensor) -> bool:
     """Whether an operation on a tensor runs as a Triton kernel, which has no gradient."""
-    return x.is_cuda and not x.requires_grad and _has_triton()
+    return x.is_cuda and not x.requires_grad and has_triton()
 
 
 @cache
-def _has_triton() -> bool:
-    """Torch brings Triton along on Linux, not everywhere."""
+def has_triton() -> bool:
+    """Whether Triton is installed: torch brings it along on Linux, not everywhere."""
     return find_spec("triton") is not None

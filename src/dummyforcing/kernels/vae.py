@@ -20,6 +20,7 @@ def add_norm(
     gamma: Tensor | None = None,
     silu: bool = False,
     keep: bool = False,
+    gain: float = 1.0,
 ) -> None:
     """Add up, normalise over the channels, activate; in float32, whatever the dtypes.
 
@@ -32,13 +33,14 @@ def add_norm(
         gamma: Gains of the normalisation, `(C,)`; None: the sum is not normalised.
         silu: Whether SiLU follows the normalisation.
         keep: Whether `x` gets the sum.
+        gain: What a normalised sum is multiplied with at the end, for float8.
     """
     if runs_in_triton(x):
         from dummyforcing.kernels import vae_triton
 
-        vae_triton.add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
+        vae_triton.add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep, gain=gain)
     else:
-        reference_add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep)
+        reference_add_norm(x, bias, residual, out, gamma=gamma, silu=silu, keep=keep, gain=gain)
 
 
 def reference_add_norm(
@@ -50,6 +52,7 @@ def reference_add_norm(
     gamma: Tensor | None = None,
     silu: bool = False,
     keep: bool = False,
+    gain: float = 1.0,
 ) -> None:
     """`add_norm` in torch."""
     channels = x.shape[-1]
@@ -69,6 +72,8 @@ def reference_add_norm(
     torch.mul(total, gamma.shape[0] ** 0.5 / norm, out=place).mul_(gamma)
     if silu:
         F.silu(place, inplace=True)
+    if gain != 1:
+        place.mul_(gain)
     if place is not out:
         out.copy_(place)
 

@@ -24,6 +24,7 @@ def add_norm_kernel(
     pixels,  # per sample
     out_step,  # from a sample to the next in `out`
     smallest,
+    gain,
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -33,6 +34,7 @@ def add_norm_kernel(
     NORM: tl.constexpr,
     SILU: tl.constexpr,
     KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
 ):
     """Each program has ROWS pixels of one sample, with all of their channels."""
     sample = tl.program_id(1).to(tl.int64)
@@ -55,6 +57,8 @@ def add_norm_kernel(
         total *= (1 / tl.maximum(norm, smallest))[:, None] * gain[None, :]
     if SILU:
         total = total / (1 + tl.exp(-total))
+    if SCALE:
+        total *= gain
     place = row[:, None] * WIDTH + column[None, :]
     mask = (row < pixels)[:, None] & (column < WIDTH)[None, :]
     tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
@@ -107,6 +111,7 @@ def add_norm(
     gamma: Tensor | None = None,
     silu: bool = False,
     keep: bool = False,
+    gain: float = 1.0,
 ) -> None:
     """See `kernels.vae.add_norm`."""
     batch, channels = x.shape[0], x.shape[-1]
@@ -123,12 +128,14 @@ def add_norm(
             pixels,
             out.stride(0),
             SMALLEST_NORM,
+            gain,
             WIDTH=width,
             HAS_BIAS=bias is not None,
             HAS_RESIDUAL=residual is not None,
             NORM=gamma is not None,
             SILU=silu,
             KEEP=keep,
+            SCALE=gain != 1,
             **sizes,
         )
 

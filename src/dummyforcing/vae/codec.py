@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.files.finite import all_finite
+from dummyforcing.vae.convolutions import Convolutions
 from dummyforcing.vae.memory import MOST_TILES, PASS_PIXELS, DecoderSizes, available_memory, fewest_tiles
 from dummyforcing.vae.stream import StreamedDecoder
 from dummyforcing.vae.tiles import Ranks
@@ -57,7 +58,11 @@ class VideoDecoder:
     """
 
     def __init__(
-        self, vae: AutoencoderKLWan, device: torch.device | str | None = None, offload: bool = False
+        self,
+        vae: AutoencoderKLWan,
+        device: torch.device | str | None = None,
+        offload: bool = False,
+        fp8: bool = False,
     ) -> None:
         """Wrap a loaded VAE.
 
@@ -66,6 +71,7 @@ class VideoDecoder:
                 memory layout becomes channels-last, which is faster on CPU and GPU.
             device: Where it shall run; None: where it is. Else its weights come there for each call only.
             offload: Whether its weights stay in the main memory wherever it is moved to.
+            fp8: Whether it decodes in float8, where its device and its layers have it; see `Convolutions`.
         """
         self.vae, self._home = vae, vae.device
         self.ranks: Ranks | None = None
@@ -79,6 +85,8 @@ class VideoDecoder:
         self.moves = self.device.type != self._home.type
         """Whether its weights come to the device for each call only."""
         self.offload = offload or self.moves
+        self.convolutions = Convolutions(vae.decoder, self.device, vae.dtype, fp8)
+        """How it convolves when it decodes."""
         config: Any = vae.config
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
@@ -91,7 +99,7 @@ class VideoDecoder:
     def at(self, device: torch.device, dtype: torch.dtype) -> "VideoDecoder":
         """The same VAE elsewhere, in another dtype; this one must not be used any more."""
         home = torch.device("cpu") if self.offload else device
-        return VideoDecoder(self.vae.to(home, dtype), device, self.offload)
+        return VideoDecoder(self.vae.to(home, dtype), device, self.offload, self.convolutions.fp8)
 
     @contextmanager
     def at_work(self) -> Iterator[AutoencoderKLWan]:
@@ -184,7 +192,7 @@ class DecoderStream:
         self.frames, self.tiles = state.frames, state.tiles
         if state.features:
             decoder = self._decoder
-            self._state = StreamedDecoder(decoder.vae.decoder, height, self.tiles or 1, decoder.ranks)
+            self._state = self._begin(height)
             self._state.load_features(state.features, decoder.device)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -218,12 +226,18 @@ class DecoderStream:
                 self.tiles = self._fewest_tiles(z) if self.tiles is None else self.tiles
                 if decoder.ranks is not None:  # equally many for each
                     self.tiles = -(-self.tiles // decoder.ranks.size) * decoder.ranks.size
-                self._state = StreamedDecoder(vae.decoder, z.shape[2], self.tiles, decoder.ranks)
+                self._state = self._begin(z.shape[2])
             pixels = self._state(z, self._passes(z))
         self.frames += z.shape[1]
         self._note(pixels)
         pixels = _unpatchify(pixels, decoder.patch_size)
         return pixels.float().clamp(-1, 1) * 0.5 + 0.5
+
+    def _begin(self, height: int) -> StreamedDecoder:
+        """Begin with the layers, for so many rows of latents."""
+        decoder = self._decoder
+        layers, tiles = decoder.vae.decoder, 1 if self.tiles is None else self.tiles
+        return StreamedDecoder(layers, decoder.convolutions, height, tiles, decoder.ranks)
 
     def _note(self, pixels: Tensor) -> None:
         """Keep in mind whether pixels are finite; clipped, what is infinite would be white."""

@@ -6,7 +6,6 @@ before, zeros at first.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,34 +18,16 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanResample,
     WanResidualBlock,
     WanResidualUpBlock,
-    WanRMS_norm,
     WanUpBlock,
 )
 from torch import Tensor, nn
 
 from dummyforcing.kernels.vae import add_norm, upsample
+from dummyforcing.vae.convolutions import Convolutions, Sum
 from dummyforcing.vae.tiles import History, Ranks, Rows, Tile, split_rows, upsampler_of
 
 HISTORY = 2
 """Past frames that a convolution in time sees."""
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Feature maps that are not added up yet: what reads them does it on the way."""
-
-    x: Tensor
-    """`(B, T, H, W, C)`, contiguous; free to be overwritten."""
-    bias: Tensor | None = None
-    """`(C,)`."""
-    residual: Tensor | None = None
-    """Like `x`; not to be changed."""
-
-    def crop(self, first: int, end: int) -> "Sum":
-        """A copy of some rows."""
-        residual = None if self.residual is None else self.residual[:, :, first:end].contiguous()
-        x = self.x[:, :, first:end].clone(memory_format=torch.contiguous_format)
-        return Sum(x, self.bias, residual)
 
 
 class StreamedDecoder:
@@ -58,17 +39,24 @@ class StreamedDecoder:
     """
 
     def __init__(
-        self, decoder: WanDecoder3d, height: int, tiles: int = 1, ranks: Ranks | None = None
+        self,
+        decoder: WanDecoder3d,
+        convolutions: Convolutions,
+        height: int,
+        tiles: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         """Begin a video.
 
         Args:
-            decoder: With weights in channels-last layout. It is not changed.
+            decoder: It is not changed.
+            convolutions: Compute those of this decoder.
             height: Rows of its latents.
             tiles: How many; `height` at most.
             ranks: GPUs that share them; None: there is one.
         """
         self._layers: Any = decoder
+        self._convolutions = convolutions
         self._middle: History = {}
         self._ranks = ranks
         cut = split_rows(height, tiles)
@@ -81,13 +69,12 @@ class StreamedDecoder:
         self._scale = 2 ** sum(upsampler_of(block) is not None for block in decoder.up_blocks)
         self._heights = [self._scale * sum(cut[n][1] - cut[n][0] for n in share) for share in shares]
         """Rows of pixels that each GPU decodes."""
-        self._widened: dict[nn.Module, Tensor] = {}
         self._history, self._is_first = self._middle, True
         self._begins = True
         """Whether the first latent frame of the video comes next."""
 
     def features(self) -> dict[str, Tensor]:
-        """Give the features that convolutions keep of the last frames, by layer name; shares memory.
+        """Give the features that convolutions keep of the last frames, by layer name; may share memory.
 
         Waits until the histories of tiles have come to the main memory. Of several GPUs, rank 0 gets those of
         all.
@@ -98,8 +85,9 @@ class StreamedDecoder:
         names = {layer: name for name, layer in self._layers.named_modules()}
         tiles = zip(self._numbers, self._tiles, strict=True)
         parts = {"middle": self._middle} | {str(number): tile.history for number, tile in tiles}
+        form, dtype = self._convolutions.form, self._convolutions.dtype
         found = {
-            f"{part} {names[layer]}": past
+            f"{part} {names[layer]}": form(layer).give(past, dtype)
             for part, history in parts.items()
             for layer, past in history.items()
         }
@@ -118,14 +106,16 @@ class StreamedDecoder:
         layers, self._begins = dict(self._layers.named_modules()), False
         for key, past in features.items():
             part, name = key.split(" ")
+            layer = layers[name]
+            past = self._convolutions.form(layer).take(past)
             if part == "middle":
-                self._middle[layers[name]] = past.to(device, copy=True)
+                self._middle[layer] = past.to(device, copy=True)
             elif int(part) in self._numbers:
                 tile = self._tiles[self._numbers.index(int(part))]
                 if len(self._tiles) == 1:
-                    tile.history[layers[name]] = past.to(device, copy=True)
+                    tile.history[layer] = past.to(device, copy=True)
                 else:
-                    tile.keep(layers[name], past, device)
+                    tile.keep(layer, past, device)
 
     def __call__(self, z: Tensor, passes: Sequence[int]) -> Tensor:
         """Decode the next latent frames.
@@ -172,58 +162,46 @@ class StreamedDecoder:
                 x = x.crop(first - place, end - place)
             x = self._up_block(block, x)
             place = first if upsampler_of(block) is None else 2 * first
-        x = self._convolve(layers.conv_out, x, layers.norm_out)
+        x = self._convolve(layers.conv_out, x)
         self._is_first = False
         pixels: Tensor = x.x if x.bias is None else x.x + x.bias
         first, end = needed[-1]
         return pixels[:, :, first - place : end - place]
 
     def _convolve(
-        self, conv: WanCausalConv3d, x: Sum, norm: WanRMS_norm | None = None, keep: bool = False
+        self, conv: WanCausalConv3d, x: Sum, keep: bool = False, residual: Tensor | None = None
     ) -> Sum:
-        """Convolve in time and space, after normalisation and SiLU if a norm is given.
+        """Convolve in time and space, after normalisation and SiLU if they belong to it, and add a residual.
 
         With `keep`, the sum is in `x.x` afterwards.
         """
-        batch, frames, height, width, channels = x.x.shape
-        size = height, width, fast_width(channels, x.x.device)
-        window = x.x.new_empty(batch, HISTORY + frames, *size)
+        batch, frames, height, width, _ = x.x.shape
+        form, norm = self._convolutions.form(conv), self._convolutions.norms.get(conv)
+        size = height, width, form.width
+        window = x.x.new_empty(batch, HISTORY + frames, *size, dtype=form.dtype)
         history = self._history.get(conv)
         if history is None:
-            history = self._history[conv] = x.x.new_zeros(batch, HISTORY, *size)
+            history = self._history[conv] = x.x.new_zeros(batch, HISTORY, *size, dtype=form.dtype)
         window[:, :HISTORY] = history
-        gamma = None if norm is None else norm.gamma.flatten()
-        place = window[:, HISTORY:]
-        add_norm(x.x, x.bias, x.residual, place, gamma=gamma, silu=norm is not None, keep=keep)
-        history.copy_(window[:, frames:])
-        inside, later = _biases(conv)
-        padding = (0, *(side // 2 for side in conv.kernel_size[1:]))
-        out = F.conv3d(
-            window.permute(0, 4, 1, 2, 3),
-            self._weight(conv, size[-1]),
-            inside,
-            conv.stride,
-            padding,
-            conv.dilation,
-            conv.groups,
+        add_norm(
+            x.x,
+            x.bias,
+            x.residual,
+            window[:, HISTORY:],
+            gamma=None if norm is None else norm.gamma.flatten(),
+            silu=norm is not None,
+            keep=keep and not x.is_added_up,
+            gain=form.gain,
         )
-        return Sum(out.permute(0, 2, 3, 4, 1).contiguous(), later)  # it is, where the library keeps layouts
-
-    def _weight(self, conv: WanCausalConv3d, width: int) -> Tensor:
-        """Weights of a convolution whose input has more channels, all zero."""
-        missing = width - conv.weight.shape[1]
-        if missing and conv not in self._widened:
-            weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing))
-            self._widened[conv] = weight.contiguous(memory_format=torch.channels_last_3d)
-        return self._widened[conv] if missing else conv.weight
+        history.copy_(window[:, frames:])
+        return self._convolutions(conv, window, residual)
 
     def _residual_block(self, block: WanResidualBlock, x: Sum) -> Sum:
         """Two convolutions beside a shortcut; the sum of its input is in `x.x` afterwards."""
-        inner = self._convolve(block.conv1, x, block.norm1, keep=True)
-        inner = self._convolve(block.conv2, inner, block.norm2)
+        inner = self._convolve(block.conv1, x, keep=True)
         shortcut = block.conv_shortcut
-        is_same = isinstance(shortcut, nn.Identity)
-        return Sum(inner.x, inner.bias, x.x if is_same else _mix(shortcut, x.x))
+        beside = x.x if isinstance(shortcut, nn.Identity) else _mix(shortcut, x.x)
+        return self._convolve(block.conv2, inner, residual=beside)
 
     def _attend(self, block: WanAttentionBlock, x: Sum) -> Sum:
         """Attention of one head between the pixels of each frame."""
@@ -253,29 +231,12 @@ class StreamedDecoder:
         doubles = module.mode == "upsample3d" and not self._is_first
         if doubles:
             x = self._convolve(module.time_conv, x)
-        large = upsample(x.x, x.bias, x.residual, frames=2 if doubles else 1)
-        conv = module.resample[1]
-        inside, later = _biases(conv)
-        images = large.flatten(0, 1).permute(0, 3, 1, 2)
-        out = F.conv2d(images, conv.weight, inside, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return Sum(out.permute(0, 2, 3, 1).contiguous().view(*large.shape[:4], -1), later)
-
-
-def fast_width(channels: int, device: torch.device) -> int:
-    """Choose how many channels a convolution in time gets, those added all zero.
-
-    cuDNN has its fast kernel for multiples of 64 only: on an H200 128 channels take two thirds of the time of
-    96.
-    """
-    return -(-channels // 64) * 64 if device.type == "cuda" and channels > 64 else channels
-
-
-def _biases(conv: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Split a bias into what the convolution adds itself and what the reader of its output adds.
-
-    On a GPU torch adds the bias in a pass of its own over the output, oneDNN does it for nothing.
-    """
-    return (None, conv.bias) if conv.bias.is_cuda else (conv.bias, None)
+        frames, conv = 2 if doubles else 1, module.resample[1]
+        if not self._convolutions.is_ours(conv):
+            return self._convolutions.image(conv, upsample(x.x, x.bias, x.residual, frames=frames))
+        if not x.is_added_up:
+            add_norm(x.x, x.bias, x.residual, x.x)
+        return self._convolutions.after_repetition(conv, x.x, frames)
 
 
 def _mix(conv: Any, x: Tensor) -> Tensor:

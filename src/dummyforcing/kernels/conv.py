@@ -1,0 +1,124 @@
+"""Convolutions of feature maps in one kernel each, float8 included: in torch, and in Triton on a GPU.
+
+Feature maps are `(B, T, H, W, C)`, weights a matrix with a row for each output channel, `(N, taps * C)`: all
+input channels of a tap side by side.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dummyforcing.kernels.choice import runs_in_triton
+from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
+
+
+class Weights(NamedTuple):
+    """Weights of a convolution, and what its output is multiplied with."""
+
+    matrix: Tensor
+    """`(N, kt * kh * kw * C)`; to double height and width `(4 N, 4 * C)`, see `weights_to_double`."""
+    kernel: tuple[int, int, int]
+    """In time, height and width."""
+    scale: Tensor | None = None
+    """Of each output channel, `(N,)` float32; None: 1."""
+
+
+def weights_of(weight: Tensor) -> Weights:
+    """Arrange `(N, C, kt, kh, kw)`; shares memory where the layout is channels-last."""
+    matrix = weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1)
+    return Weights(matrix, (weight.shape[2], weight.shape[3], weight.shape[4]))
+
+
+def weights_to_double(weight: Tensor) -> Weights:
+    """Arrange a 3x3 convolution after which follows a repetition of every pixel: four of 2x2 before it.
+
+    A pixel's copies have the same neighbours, so each of the four sees two rows and two columns of different
+    pixels, and weights of equal ones are added up: 4 products instead of 9, exact but for rounding.
+
+    Args:
+        weight: `(N, C, 3, 3)`.
+
+    Returns:
+        For the upper left, upper right, lower left and lower right copies, one below the other.
+    """
+    whole = weight.float()
+    parts = []
+    for rows in (((0,), (1, 2)), ((0, 1), (2,))):
+        for columns in (((0,), (1, 2)), ((0, 1), (2,))):
+            taps = [whole[:, :, list(r)][..., list(c)].sum((2, 3)) for r in rows for c in columns]
+            parts.append(torch.stack(taps, 1).flatten(1))
+    return Weights(torch.cat(parts).to(weight.dtype), (1, 2, 2))
+
+
+def to_float8(weights: Weights, gain: float) -> Weights:
+    """Round to float8, with a scale for each output channel.
+
+    Args:
+        weights: Without scales.
+        gain: What inputs are multiplied with.
+    """
+    matrix = weights.matrix.float()
+    scale = FP8_MAX / matrix.abs().amax(1).clamp_min(TINIEST)
+    return Weights((matrix * scale[:, None]).to(FP8), weights.kernel, 1 / (scale * gain))
+
+
+def convolve(
+    x: Tensor,
+    weights: Weights,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    frames: int = 1,
+) -> Tensor:
+    """Convolve; sums are in float32.
+
+    Args:
+        x: `(B, kt - 1 + T, H, W, frames * C)`, contiguous; beside the rows and columns are zeros.
+        weights: Of the dtype of `x`. Those of `weights_to_double` double height and width.
+        dtype: Of the result.
+        bias: `(N,)`.
+        residual: Added, like the result.
+        frames: How many frames the channels hold, one after the other; with a kernel of one frame.
+
+    Returns:
+        `(B, T * frames, H, W, N)`, or `(B, T * frames, 2 H, 2 W, N)`.
+    """
+    if runs_in_triton(x):
+        from dummyforcing.kernels import conv_triton
+
+        return conv_triton.convolve(x, *weights, dtype, bias, residual, frames)
+    return reference_convolve(x, weights, dtype, bias, residual, frames)
+
+
+def reference_convolve(
+    x: Tensor,
+    weights: Weights,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    frames: int = 1,
+) -> Tensor:
+    """`convolve` in torch."""
+    batch, time, height, width, channels = x.shape
+    kt, kh, kw = weights.kernel
+    channels //= frames
+    pixels = x.float().view(batch, time, height, width, frames, channels)
+    pixels = pixels.permute(0, 5, 1, 4, 2, 3).reshape(batch, channels, time * frames, height, width)
+    matrix = weights.matrix.float().view(-1, kt, kh, kw, channels).permute(0, 4, 1, 2, 3)
+    one = (1, 1, 1)
+    if kh == 2:  # the four copies of a pixel
+        parts = [
+            F.conv3d(F.pad(pixels, (1 - px, px, 1 - py, py)), part, None, one, (0, 0, 0), one, 1)
+            for part, (py, px) in zip(matrix.chunk(4), ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
+        ]
+        out = torch.stack(parts).view(2, 2, *parts[0].shape).permute(2, 3, 4, 5, 0, 6, 1)
+        out = out.flatten(5, 6).flatten(3, 4)
+    else:
+        out = F.conv3d(pixels, matrix, None, one, (0, kh // 2, kw // 2), one, 1)
+    out = out.permute(0, 2, 3, 4, 1)
+    out = out if weights.scale is None else out * weights.scale
+    for part in (bias, residual):
+        out = out if part is None else out + part
+    return out.to(dtype).contiguous()

@@ -1,0 +1,117 @@
+"""The convolution kernel against torch's own convolutions: on a GPU, else in Triton's interpreter."""
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dummyforcing.kernels.constants import FP8
+from dummyforcing.kernels.conv import (
+    Weights,
+    reference_convolve,
+    to_float8,
+    weights_of,
+    weights_to_double,
+)
+from tests.interpreter import INTERPRETED, run_interpreted
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
+
+kernels = pytest.mark.skipif(
+    not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()), reason="there is no GPU"
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def conv3d(x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tensor:
+    """torch's, of `(B, T, H, W, C)`, in float64."""
+    out = F.conv3d(x.double().permute(0, 4, 1, 2, 3), weight.double(), padding=padding)
+    return out.permute(0, 2, 3, 4, 1)
+
+
+def relative(ours: Tensor, expected: Tensor) -> float:
+    return float((ours.double() - expected.double()).norm() / expected.double().norm())
+
+
+def test_the_reference_is_torchs_convolution() -> None:
+    x, weight = normal(2, 5, 7, 9, 12), normal(10, 12, 3, 3, 3, seed=1)
+    bias, residual = normal(10, seed=2), normal(2, 3, 7, 9, 10, seed=3)
+    ours = reference_convolve(x, weights_of(weight), torch.float32, bias, residual)
+    expected = conv3d(x, weight, (0, 1, 1)) + bias + residual
+    torch.testing.assert_close(ours, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_four_small_convolutions_are_one_after_repetition() -> None:
+    """Against torch's own upsampling and convolution."""
+    x, weight = normal(1, 2, 5, 6, 2 * 12), normal(10, 12, 3, 3, seed=1)
+    frames = torch.cat([part[:, [t]] for t in range(2) for part in x.chunk(2, -1)], 1)
+    large = frames.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = conv3d(large, weight[:, :, None], (0, 1, 1))
+    ours = reference_convolve(x, weights_to_double(weight), torch.float32, frames=2)
+    assert ours.shape == (1, 4, 10, 12, 10)
+    torch.testing.assert_close(ours, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_float8_rounds_weights_to_a_sixteenth() -> None:
+    """Three bits of mantissa: each weight is off by at most 1/16 of itself, or a step of the smallest."""
+    weights = weights_of(normal(8, 16, 3, 3, 3))
+    small = to_float8(weights, 4.0)
+    assert small.matrix.dtype == FP8
+    assert small.scale is not None
+    back = small.matrix.float() * small.scale[:, None] * 4
+    step = weights.matrix.abs().amax(1, keepdim=True) / 448 * 2**-9
+    assert ((back - weights.matrix).abs() <= weights.matrix.abs() / 16 + step).all()
+
+
+CASES = {
+    "96": (96, 96, (3, 3, 3), 1),
+    "32 to 3": (32, 3, (3, 3, 3), 1),
+    "64 to 192": (64, 192, (3, 3, 3), 1),
+    "in time": (32, 64, (3, 1, 1), 1),
+    "double": (64, 32, (1, 2, 2), 1),
+    "double two frames": (32, 96, (1, 2, 2), 2),
+}
+
+
+@pytest.mark.gpu
+@kernels
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, FP8])
+@pytest.mark.parametrize("more", [False, True], ids=["", "bias, residual"])
+def test_convolve(case: str, dtype: torch.dtype, more: bool) -> None:
+    from dummyforcing.kernels import conv_triton
+
+    if INTERPRETED and dtype == torch.bfloat16:
+        return  # the interpreter multiplies its bits as integers
+    channels, n, kernel, frames = CASES[case]
+    copies = 4 if kernel[1] == 2 else 1
+    taps = kernel[0] * kernel[1] * kernel[2]
+    x = normal(2, 1 + kernel[0], 9, 18, channels * frames).to(dtype)
+    weights = Weights(normal(copies * n, taps * channels, seed=1), kernel)
+    if dtype == FP8:
+        weights = to_float8(weights, 2.0)
+        if copies == 4:
+            weights = weights._replace(scale=normal(n, seed=5))
+    else:
+        weights = weights._replace(matrix=weights.matrix.to(dtype))
+    expected = reference_convolve(x, weights, torch.float32, frames=frames)
+    bias = residual = None
+    if more:
+        bias, residual = normal(n, seed=2).bfloat16(), normal(*expected.shape, seed=3).bfloat16()
+        expected = expected + bias + residual
+    ours = conv_triton.convolve(x, *weights, torch.bfloat16, bias, residual, frames)
+    assert ours.shape == expected.shape
+    # The tensor cores add up float8 with fewer bits than float32.
+    assert relative(ours, expected) < 4e-3
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
+def test_in_the_interpreter() -> None:
+    assert "skipped" not in run_interpreted(__file__, "-k", "test_convolve")
