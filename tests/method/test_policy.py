@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dummyforcing.cache.kv_cache import KVCache
 from dummyforcing.errors import UserError
-from dummyforcing.method import scoring
+from dummyforcing.kernels import mass as kernel
 from dummyforcing.method.criteria import Role
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import POLICIES, Policy, official, parse_policy
@@ -30,7 +30,7 @@ def random_scores(layers, heads, seed=0):
 
 @pytest.mark.parametrize("block_elements", [1, 700, 4000, 2**24])
 def test_attention_mass_equals_an_explicit_softmax(monkeypatch, block_elements):
-    monkeypatch.setitem(scoring.BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setitem(kernel.BLOCK_ELEMENTS, "cpu", block_elements)
     torch.manual_seed(0)
     q, k = 4 * torch.randn(2, 7, 3, 8), 4 * torch.randn(2, 200, 3, 8)
     weights = torch.einsum("brhd,bshd->bhrs", q.double(), k.double()).div(8**0.5).softmax(-1).mean(2)
@@ -58,7 +58,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_scoring_holds_a_block_of_logits_however_many_queries_and_keys(monkeypatch):
-    monkeypatch.setitem(scoring.BLOCK_ELEMENTS, "cpu", 4096)
+    monkeypatch.setitem(kernel.BLOCK_ELEMENTS, "cpu", 4096)
     tokens, width = 40, 4
     for rows, slots in ((100, 4), (400, 16)):
         q, k = torch.randn(1, rows, 2, width), torch.randn(1, slots * tokens, 2, width)
@@ -69,7 +69,7 @@ def test_scoring_holds_a_block_of_logits_however_many_queries_and_keys(monkeypat
 
 
 def test_scoring_turns_a_block_of_keys_at_a_time_into_float32(monkeypatch):
-    monkeypatch.setitem(scoring.BLOCK_ELEMENTS, "cpu", 40 * 2)
+    monkeypatch.setitem(kernel.BLOCK_ELEMENTS, "cpu", 40 * 2)
     k = torch.randn(1, 30 * 40, 2, 64).bfloat16()
     with LargestTensor() as mode:
         attention_mass(torch.randn(1, 1, 2, 64).bfloat16(), k, 30)

@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dummyforcing.kernels.mass import log_mass
 from dummyforcing.kernels.transfers import send
 from dummyforcing.method.policy import Policy
-
-BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
-"""Most logits that scoring holds at a time (one row of a frame at least): as fit a cache, or few launches."""
 
 RowSampler = Callable[[int, int], Tensor]
 """`rows(layer, L) -> (R,)` int64: the query rows of a chunk that one scoring call looks at."""
@@ -62,8 +60,7 @@ def row_sampler(policy: Policy) -> RowSampler:
 def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     """Measure the share of attention that each head spends on each frame slot.
 
-    The softmax over all keys is one over slots, of the log of each slot's summed exponentials. So logits are
-    made block by block, a few slots or some rows of one, and memory does not grow with the number of keys.
+    The softmax over all keys is one over slots, of what `log_mass` gives.
 
     Args:
         q: Query rows, RoPE applied, `(B, R, H, D)`.
@@ -73,20 +70,7 @@ def attention_mass(q: Tensor, k: Tensor, slots: int) -> Tensor:
     Returns:
         Mean over the rows, `(B, H, slots)` float32; the slots sum to 1.
     """
-    q = q.transpose(1, 2).float() * q.shape[-1] ** -0.5
-    tokens = k.shape[1] // slots
-    block = BLOCK_ELEMENTS["cpu" if q.device.type == "cpu" else "cuda"]
-    block //= tokens * q.shape[0] * q.shape[1]  # in rows times slots
-    wide = max(1, min(slots, block // q.shape[2]))
-    high = max(1, block // wide)
-    log_mass = q.new_empty(*q.shape[:3], slots)
-    for slot in range(0, slots, wide):
-        keys = k[:, slot * tokens : (slot + wide) * tokens].permute(0, 2, 3, 1).float()
-        for row in range(0, q.shape[2], high):
-            logits = q[:, :, row : row + high] @ keys
-            by_slot = logits.view(*logits.shape[:-1], -1, tokens).logsumexp(-1)
-            log_mass[:, :, row : row + high, slot : slot + wide] = by_slot
-    return log_mass.softmax(-1).mean(2)
+    return log_mass(q, k, slots).softmax(-1).mean(2)
 
 
 def region_mass(q: Tensor, groups: Sequence[Group], rows: Tensor, label: Labels, count: int) -> Tensor:
