@@ -130,17 +130,16 @@ def random_parts(files: ModelFiles, fp8: Fp8, kind: str, dtype: torch.dtype, ran
     """A model of random weights on the GPU of this process, one of several."""
     device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     embeddings = _normal((1, files.config.text_len, files.config.text_dim), device, dtype, SEED + 1)
-    vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)))
+    vae = VideoDecoder(random_vae(device, files.vae_dtype(dtype)), fp8=fp8 != "none")
     vae.ranks = ranks
     model = random_model(files.config, device, dtype)
     return Parts(files.preset, model, EncodedPrompt(embeddings), vae, arrange(model, fp8), ranks)
 
 
 def _with_fp8(base: DummyForcingPipeline, mode: Fp8) -> DummyForcingPipeline:
-    """The same pipeline in another precision of its linear maps and attention."""
-    return DummyForcingPipeline.from_parts(
-        base.files, base.model, base.text, base.vae, arrange(base.model, mode)
-    )
+    """The same pipeline in another precision of its linear maps, attention and decoder."""
+    vae = VideoDecoder(base.vae.vae, fp8=mode != "none")
+    return DummyForcingPipeline.from_parts(base.files, base.model, base.text, vae, arrange(base.model, mode))
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalWan:

@@ -55,6 +55,7 @@ def load_vae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     offload: bool = False,
+    fp8: bool = False,
 ) -> VideoDecoder:
     """Load a VAE, as `open_vae` finds it.
 
@@ -63,11 +64,12 @@ def load_vae(
         device: Where it runs.
         dtype: What it runs in.
         offload: Whether its weights are in the main memory between calls.
+        fp8: Whether it decodes in float8; see `VideoDecoder`.
 
     Raises:
         BadFile: If it is missing or damaged.
     """
-    return VideoDecoder(fill(*open_vae(path), "cpu" if offload else device, dtype), device)
+    return VideoDecoder(fill(*open_vae(path), "cpu" if offload else device, dtype), device, fp8=fp8)
 
 
 def load_small_decoder(path: Path, vae: VideoDecoder) -> SmallDecoder:

@@ -86,7 +86,8 @@ def take_parts(
     encoder = None
     if text_encoder is not None and tokenizer is not None:
         encoder = TextEncoder(text_encoder.eval(), tokenizer, model.config.text_len)
-    return Parts(files.preset, model, encoder, VideoDecoder(vae.eval()), arrange(model, fp8))
+    decoder = VideoDecoder(vae.eval(), fp8=fp8 != "none")
+    return Parts(files.preset, model, encoder, decoder, arrange(model, fp8))
 
 
 def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
@@ -118,8 +119,9 @@ def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
 def _load_vae(
     files: ModelFiles, options: LoadOptions, device: torch.device, dtype: torch.dtype
 ) -> VideoDecoder:
+    fp8 = options.fp8 != "none"
     if isinstance(options.vae, AutoencoderKLWan):
         home = torch.device("cpu") if options.offload else device
-        return VideoDecoder(options.vae.to(home, dtype).eval(), device)
-    vae = load_vae(find_part(fetch(files.base), "vae"), device, dtype, options.offload)
+        return VideoDecoder(options.vae.to(home, dtype).eval(), device, fp8=fp8)
+    vae = load_vae(find_part(fetch(files.base), "vae"), device, dtype, options.offload, fp8)
     return vae if options.vae is None else load_small_decoder(Path(options.vae), vae)

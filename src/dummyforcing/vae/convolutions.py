@@ -85,7 +85,7 @@ class Convolutions:
         for block in blocks:
             self.norms |= {block.conv1: block.norm1, block.conv2: block.norm2}
         self.device, self.dtype, self.fp8 = device, dtype, fp8
-        self._in_one_kernel = dtype == torch.bfloat16 and has_tensor_memory_accelerator(device)
+        self._in_one_kernel = dtype.itemsize == 2 and has_tensor_memory_accelerator(device)
         self._weights: dict[nn.Module, Weights] = {}
         self._forms: dict[nn.Module, Form] = {}
 
