@@ -76,6 +76,8 @@ CASES = {
     "in time": (32, 64, (3, 1, 1), 1),
     "double": (64, 32, (1, 2, 2), 1),
     "double two frames": (32, 96, (1, 2, 2), 2),
+    "double two frames of no power of two": (96, 24, (1, 2, 2), 2),
+    "160 to 48": (160, 48, (1, 3, 3), 1),
 }
 
 

@@ -6,14 +6,31 @@ frame ends. Nothing is padded, copied or gathered for it.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-RECTANGLES = ((8, 16), (16, 8), (4, 32))
-"""Height and width of the pixels of a program; the one that covers a frame best is taken."""
+RECTANGLES = {128: ((8, 16), (16, 8), (4, 32)), 256: ((16, 16), (8, 32))}
+"""Height and width of the pixels of a program, by their number; those that cover a frame best are taken."""
+
+
+class Blocks(NamedTuple):
+    """How the work of a convolution is divided."""
+
+    pixels: int
+    """Of a program."""
+    k: int
+    """Input channels of a step."""
+    n1: int
+    """Output channels of a program: so many and so many more."""
+    n2: int
+    warps: int
+    stages: int
+    """Steps that are loaded ahead."""
 
 
 @triton.jit
@@ -34,12 +51,9 @@ def finish(acc, first, place, inside, scale, bias, residual, out, WIDTH: tl.cons
 
 @triton.jit(do_not_specialize=["frames", "height", "width"])
 def conv_kernel(
-    x1,
-    x2,
-    w11,
-    w12,
-    w21,
-    w22,
+    x,
+    weights1,
+    weights2,
     scale,
     bias,
     residual,
@@ -55,18 +69,17 @@ def conv_kernel(
     PARTS: tl.constexpr,  # frames that the channels of `x` hold
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    K1: tl.constexpr,
-    K2: tl.constexpr,
+    K: tl.constexpr,
     N1: tl.constexpr,
     N2: tl.constexpr,
 ):
-    """Each program has ROWS x COLUMNS pixels and N1 + N2 channels; K1 + K2 input channels at a time.
+    """Each program has ROWS x COLUMNS pixels and N1 + N2 channels; K input channels of a tap at a time.
 
-    Both are sums of two powers of two, as 96 = 64 + 32 is: rounded up to one, a third of the work would be
-    for nothing.
+    N1 and N2 are powers of two, as in 96 = 64 + 32: rounded up to one, a third of the work would be for
+    nothing. Where K does not divide C, pixels come with zeros, and weights of the next tap count for nothing.
     """
     M: tl.constexpr = ROWS * COLUMNS
-    BLOCKS: tl.constexpr = C // (K1 + K2)
+    BLOCKS: tl.constexpr = (C + K - 1) // K
     DOUBLES: tl.constexpr = KH == 2
     COPIES: tl.constexpr = 4 if DOUBLES else 1
     copy = tl.program_id(0) % COPIES  # side by side: they read the same pixels
@@ -86,33 +99,25 @@ def conv_kernel(
     row = copy * N + n
     for i in range(KT * KH * KW * BLOCKS):
         tap = i // BLOCKS
-        c = i % BLOCKS * (K1 + K2)
-        t = source + tap // (KH * KW)
-        y = top + tap // KW % KH
-        x = left + tap % KW
+        c = i % BLOCKS * K
         k = tap * C + c
-        c += frame % PARTS * C
-        a1 = x1.load([t, y, x, c]).reshape(M, K1)
-        acc1 = tl.dot(a1, w11.load([row, k]).T, acc1)
+        place = [source + tap // (KH * KW), top + tap // KW % KH, left + tap % KW, frame % PARTS * C + c]
+        pixels = x.load(place).reshape(M, K)
+        acc1 = tl.dot(pixels, weights1.load([row, k]).T, acc1)
         if N2 > 0:
-            acc2 = tl.dot(a1, w21.load([row + N1, k]).T, acc2)
-        if K2 > 0:
-            a2 = x2.load([t, y, x, c + K1]).reshape(M, K2)
-            acc1 = tl.dot(a2, w12.load([row, k + K1]).T, acc1)
-            if N2 > 0:
-                acc2 = tl.dot(a2, w22.load([row + N1, k + K1]).T, acc2)
+            acc2 = tl.dot(pixels, weights2.load([row + N1, k]).T, acc2)
     y = h + tl.arange(0, M) // COLUMNS
-    x = w + tl.arange(0, M) % COLUMNS
-    inside = (y < height) & (x < width)
+    z = w + tl.arange(0, M) % COLUMNS
+    inside = (y < height) & (z < width)
     if DOUBLES:
         y = 2 * y + copy // 2
-        x = 2 * x + copy % 2
-        place = (frame.to(tl.int64) * 2 * height + y) * 2 * width + x
+        z = 2 * z + copy % 2
+        pixel = (frame.to(tl.int64) * 2 * height + y) * 2 * width + z
     else:
-        place = (frame.to(tl.int64) * height + y) * width + x
-    finish(acc1, n, place, inside, scale, bias, residual, out, N1, N)
+        pixel = (frame.to(tl.int64) * height + y) * width + z
+    finish(acc1, n, pixel, inside, scale, bias, residual, out, N1, N)
     if N2 > 0:
-        finish(acc2, n + N1, place, inside, scale, bias, residual, out, N2, N)
+        finish(acc2, n + N1, pixel, inside, scale, bias, residual, out, N2, N)
 
 
 def convolve(
@@ -133,22 +138,19 @@ def convolve(
     channels, n = channels // frames, len(matrix) // copies
     time = (time - kt + 1) * frames
     out = x.new_empty(batch, time, factor * height, factor * width, n, dtype=dtype)
-    (k1, k2), (n1, n2), warps, stages = choose_blocks(channels, n, x.element_size())
-    rows, columns = min(RECTANGLES, key=lambda side: _area(height, width, side))
+    blocks = choose_blocks(channels, n, x.element_size(), whole=frames > 1)
+    rows, columns = min(RECTANGLES[blocks.pixels], key=lambda side: _area(height, width, side))
     maps = x.flatten(0, 1)
     grid = (
-        copies * triton.cdiv(n, n1 + n2),
+        copies * triton.cdiv(n, blocks.n1 + blocks.n2),
         triton.cdiv(height, rows) * triton.cdiv(width, columns),
         batch * time,
     )
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         conv_kernel[grid](
-            *(TensorDescriptor.from_tensor(maps, [1, rows, columns, k or k1]) for k in (k1, k2)),
-            *(
-                TensorDescriptor.from_tensor(matrix, [part or n1, k or k1])
-                for part in (n1, n2)
-                for k in (k1, k2)
-            ),
+            TensorDescriptor.from_tensor(maps, [1, rows, columns, blocks.k]),
+            TensorDescriptor.from_tensor(matrix, [blocks.n1, blocks.k]),
+            TensorDescriptor.from_tensor(matrix, [blocks.n2 or blocks.n1, blocks.k]),
             scale,
             bias,
             residual,
@@ -164,36 +166,31 @@ def convolve(
             PARTS=frames,
             ROWS=rows,
             COLUMNS=columns,
-            K1=k1,
-            K2=k2,
-            N1=n1,
-            N2=n2,
-            num_warps=warps,
-            num_stages=stages,
+            K=blocks.k,
+            N1=blocks.n1,
+            N2=blocks.n2,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
         )
     return out
 
 
-def choose_blocks(channels: int, n: int, itemsize: int) -> tuple[tuple[int, int], tuple[int, int], int, int]:
-    """Choose input and output channels of a step and a program, warps, and steps that are loaded ahead.
+def choose_blocks(channels: int, n: int, itemsize: int, whole: bool) -> Blocks:
+    """Choose how the work of a convolution is divided.
 
     Args:
-        channels: Of the input, a multiple of 16, or of 32 in float8.
+        channels: Of the input, at least 16, or 32 in float8.
         n: Output channels.
         itemsize: Bytes of a value of the input.
+        whole: Whether steps must divide the input channels, as others follow.
     """
-    widest = 128 // itemsize  # what the memory of a multiprocessor holds in a row without conflicts
-    k = _split(channels, widest)
-    return k, _split(n, 128), 8, 4 if k[1] == 0 else 3
-
-
-def _split(channels: int, widest: int) -> tuple[int, int]:
-    """Divide channels into equal blocks of one or two powers of two, as wide as can be."""
-    for first in (size for size in (128, 64, 32, 16) if size <= widest):
-        for second in (0, first // 2):
-            if channels % (first + second) == 0 and first + second >= 16:
-                return first, second
-    return 16, 0
+    widest = 128 // itemsize  # what tensor cores read of a row of shared memory
+    k = min(widest, channels & -channels)  # the largest power of two that divides them
+    if k < widest // 2 and not whole:
+        k = min(widest, triton.next_power_of_2(channels))
+    n1 = next((part for part in (128, 64, 32) if n >= part), 16)
+    n2 = n1 // 2 if n1 > 16 and n == n1 + n1 // 2 else 0
+    return Blocks(128, k, n1, n2, 8, 4)
 
 
 def _area(height: int, width: int, side: tuple[int, int]) -> int:
