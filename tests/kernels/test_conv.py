@@ -11,7 +11,9 @@ from dummyforcing.kernels.constants import FP8
 from dummyforcing.kernels.conv import (
     Weights,
     reference_convolve,
+    reference_sum_neighbors,
     to_float8,
+    weights_by_neighbor,
     weights_of,
     weights_to_double,
 )
@@ -35,6 +37,11 @@ def conv3d(x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tensor:
     return out.permute(0, 2, 3, 4, 1)
 
 
+def with_margin(x: Tensor) -> Tensor:
+    """A row and a column of zeros more."""
+    return F.pad(x, (0, 0, 0, 1, 0, 1))
+
+
 def relative(ours: Tensor, expected: Tensor) -> float:
     return float((ours.double() - expected.double()).norm() / expected.double().norm())
 
@@ -42,7 +49,7 @@ def relative(ours: Tensor, expected: Tensor) -> float:
 def test_the_reference_is_torchs_convolution() -> None:
     x, weight = normal(2, 5, 7, 9, 12), normal(10, 12, 3, 3, 3, seed=1)
     bias, residual = normal(10, seed=2), normal(2, 3, 7, 9, 10, seed=3)
-    ours = reference_convolve(x, weights_of(weight), torch.float32, bias, residual)
+    ours = reference_convolve(with_margin(x), weights_of(weight), torch.float32, bias, residual)
     expected = conv3d(x, weight, (0, 1, 1)) + bias + residual
     torch.testing.assert_close(ours, expected.float(), atol=1e-4, rtol=1e-4)
 
@@ -53,9 +60,29 @@ def test_four_small_convolutions_are_one_after_repetition() -> None:
     frames = torch.cat([part[:, [t]] for t in range(2) for part in x.chunk(2, -1)], 1)
     large = frames.repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = conv3d(large, weight[:, :, None], (0, 1, 1))
-    ours = reference_convolve(x, weights_to_double(weight), torch.float32, frames=2)
+    ours = reference_convolve(with_margin(x), weights_to_double(weight), torch.float32, frames=2)
     assert ours.shape == (1, 4, 10, 12, 10)
     torch.testing.assert_close(ours, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_what_neighbors_give_is_a_convolution() -> None:
+    x, weight, bias = normal(2, 5, 7, 9, 12), normal(3, 12, 3, 3, 3, seed=1), normal(3, seed=2)
+    parts = reference_convolve(with_margin(x), weights_by_neighbor(weight), torch.float32)
+    assert parts.shape == (2, 3, 7, 9, 27)
+    ours = reference_sum_neighbors(parts, bias, torch.float32)
+    torch.testing.assert_close(ours, (conv3d(x, weight, (0, 1, 1)) + bias).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@kernels
+@pytest.mark.parametrize("n", [3, 12])
+def test_sum_neighbors(n: int) -> None:
+    from dummyforcing.kernels import conv_triton
+
+    parts, bias = normal(2, 3, 5, 7, 9 * n), normal(n, seed=1)
+    expected = reference_sum_neighbors(parts, bias, torch.float16)
+    ours = conv_triton.sum_neighbors(parts, bias, torch.float16)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_float8_rounds_weights_to_a_sixteenth() -> None:
@@ -93,7 +120,7 @@ def test_convolve(case: str, dtype: torch.dtype) -> None:
     channels, n, kernel, frames = CASES[case]
     copies = 4 if kernel[1] == 2 else 1
     taps = kernel[0] * kernel[1] * kernel[2]
-    x = normal(2, 1 + kernel[0], 5, 18, channels * frames).to(dtype)
+    x = with_margin(normal(2, 1 + kernel[0], 5, 27, channels * frames)).to(dtype)
     weights = Weights(normal(copies * n, taps * channels, seed=1), kernel)
     if dtype == FP8:
         weights = to_float8(weights, 2.0)
@@ -114,4 +141,4 @@ def test_convolve(case: str, dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
 def test_in_the_interpreter() -> None:
-    assert "skipped" not in run_interpreted(__file__, "-k", "test_convolve")
+    assert "skipped" not in run_interpreted(__file__, "-k", "test_convolve or test_sum_neighbors")

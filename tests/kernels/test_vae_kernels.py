@@ -47,7 +47,9 @@ def test_add_norm(dtype: torch.dtype, channels: int, parts: str, then: str) -> N
         results = []
         for function in (vae_triton.add_norm, reference_add_norm):
             more = 32 * (channels > 64)  # channels of the result that nothing is computed for
-            total, window = x.clone(), maps(2, 5, *shape[2:-1], channels + more, dtype=dtype, seed=4)
+            margin = int(keep)  # and rows and columns
+            size = (2, 5, 5 + margin, 7 + margin, channels + more)
+            total, window = x.clone(), maps(*size, dtype=dtype, seed=4)
             options: dict[str, Any] = {"gamma": gamma, "silu": "silu" in then, "keep": keep}
             function(total, bias, residual, window[:, 2:], **options)
             results.append((window, total))

@@ -52,6 +52,50 @@ def weights_to_double(weight: Tensor) -> Weights:
     return Weights(torch.cat(parts).to(weight.dtype), (1, 2, 2))
 
 
+def weights_by_neighbor(weight: Tensor) -> Weights:
+    """Arrange a 3x3 convolution of few output channels: what each pixel gives to itself and its neighbors.
+
+    With 3 output channels a matrix product reads pixels 9 times for next to nothing; like this it reads them
+    once, and `sum_neighbors` adds up what belongs together.
+
+    Args:
+        weight: `(N, C, kt, 3, 3)`.
+
+    Returns:
+        `9 N` output channels; those that come from the upper left neighbor first.
+    """
+    matrix = weight.permute(3, 4, 0, 2, 1).reshape(9 * len(weight), -1)
+    return Weights(matrix, (weight.shape[2], 1, 1))
+
+
+def sum_neighbors(parts: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add up what the pixel and its neighbors give.
+
+    Args:
+        parts: As by `weights_by_neighbor`, `(B, T, H, W, 9 N)` float32.
+        bias: `(N,)`.
+        dtype: Of the result.
+
+    Returns:
+        `(B, T, H, W, N)`.
+    """
+    if runs_in_triton(parts):
+        from dummyforcing.kernels import conv_triton
+
+        return conv_triton.sum_neighbors(parts, bias, dtype)
+    return reference_sum_neighbors(parts, bias, dtype)
+
+
+def reference_sum_neighbors(parts: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sum_neighbors` in torch."""
+    height, width = parts.shape[2:4]
+    out = bias.float()
+    for tap, part in enumerate(F.pad(parts, (0, 0, 1, 1, 1, 1)).chunk(9, -1)):
+        y, x = divmod(tap, 3)
+        out = out + part[:, :, y : y + height, x : x + width]
+    return out.to(dtype)
+
+
 def to_float8(weights: Weights, gain: float) -> Weights:
     """Round to float8, with a scale for each output channel.
 
@@ -75,7 +119,8 @@ def convolve(
     """Convolve; sums are in float32.
 
     Args:
-        x: `(B, kt - 1 + T, H, W, frames * C)`, contiguous; beside the rows and columns are zeros.
+        x: `(B, kt - 1 + T, H + 1, W + 1, frames * C)`, contiguous, with zeros in the last row and column; the
+            result is that of zeros on all sides.
         weights: Of the dtype of `x`. Those of `weights_to_double` double height and width.
         dtype: Of the result.
         bias: `(N,)`.
@@ -101,10 +146,11 @@ def reference_convolve(
     frames: int = 1,
 ) -> Tensor:
     """`convolve` in torch."""
+    x = x[:, :, :-1, :-1].float()
     batch, time, height, width, channels = x.shape
     kt, kh, kw = weights.kernel
     channels //= frames
-    pixels = x.float().view(batch, time, height, width, frames, channels)
+    pixels = x.reshape(batch, time, height, width, frames, channels)
     pixels = pixels.permute(0, 5, 1, 4, 2, 3).reshape(batch, channels, time * frames, height, width)
     matrix = weights.matrix.float().view(-1, kt, kh, kw, channels).permute(0, 4, 1, 2, 3)
     one = (1, 1, 1)

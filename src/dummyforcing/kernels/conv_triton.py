@@ -1,8 +1,9 @@
 """The convolution of `kernels/conv.py` in Triton. To be imported where there is a GPU.
 
-A program makes a rectangle of pixels of one frame, as a product of matrices: its rows are the pixels, and for
-each tap and block of channels the tensor memory accelerator brings the rectangle beside, with zeros where the
-frame ends. Nothing is padded, copied or gathered for it.
+A program makes a run of pixels of one frame, as a product of matrices whose rows are the pixels. Feature maps
+have a column and a row of zeros behind each row and frame, so that for every tap the pixels that are seen are
+another run, which the tensor memory accelerator brings as it is. (Rectangles, which would need no zeros, must
+be reshaped; for that Triton 3.6 has a buffer too few, and overwrites what is still read.)
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -14,8 +15,33 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-RECTANGLES = {128: ((8, 16), (16, 8), (4, 32)), 256: ((16, 16), (8, 32))}
-"""Height and width of the pixels of a program, by their number; those that cover a frame best are taken."""
+
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
+def sum_neighbors_kernel(
+    parts,
+    bias,
+    out,
+    pixels,
+    height,
+    width,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Each program has ROWS pixels, with all of their channels."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    is_channel = column < N
+    y, x = row // width % height, row % width
+    total = tl.load(bias + column, is_channel, other=0.0).to(tl.float32)[None, :]
+    for tap in tl.static_range(9):
+        down: tl.constexpr = tap // 3 - 1
+        right: tl.constexpr = tap % 3 - 1
+        seen = (row < pixels) & (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+        place = (row + down * width + right)[:, None] * (9 * N) + tap * N + column[None, :]
+        total += tl.load(parts + place, seen[:, None] & is_channel[None, :], other=0.0)
+    mask = (row < pixels)[:, None] & is_channel[None, :]
+    tl.store(out + row[:, None] * N + column[None, :], total.to(out.dtype.element_ty), mask)
 
 
 class Blocks(NamedTuple):
@@ -67,32 +93,28 @@ def conv_kernel(
     C: tl.constexpr,
     N: tl.constexpr,
     PARTS: tl.constexpr,  # frames that the channels of `x` hold
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    M: tl.constexpr,
     K: tl.constexpr,
     N1: tl.constexpr,
     N2: tl.constexpr,
 ):
-    """Each program has ROWS x COLUMNS pixels and N1 + N2 channels; K input channels of a tap at a time.
+    """Each program has M pixels and N1 + N2 channels; K input channels of a tap at a time.
 
     N1 and N2 are powers of two, as in 96 = 64 + 32: rounded up to one, a third of the work would be for
     nothing. Where K does not divide C, pixels come with zeros, and weights of the next tap count for nothing.
     """
-    M: tl.constexpr = ROWS * COLUMNS
     BLOCKS: tl.constexpr = (C + K - 1) // K
     DOUBLES: tl.constexpr = KH == 2
     COPIES: tl.constexpr = 4 if DOUBLES else 1
     copy = tl.program_id(0) % COPIES  # side by side: they read the same pixels
     n = tl.program_id(0) // COPIES * (N1 + N2)
-    across = tl.cdiv(width, COLUMNS)
-    h = tl.program_id(1) // across * ROWS
-    w = tl.program_id(1) % across * COLUMNS
+    pitch = width + 1
+    first = tl.program_id(1) * M
     frame = tl.program_id(2)
     source = frame // PARTS + frame // frames * (KT - 1)
+    corner = first - KH // 2 * pitch - KW // 2  # where the run of the first tap begins
     if DOUBLES:
-        top, left = h - 1 + copy // 2, w - 1 + copy % 2
-    else:
-        top, left = h - KH // 2, w - KW // 2
+        corner += copy // 2 * pitch + copy % 2
     acc1 = tl.zeros((M, N1), tl.float32)
     if N2 > 0:
         acc2 = tl.zeros((M, N2), tl.float32)
@@ -101,13 +123,13 @@ def conv_kernel(
         tap = i // BLOCKS
         c = i % BLOCKS * K
         k = tap * C + c
-        place = [source + tap // (KH * KW), top + tap // KW % KH, left + tap % KW, frame % PARTS * C + c]
-        pixels = x.load(place).reshape(M, K)
+        run = (source + tap // (KH * KW)) * (height + 1) * pitch + corner + tap // KW % KH * pitch + tap % KW
+        pixels = x.load([run, frame % PARTS * C + c])
         acc1 = tl.dot(pixels, weights1.load([row, k]).T, acc1)
         if N2 > 0:
             acc2 = tl.dot(pixels, weights2.load([row + N1, k]).T, acc2)
-    y = h + tl.arange(0, M) // COLUMNS
-    z = w + tl.arange(0, M) % COLUMNS
+    y = (first + tl.arange(0, M)) // pitch
+    z = (first + tl.arange(0, M)) % pitch
     inside = (y < height) & (z < width)
     if DOUBLES:
         y = 2 * y + copy // 2
@@ -132,6 +154,7 @@ def convolve(
 ) -> Tensor:
     """See `kernels.conv.convolve`; the weights are taken apart."""
     batch, time, height, width, channels = x.shape
+    height, width = height - 1, width - 1
     kt, kh, kw = kernel
     doubles = kh == 2
     copies, factor = (4, 2) if doubles else (1, 1)
@@ -139,16 +162,14 @@ def convolve(
     time = (time - kt + 1) * frames
     out = x.new_empty(batch, time, factor * height, factor * width, n, dtype=dtype)
     blocks = choose_blocks(channels, n, x.element_size(), whole=frames > 1)
-    rows, columns = min(RECTANGLES[blocks.pixels], key=lambda side: _area(height, width, side))
-    maps = x.flatten(0, 1)
     grid = (
         copies * triton.cdiv(n, blocks.n1 + blocks.n2),
-        triton.cdiv(height, rows) * triton.cdiv(width, columns),
+        triton.cdiv(height * (width + 1), blocks.pixels),
         batch * time,
     )
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         conv_kernel[grid](
-            TensorDescriptor.from_tensor(maps, [1, rows, columns, blocks.k]),
+            TensorDescriptor.from_tensor(x.flatten(0, 3), [blocks.pixels, blocks.k]),
             TensorDescriptor.from_tensor(matrix, [blocks.n1, blocks.k]),
             TensorDescriptor.from_tensor(matrix, [blocks.n2 or blocks.n1, blocks.k]),
             scale,
@@ -164,13 +185,26 @@ def convolve(
             C=channels,
             N=n,
             PARTS=frames,
-            ROWS=rows,
-            COLUMNS=columns,
+            M=blocks.pixels,
             K=blocks.k,
             N1=blocks.n1,
             N2=blocks.n2,
             num_warps=blocks.warps,
             num_stages=blocks.stages,
+        )
+    return out
+
+
+def sum_neighbors(parts: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `kernels.conv.sum_neighbors`."""
+    batch, time, height, width, channels = parts.shape
+    n = channels // 9
+    out = parts.new_empty(batch, time, height, width, n, dtype=dtype)
+    pixels, columns = batch * time * height * width, triton.next_power_of_2(n)
+    rows = max(1024 // columns, 1)
+    with torch.cuda.device_of(parts):
+        sum_neighbors_kernel[(triton.cdiv(pixels, rows),)](
+            parts, bias, out, pixels, height, width, N=n, ROWS=rows, COLUMNS=columns
         )
     return out
 
@@ -191,9 +225,3 @@ def choose_blocks(channels: int, n: int, itemsize: int, whole: bool) -> Blocks:
     n1 = next((part for part in (128, 64, 32) if n >= part), 16)
     n2 = n1 // 2 if n1 > 16 and n == n1 + n1 // 2 else 0
     return Blocks(128, k, n1, n2, 8, 4)
-
-
-def _area(height: int, width: int, side: tuple[int, int]) -> int:
-    """Pixels of the rectangles that cover a frame."""
-    rows, columns = (-(-size // step) * step for size, step in zip((height, width), side, strict=True))
-    return rows * columns

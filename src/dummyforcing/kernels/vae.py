@@ -28,8 +28,8 @@ def add_norm(
         x: Feature maps, contiguous, `(B, T, H, W, C)`. Its contents are lost unless `keep` is given.
         bias: Added to every pixel, `(C,)`.
         residual: Added, like `x`.
-        out: Gets the result; like `x`, but only its samples need be contiguous, and where it has more
-            channels the others become zero.
+        out: Gets the result; like `x`, but only its samples need be contiguous, and where it has more rows,
+            columns or channels the others become zero.
         gamma: Gains of the normalisation, `(C,)`; None: the sum is not normalised.
         silu: Whether SiLU follows the normalisation.
         keep: Whether `x` gets the sum.
@@ -55,9 +55,10 @@ def reference_add_norm(
     gain: float = 1.0,
 ) -> None:
     """`add_norm` in torch."""
-    channels = x.shape[-1]
-    out[..., channels:] = 0
-    out = out[..., :channels]
+    _, _, height, width, channels = x.shape
+    for beside in (out[..., channels:], out[:, :, height:], out[:, :, :, width:]):
+        beside.zero_()
+    out = out[:, :, :height, :width, :channels]
     total = x.float()
     for part in (bias, residual):
         if part is not None:

@@ -14,14 +14,17 @@ ELEMENTS = 4096
 """Of a feature map, per program: 32 for each thread of four warps, so that enough loads are on their way."""
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit(do_not_specialize=["pixels", "height", "width"])
 def add_norm_kernel(
     x,
     bias,
     residual,
     gamma,
     out,
-    pixels,  # per sample
+    pixels,  # of a sample, those beside the frames included
+    height,
+    width,
+    x_step,  # from a sample to the next in `x`
     out_step,  # from a sample to the next in `out`
     smallest,
     gain,
@@ -29,6 +32,7 @@ def add_norm_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of `out`: those beyond C become zero
+    MARGIN: tl.constexpr,  # rows and columns of `out` beyond those of a frame
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
@@ -41,9 +45,15 @@ def add_norm_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     is_channel = column < C
-    mask = (row < pixels)[:, None] & is_channel[None, :]
-    place = row[:, None] * C + column[None, :]
-    source = sample * pixels * C + place
+    is_inside = row < pixels
+    pixel = row
+    if MARGIN > 0:
+        line = row // (width + MARGIN)
+        y, z = line % (height + MARGIN), row % (width + MARGIN)
+        is_inside &= (y < height) & (z < width)
+        pixel = (line // (height + MARGIN) * height + y) * width + z
+    mask = is_inside[:, None] & is_channel[None, :]
+    source = sample * x_step + pixel[:, None] * C + column[None, :]
     total = tl.load(x + source, mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         total += tl.load(bias + column, is_channel, other=0.0).to(tl.float32)[None, :]
@@ -59,6 +69,8 @@ def add_norm_kernel(
         total = total / (1 + tl.exp(-total))
     if SCALE:
         total *= gain
+    if MARGIN > 0:
+        total = tl.where(is_inside[:, None], total, 0.0)
     place = row[:, None] * WIDTH + column[None, :]
     mask = (row < pixels)[:, None] & (column < WIDTH)[None, :]
     tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
@@ -115,9 +127,11 @@ def add_norm(
 ) -> None:
     """See `kernels.vae.add_norm`."""
     batch, channels = x.shape[0], x.shape[-1]
-    pixels = x[0].numel() // channels
-    width = out.shape[-1]
-    sizes = _sizes(channels, width)
+    height, width = x.shape[2:4]
+    margin = out.shape[2] - height
+    pixels = x.shape[1] * (height + margin) * (width + margin)
+    wide = out.shape[-1]
+    sizes = _sizes(channels, wide)
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
             x,
@@ -126,10 +140,14 @@ def add_norm(
             gamma,
             out,
             pixels,
+            height,
+            width,
+            x.stride(0),
             out.stride(0),
             SMALLEST_NORM,
             gain,
-            WIDTH=width,
+            WIDTH=wide,
+            MARGIN=margin,
             HAS_BIAS=bias is not None,
             HAS_RESIDUAL=residual is not None,
             NORM=gamma is not None,

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from dummyforcing.kernels.choice import has_triton
 from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
-from dummyforcing.kernels.conv import Weights, convolve, to_float8, weights_of, weights_to_double
+from dummyforcing.kernels.conv import (
+    Weights,
+    convolve,
+    sum_neighbors,
+    to_float8,
+    weights_by_neighbor,
+    weights_of,
+    weights_to_double,
+)
+from dummyforcing.kernels.vae import add_norm, upsample
+
+FEW = 16
+"""So many output channels take no time of the tensor cores: there is nothing to be won with float8."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +57,28 @@ class Form(NamedTuple):
     width: int
     """Channels with those that are added, all zero."""
     dtype: torch.dtype
+    margin: int = 0
+    """Rows below and columns beside a frame, all zero."""
     gain: float = 1.0
     """What values are multiplied with."""
 
+    def empty(self, x: Tensor, frames: int) -> Tensor:
+        """Memory for the form of so many frames like those of `x (B, T, H, W, C)`."""
+        batch, _, height, width, _ = x.shape
+        size = batch, frames, height + self.margin, width + self.margin, self.width
+        return x.new_empty(size, dtype=self.dtype)
+
     def take(self, x: Tensor) -> Tensor:
         """Bring features into this form."""
-        return F.pad(x.float() * self.gain, (0, self.width - x.shape[-1])).to(self.dtype)
+        more = (0, self.width - x.shape[-1], 0, self.margin, 0, self.margin)
+        return F.pad(x.float() * self.gain, more).to(self.dtype)
 
     def give(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What `take` was given, which it may have rounded; without need no copy."""
         if self.dtype != dtype:
             x = (x.float() / self.gain).to(dtype)
-        return x[..., : self.channels].contiguous()
+        height, width = (side - self.margin for side in x.shape[2:4])
+        return x[:, :, :height, :width, : self.channels].contiguous()
 
 
 class Convolutions:
@@ -107,6 +129,9 @@ class Convolutions:
             window: Feature maps `(B, kt - 1 + T, H, W, width)`, in the layer's form.
             residual: To be added, `(B, T, H, W, N)`.
         """
+        if self.is_ours(conv) and conv.out_channels <= FEW:
+            parts = convolve(window, weights_by_neighbor(conv.weight), torch.float32)
+            return Sum(sum_neighbors(parts, conv.bias, self.dtype), None, residual)
         if self.is_ours(conv):
             return Sum(convolve(window, self._prepare(conv), self.dtype, conv.bias, residual))
         inside, later = _biases(conv)
@@ -116,35 +141,36 @@ class Convolutions:
         # Contiguous it is already, where the library keeps layouts.
         return Sum(out.permute(0, 2, 3, 4, 1).contiguous(), later, residual)
 
-    def after_repetition(self, conv: Any, x: Tensor, frames: int) -> Sum:
-        """Repeat every pixel in height and width, and convolve each frame; for convolutions that are ours.
+    def after_repetition(self, conv: Any, x: Sum, frames: int) -> Sum:
+        """Repeat every pixel in height and width, and convolve each frame.
 
         Args:
             conv: A layer of the decoder, 3x3.
             x: Feature maps `(B, T, H, W, frames * C)`.
             frames: How many frames the channels hold, one after the other.
         """
-        if conv not in self._weights:
-            self._weights[conv] = weights_to_double(conv.weight)
-        return Sum(convolve(x, self._weights[conv], self.dtype, conv.bias, None, frames))
-
-    def image(self, conv: Any, x: Tensor) -> Sum:
-        """Convolve each frame, `(B, T, H, W, C)`, in the library."""
+        if self.is_ours(conv):
+            if conv not in self._weights:
+                self._weights[conv] = weights_to_double(conv.weight)
+            small = Form(0, x.x.shape[-1], self.dtype, 1).empty(x.x, x.x.shape[1])
+            add_norm(x.x, x.bias, x.residual, small)
+            return Sum(convolve(small, self._weights[conv], self.dtype, conv.bias, None, frames))
+        large = upsample(x.x, x.bias, x.residual, frames)
         inside, later = _biases(conv)
-        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        images = large.flatten(0, 1).permute(0, 3, 1, 2)
         out = F.conv2d(images, conv.weight, inside, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return Sum(out.permute(0, 2, 3, 1).contiguous().view(*x.shape[:4], -1), later)
+        return Sum(out.permute(0, 2, 3, 1).contiguous().view(*large.shape[:4], -1), later)
 
     def _is_float8(self, conv: Any) -> bool:
-        """Only where it can be: with 16 output channels there is no time to be won."""
-        is_fit = self.fp8 and conv in self.norms and conv.out_channels > 16
+        is_fit = self.fp8 and conv in self.norms and conv.out_channels > FEW
         return is_fit and (self.device.type == "cpu" or (self._in_one_kernel and conv.in_channels % 32 == 0))
 
     def _choose(self, conv: Any) -> Form:
         if self._is_float8(conv):
-            return Form(conv.in_channels, conv.in_channels, FP8, _gain(self.norms[conv]))
-        width = conv.in_channels if self.is_ours(conv) else fast_width(conv.in_channels, self.device)
-        return Form(conv.in_channels, width, self.dtype)
+            return Form(conv.in_channels, conv.in_channels, FP8, 1, _gain(self.norms[conv]))
+        if self.is_ours(conv):
+            return Form(conv.in_channels, conv.in_channels, self.dtype, 1)
+        return Form(conv.in_channels, fast_width(conv.in_channels, self.device), self.dtype)
 
     def _prepare(self, conv: Any) -> Weights:
         """Weights for our kernel; what shares the layer's memory is not kept, as the layer may move."""
@@ -182,7 +208,7 @@ def fast_width(channels: int, device: torch.device) -> int:
 
 def _gain(norm: Any) -> float:
     """The largest power of two that keeps what a normalisation gives in the range of float8."""
-    most = len(norm.gamma) ** 0.5 * float(norm.gamma.abs().max())
+    most = len(norm.gamma) ** 0.5 * norm.gamma.detach().abs().max().item()
     return 2.0 ** math.floor(math.log2(FP8_MAX / max(most, TINIEST))) if math.isfinite(most) else 1.0
 
 

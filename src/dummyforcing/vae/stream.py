@@ -22,7 +22,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from dummyforcing.kernels.vae import add_norm, upsample
+from dummyforcing.kernels.vae import add_norm
 from dummyforcing.vae.convolutions import Convolutions, Sum
 from dummyforcing.vae.tiles import History, Ranks, Rows, Tile, split_rows, upsampler_of
 
@@ -175,13 +175,12 @@ class StreamedDecoder:
 
         With `keep`, the sum is in `x.x` afterwards.
         """
-        batch, frames, height, width, _ = x.x.shape
         form, norm = self._convolutions.form(conv), self._convolutions.norms.get(conv)
-        size = height, width, form.width
-        window = x.x.new_empty(batch, HISTORY + frames, *size, dtype=form.dtype)
+        frames = x.x.shape[1]
+        window = form.empty(x.x, HISTORY + frames)
         history = self._history.get(conv)
         if history is None:
-            history = self._history[conv] = x.x.new_zeros(batch, HISTORY, *size, dtype=form.dtype)
+            history = self._history[conv] = form.empty(x.x, HISTORY).zero_()
         window[:, :HISTORY] = history
         add_norm(
             x.x,
@@ -231,12 +230,7 @@ class StreamedDecoder:
         doubles = module.mode == "upsample3d" and not self._is_first
         if doubles:
             x = self._convolve(module.time_conv, x)
-        frames, conv = 2 if doubles else 1, module.resample[1]
-        if not self._convolutions.is_ours(conv):
-            return self._convolutions.image(conv, upsample(x.x, x.bias, x.residual, frames=frames))
-        if not x.is_added_up:
-            add_norm(x.x, x.bias, x.residual, x.x)
-        return self._convolutions.after_repetition(conv, x.x, frames)
+        return self._convolutions.after_repetition(module.resample[1], x, 2 if doubles else 1)
 
 
 def _mix(conv: Any, x: Tensor) -> Tensor:
