@@ -10,6 +10,8 @@ from torch import Tensor
 from dummyforcing.kernels.constants import FP8
 from dummyforcing.kernels.conv import (
     Weights,
+    empty_maps,
+    in_pairs,
     reference_convolve,
     reference_sum_neighbors,
     to_float8,
@@ -21,6 +23,7 @@ from tests.interpreter import INTERPRETED, run_interpreted
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
+pytestmark = pytest.mark.usefixtures("exact_float32")
 
 kernels = pytest.mark.skipif(
     not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()), reason="there is no GPU"
@@ -38,8 +41,9 @@ def conv3d(x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tensor:
 
 
 def with_margin(x: Tensor) -> Tensor:
-    """A row and a column of zeros more."""
-    return F.pad(x, (0, 0, 0, 1, 0, 1))
+    """In memory as `empty_maps` gives it: a row and two columns of zeros more."""
+    maps = empty_maps(x, x.shape[1], x.shape[-1], x.dtype)
+    return maps.copy_(F.pad(x.float(), (0, 0, 0, 2, 0, 1)))
 
 
 def relative(ours: Tensor, expected: Tensor) -> float:
@@ -63,6 +67,21 @@ def test_four_small_convolutions_are_one_after_repetition() -> None:
     ours = reference_convolve(with_margin(x), weights_to_double(weight), torch.float32, frames=2)
     assert ours.shape == (1, 4, 10, 12, 10)
     torch.testing.assert_close(ours, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_see_what_pixels_see() -> None:
+    """In the order in which the kernel takes them: four pixels beside each other for each pair."""
+    x, weight = normal(1, 3, 4, 8, 6), normal(5, 6, 3, 3, 3, seed=1)
+    weights = in_pairs(weights_of(weight))
+    assert weights.kernel == (3, 3, 4)
+    four = F.pad(x, (0, 0, 1, 1)).unfold(3, 4, 2)  # (1, 3, 4, 4 pairs, 6, 4)
+    columns = four.permute(0, 3, 1, 2, 5, 4)  # (1, pairs, 3, 4, 4, 6)
+    rows = F.pad(columns, (0, 0, 0, 0, 1, 1)).unfold(3, 3, 1)  # (1, pairs, 3, 4 rows, 4, 6, 3)
+    pairs = rows.permute(0, 3, 1, 2, 6, 4, 5).flatten(3) @ weights.matrix.T  # (1, 4 rows, pairs, 10)
+    ours = pairs.reshape(1, 1, 4, 8, 5)
+    torch.testing.assert_close(ours, conv3d(x, weight, (0, 1, 1)).float(), atol=1e-4, rtol=1e-4)
+    taken = reference_convolve(with_margin(x), weights, torch.float32)
+    torch.testing.assert_close(taken, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_what_neighbors_give_is_a_convolution() -> None:
@@ -100,6 +119,8 @@ CASES = {
     "96": (96, 96, (3, 3, 3), 1),
     "32 to 3": (32, 3, (3, 3, 3), 1),
     "64 to 192": (64, 192, (3, 3, 3), 1),
+    "96 in pairs": (96, 96, (3, 3, 4), 1),
+    "32 in pairs to 48": (32, 48, (1, 3, 4), 1),
     "in time": (32, 64, (3, 1, 1), 1),
     "double": (64, 32, (1, 2, 2), 1),
     "double two frames": (32, 96, (1, 2, 2), 2),
@@ -120,12 +141,13 @@ def test_convolve(case: str, dtype: torch.dtype) -> None:
     channels, n, kernel, frames = CASES[case]
     copies = 4 if kernel[1] == 2 else 1
     taps = kernel[0] * kernel[1] * kernel[2]
-    x = with_margin(normal(2, 1 + kernel[0], 5, 27, channels * frames)).to(dtype)
+    x = with_margin(normal(2, 1 + kernel[0], 5, 26, channels * frames).to(dtype))
     weights = Weights(normal(copies * n, taps * channels, seed=1), kernel)
+    if kernel[2] == 4:
+        matrix = normal(n, taps * channels * 3 // 4, seed=1)
+        weights = in_pairs(Weights(matrix, (kernel[0], 3, 3)))
     if dtype == FP8:
-        weights = to_float8(weights, 2.0)
-        if copies == 4:
-            weights = weights._replace(scale=normal(n, seed=5))
+        weights = to_float8(weights, 2.0)._replace(scale=normal(n, seed=5))
     else:
         weights = weights._replace(matrix=weights.matrix.to(dtype))
     expected = reference_convolve(x, weights, torch.float32, frames=frames)

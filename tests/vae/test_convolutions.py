@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from dummyforcing.kernels.constants import FP8
+from dummyforcing.kernels.constants import FP8, MARGIN
 from dummyforcing.vae.codec import DecoderStream, VideoDecoder
 from dummyforcing.vae.convolutions import Form
 from tests.vae.test_codec import LAYOUTS, latents_of, one_shot
@@ -82,10 +82,10 @@ def test_a_stream_goes_on_in_the_other_precision(tiles: int) -> None:
 
 def test_what_a_form_takes_it_gives_back() -> None:
     x = torch.linspace(-3, 3, 24).view(1, 1, 1, 2, 12).to(FP8).float()
-    form = Form(12, 16, FP8, 1, 8.0)
+    form = Form(12, 16, FP8, MARGIN, 8.0)
     taken = form.take(x)
     assert taken.dtype == FP8
-    assert taken.shape == (1, 1, 2, 3, 16)
+    assert taken.shape == (1, 1, 2, 4, 16)
     assert torch.equal(taken[:, :, :1, :2, :12].float(), 8 * x)
     assert taken.float().count_nonzero() == x.count_nonzero()
     assert torch.equal(form.give(taken, torch.float32), x)

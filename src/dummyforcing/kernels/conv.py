@@ -4,6 +4,7 @@ Feature maps are `(B, T, H, W, C)`, weights a matrix with a row for each output 
 input channels of a tap side by side.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,16 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dummyforcing.kernels.choice import runs_in_triton
-from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
+from dummyforcing.kernels.constants import FP8, FP8_MAX, MARGIN, TINIEST
+
+
+def empty_maps(like: Tensor, frames: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Memory for feature maps with margins, after a pixel of zeros: the one beside the first of all.
+
+    Args:
+        like: `(B, ..., H, W, C)`.
+        frames: How many each sample has.
+        width: Channels.
+        dtype: Of the result.
+
+    Returns:
+        `(B, frames, H + 1, W + 2, width)`, contiguous; what is in it is undefined.
+    """
+    size = (like.shape[0], frames, like.shape[2] + MARGIN[0], like.shape[3] + MARGIN[1], width)
+    memory = like.new_empty((math.prod(size[:-1]) + 2) * width, dtype=dtype)
+    memory[:width].zero_()
+    return memory[width:-width].view(size)
 
 
 class Weights(NamedTuple):
     """Weights of a convolution, and what its output is multiplied with."""
 
     matrix: Tensor
-    """`(N, kt * kh * kw * C)`; to double height and width `(4 N, 4 * C)`, see `weights_to_double`."""
+    """`(N, kt * kh * kw * C)`; more rows where `weights_to_double` or `in_pairs` made it."""
     kernel: tuple[int, int, int]
-    """In time, height and width."""
+    """In time, height and width: odd, but 2 in height and width to double them, and 4 in width of pairs."""
     scale: Tensor | None = None
     """Of each output channel, `(N,)` float32; None: 1."""
 
@@ -50,6 +69,26 @@ def weights_to_double(weight: Tensor) -> Weights:
             taps = [whole[:, :, list(r)][..., list(c)].sum((2, 3)) for r in rows for c in columns]
             parts.append(torch.stack(taps, 1).flatten(1))
     return Weights(torch.cat(parts).to(weight.dtype), (1, 2, 2))
+
+
+def in_pairs(weights: Weights) -> Weights:
+    """Arrange for pixels two by two: each pair sees four pixels of a row, of which each uses three.
+
+    A matrix product with few columns waits for its rows. This one has twice as many columns and half as many
+    rows; a quarter of its products are with zeros.
+
+    Args:
+        weights: 3 wide, `N` rows.
+
+    Returns:
+        4 wide, `2 N` rows: those of the left pixel first.
+    """
+    kt, kh, _ = weights.kernel
+    one = weights.matrix.view(len(weights.matrix), kt, kh, 3, -1)
+    two = one.new_zeros(2, *one.shape[:3], 4, one.shape[-1])
+    two[0, :, :, :, :3] = one
+    two[1, :, :, :, 1:] = one
+    return Weights(two.view(2 * len(one), -1), (kt, kh, 4), weights.scale)
 
 
 def weights_by_neighbor(weight: Tensor) -> Weights:
@@ -119,8 +158,8 @@ def convolve(
     """Convolve; sums are in float32.
 
     Args:
-        x: `(B, kt - 1 + T, H + 1, W + 1, frames * C)`, contiguous, with zeros in the last row and column; the
-            result is that of zeros on all sides.
+        x: As `empty_maps` gives it, `(B, kt - 1 + T, H + 1, W + 2, frames * C)`, with zeros in the last row
+            and the last two columns: the result is that of zeros on all sides. In pairs W is even.
         weights: Of the dtype of `x`. Those of `weights_to_double` double height and width.
         dtype: Of the result.
         bias: `(N,)`.
@@ -146,13 +185,15 @@ def reference_convolve(
     frames: int = 1,
 ) -> Tensor:
     """`convolve` in torch."""
-    x = x[:, :, :-1, :-1].float()
+    x = x[:, :, : -MARGIN[0], : -MARGIN[1]].float()
     batch, time, height, width, channels = x.shape
     kt, kh, kw = weights.kernel
     channels //= frames
     pixels = x.reshape(batch, time, height, width, frames, channels)
     pixels = pixels.permute(0, 5, 1, 4, 2, 3).reshape(batch, channels, time * frames, height, width)
     matrix = weights.matrix.float().view(-1, kt, kh, kw, channels).permute(0, 4, 1, 2, 3)
+    if kw == 4:  # a pair's left pixel has all weights
+        matrix, kw = matrix[: len(matrix) // 2, ..., :3], 3
     one = (1, 1, 1)
     if kh == 2:  # the four copies of a pixel
         parts = [

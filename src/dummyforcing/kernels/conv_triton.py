@@ -1,9 +1,9 @@
 """The convolution of `kernels/conv.py` in Triton. To be imported where there is a GPU.
 
 A program makes a run of pixels of one frame, as a product of matrices whose rows are the pixels. Feature maps
-have a column and a row of zeros behind each row and frame, so that for every tap the pixels that are seen are
-another run, which the tensor memory accelerator brings as it is. (Rectangles, which would need no zeros, must
-be reshaped; for that Triton 3.6 has a buffer too few, and overwrites what is still read.)
+have zeros behind each row and frame, so that for every tap the pixels that are seen are another run, which
+the tensor memory accelerator brings as it is. (Rectangles, which need no zeros, must be reshaped; for that
+Triton 3.6 has a buffer too few, and overwrites what is still read.)
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from dummyforcing.kernels.constants import MARGIN
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -35,8 +37,7 @@ def sum_neighbors_kernel(
     y, x = row // width % height, row % width
     total = tl.load(bias + column, is_channel, other=0.0).to(tl.float32)[None, :]
     for tap in tl.static_range(9):
-        down: tl.constexpr = tap // 3 - 1
-        right: tl.constexpr = tap % 3 - 1
+        down, right = tap // 3 - 1, tap % 3 - 1
         seen = (row < pixels) & (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
         place = (row + down * width + right)[:, None] * (9 * N) + tap * N + column[None, :]
         total += tl.load(parts + place, seen[:, None] & is_channel[None, :], other=0.0)
@@ -59,23 +60,38 @@ class Blocks(NamedTuple):
     """Steps that are loaded ahead."""
 
 
+BELOW = tl.constexpr(MARGIN[0])
+
+
 @triton.jit
-def finish(acc, first, place, inside, scale, bias, residual, out, WIDTH: tl.constexpr, N: tl.constexpr):
+def finish(
+    acc,
+    first,
+    place,
+    inside,
+    scale,
+    bias,
+    residual,
+    out,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    PERIOD: tl.constexpr,
+):
     """Scale, add, and write the sums of WIDTH of N channels."""
     channel = first + tl.arange(0, WIDTH)
     is_channel = channel < N
     mask = inside[:, None] & is_channel[None, :]
     place = place[:, None] * N + channel[None, :]
     if scale is not None:
-        acc *= tl.load(scale + channel, is_channel, other=0.0)[None, :]
+        acc *= tl.load(scale + channel % PERIOD, is_channel, other=0.0)[None, :]
     if bias is not None:
-        acc += tl.load(bias + channel, is_channel, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + channel % PERIOD, is_channel, other=0.0).to(tl.float32)[None, :]
     if residual is not None:
         acc += tl.load(residual + place, mask, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["frames", "height", "width"])
+@triton.jit(do_not_specialize=["frames", "height", "width", "pitch"])
 def conv_kernel(
     x,
     weights1,
@@ -87,11 +103,13 @@ def conv_kernel(
     frames,  # of a sample of the output
     height,
     width,
+    pitch,  # from a row to the next in `x`
     KT: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
+    PERIOD: tl.constexpr,  # output channels of a pixel
     PARTS: tl.constexpr,  # frames that the channels of `x` hold
     M: tl.constexpr,
     K: tl.constexpr,
@@ -108,7 +126,6 @@ def conv_kernel(
     COPIES: tl.constexpr = 4 if DOUBLES else 1
     copy = tl.program_id(0) % COPIES  # side by side: they read the same pixels
     n = tl.program_id(0) // COPIES * (N1 + N2)
-    pitch = width + 1
     first = tl.program_id(1) * M
     frame = tl.program_id(2)
     source = frame // PARTS + frame // frames * (KT - 1)
@@ -118,16 +135,16 @@ def conv_kernel(
     acc1 = tl.zeros((M, N1), tl.float32)
     if N2 > 0:
         acc2 = tl.zeros((M, N2), tl.float32)
-    row = copy * N + n
+    weight = copy * N + n
     for i in range(KT * KH * KW * BLOCKS):
         tap = i // BLOCKS
         c = i % BLOCKS * K
         k = tap * C + c
-        run = (source + tap // (KH * KW)) * (height + 1) * pitch + corner + tap // KW % KH * pitch + tap % KW
-        pixels = x.load([run, frame % PARTS * C + c])
-        acc1 = tl.dot(pixels, weights1.load([row, k]).T, acc1)
+        line = (source + tap // (KH * KW)) * (height + BELOW) + tap // KW % KH
+        pixels = x.load([corner + line * pitch + tap % KW, frame % PARTS * C + c])
+        acc1 = tl.dot(pixels, weights1.load([weight, k]).T, acc1)
         if N2 > 0:
-            acc2 = tl.dot(pixels, weights2.load([row + N1, k]).T, acc2)
+            acc2 = tl.dot(pixels, weights2.load([weight + N1, k]).T, acc2)
     y = (first + tl.arange(0, M)) // pitch
     z = (first + tl.arange(0, M)) % pitch
     inside = (y < height) & (z < width)
@@ -137,9 +154,9 @@ def conv_kernel(
         pixel = (frame.to(tl.int64) * 2 * height + y) * 2 * width + z
     else:
         pixel = (frame.to(tl.int64) * height + y) * width + z
-    finish(acc1, n, pixel, inside, scale, bias, residual, out, N1, N)
+    finish(acc1, n, pixel, inside, scale, bias, residual, out, N1, N, PERIOD)
     if N2 > 0:
-        finish(acc2, n + N1, pixel, inside, scale, bias, residual, out, N2, N)
+        finish(acc2, n + N1, pixel, inside, scale, bias, residual, out, N2, N, PERIOD)
 
 
 def convolve(
@@ -154,22 +171,27 @@ def convolve(
 ) -> Tensor:
     """See `kernels.conv.convolve`; the weights are taken apart."""
     batch, time, height, width, channels = x.shape
-    height, width = height - 1, width - 1
+    height, pitch = height - MARGIN[0], width
+    width -= MARGIN[1]
     kt, kh, kw = kernel
-    doubles = kh == 2
-    copies, factor = (4, 2) if doubles else (1, 1)
+    copies, factor = (4, 2) if kh == 2 else (1, 1)
     channels, n = channels // frames, len(matrix) // copies
     time = (time - kt + 1) * frames
-    out = x.new_empty(batch, time, factor * height, factor * width, n, dtype=dtype)
+    maps, period = x.flatten(0, 3), n
+    if kw == 4:  # from here on two pixels are one, which sees half of the one before and of the one behind
+        rows = (len(maps) // 2, 4 * channels)
+        maps = maps.as_strided(rows, (2 * channels, 1), maps.storage_offset() - channels)
+        width, pitch, channels, kw, period = width // 2, pitch // 2, 4 * channels, 1, n // 2
+    out = x.new_empty(batch, time, factor * height, factor * width * (n // period), period, dtype=dtype)
     blocks = choose_blocks(channels, n, x.element_size(), whole=frames > 1)
     grid = (
         copies * triton.cdiv(n, blocks.n1 + blocks.n2),
-        triton.cdiv(height * (width + 1), blocks.pixels),
+        triton.cdiv(height * pitch, blocks.pixels),
         batch * time,
     )
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         conv_kernel[grid](
-            TensorDescriptor.from_tensor(x.flatten(0, 3), [blocks.pixels, blocks.k]),
+            TensorDescriptor.from_tensor(maps, [blocks.pixels, blocks.k]),
             TensorDescriptor.from_tensor(matrix, [blocks.n1, blocks.k]),
             TensorDescriptor.from_tensor(matrix, [blocks.n2 or blocks.n1, blocks.k]),
             scale,
@@ -179,11 +201,13 @@ def convolve(
             time,
             height,
             width,
+            pitch,
             KT=kt,
             KH=kh,
             KW=kw,
             C=channels,
             N=n,
+            PERIOD=period,
             PARTS=frames,
             M=blocks.pixels,
             K=blocks.k,
@@ -224,4 +248,6 @@ def choose_blocks(channels: int, n: int, itemsize: int, whole: bool) -> Blocks:
         k = min(widest, triton.next_power_of_2(channels))
     n1 = next((part for part in (128, 64, 32) if n >= part), 16)
     n2 = n1 // 2 if n1 > 16 and n == n1 + n1 // 2 else 0
-    return Blocks(128, k, n1, n2, 8, 4)
+    if itemsize == 1 and n2 == 64:
+        return Blocks(128, min(k, 64), n1, n2, 4, 4)
+    return Blocks(256, k, n1, n2, 8, 3) if n1 == 128 else Blocks(128, k, n1, n2, 4, 4)

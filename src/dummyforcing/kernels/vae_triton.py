@@ -32,7 +32,8 @@ def add_norm_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of `out`: those beyond C become zero
-    MARGIN: tl.constexpr,  # rows and columns of `out` beyond those of a frame
+    BELOW: tl.constexpr,  # rows and columns of `out` beyond those of a frame
+    BESIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
@@ -47,11 +48,11 @@ def add_norm_kernel(
     is_channel = column < C
     is_inside = row < pixels
     pixel = row
-    if MARGIN > 0:
-        line = row // (width + MARGIN)
-        y, z = line % (height + MARGIN), row % (width + MARGIN)
+    if BELOW + BESIDE > 0:
+        line = row // (width + BESIDE)
+        y, z = line % (height + BELOW), row % (width + BESIDE)
         is_inside &= (y < height) & (z < width)
-        pixel = (line // (height + MARGIN) * height + y) * width + z
+        pixel = (line // (height + BELOW) * height + y) * width + z
     mask = is_inside[:, None] & is_channel[None, :]
     source = sample * x_step + pixel[:, None] * C + column[None, :]
     total = tl.load(x + source, mask, other=0.0).to(tl.float32)
@@ -69,7 +70,7 @@ def add_norm_kernel(
         total = total / (1 + tl.exp(-total))
     if SCALE:
         total *= gain
-    if MARGIN > 0:
+    if BELOW + BESIDE > 0:
         total = tl.where(is_inside[:, None], total, 0.0)
     place = row[:, None] * WIDTH + column[None, :]
     mask = (row < pixels)[:, None] & (column < WIDTH)[None, :]
@@ -128,9 +129,8 @@ def add_norm(
     """See `kernels.vae.add_norm`."""
     batch, channels = x.shape[0], x.shape[-1]
     height, width = x.shape[2:4]
-    margin = out.shape[2] - height
-    pixels = x.shape[1] * (height + margin) * (width + margin)
-    wide = out.shape[-1]
+    _, _, high, long, wide = out.shape
+    pixels = x.shape[1] * high * long
     sizes = _sizes(channels, wide)
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
         add_norm_kernel[(triton.cdiv(pixels, sizes["ROWS"]), batch)](
@@ -147,7 +147,8 @@ def add_norm(
             SMALLEST_NORM,
             gain,
             WIDTH=wide,
-            MARGIN=margin,
+            BELOW=high - height,
+            BESIDE=long - width,
             HAS_BIAS=bias is not None,
             HAS_RESIDUAL=residual is not None,
             NORM=gamma is not None,

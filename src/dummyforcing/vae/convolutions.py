@@ -10,10 +10,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanRe
 from torch import Tensor, nn
 
 from dummyforcing.kernels.choice import has_triton
-from dummyforcing.kernels.constants import FP8, FP8_MAX, TINIEST
+from dummyforcing.kernels.constants import FP8, FP8_MAX, MARGIN, TINIEST
 from dummyforcing.kernels.conv import (
     Weights,
     convolve,
+    empty_maps,
+    in_pairs,
     sum_neighbors,
     to_float8,
     weights_by_neighbor,
@@ -57,27 +59,28 @@ class Form(NamedTuple):
     width: int
     """Channels with those that are added, all zero."""
     dtype: torch.dtype
-    margin: int = 0
+    margin: tuple[int, int] = (0, 0)
     """Rows below and columns beside a frame, all zero."""
     gain: float = 1.0
     """What values are multiplied with."""
 
     def empty(self, x: Tensor, frames: int) -> Tensor:
         """Memory for the form of so many frames like those of `x (B, T, H, W, C)`."""
-        batch, _, height, width, _ = x.shape
-        size = batch, frames, height + self.margin, width + self.margin, self.width
-        return x.new_empty(size, dtype=self.dtype)
+        if self.margin == MARGIN:
+            return empty_maps(x, frames, self.width, self.dtype)
+        return x.new_empty(len(x), frames, *x.shape[2:4], self.width, dtype=self.dtype)
 
     def take(self, x: Tensor) -> Tensor:
         """Bring features into this form."""
-        more = (0, self.width - x.shape[-1], 0, self.margin, 0, self.margin)
+        below, beside = self.margin
+        more = (0, self.width - x.shape[-1], 0, beside, 0, below)
         return F.pad(x.float() * self.gain, more).to(self.dtype)
 
     def give(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What `take` was given, which it may have rounded; without need no copy."""
         if self.dtype != dtype:
             x = (x.float() / self.gain).to(dtype)
-        height, width = (side - self.margin for side in x.shape[2:4])
+        height, width = (side - more for side, more in zip(x.shape[2:4], self.margin, strict=True))
         return x[:, :, :height, :width, : self.channels].contiguous()
 
 
@@ -108,7 +111,7 @@ class Convolutions:
             self.norms |= {block.conv1: block.norm1, block.conv2: block.norm2}
         self.device, self.dtype, self.fp8 = device, dtype, fp8
         self._in_one_kernel = dtype.itemsize == 2 and has_tensor_memory_accelerator(device)
-        self._weights: dict[nn.Module, Weights] = {}
+        self._weights: dict[nn.Module | tuple[nn.Module, bool], Weights] = {}
         self._forms: dict[nn.Module, Form] = {}
 
     def is_ours(self, conv: Any) -> bool:
@@ -133,7 +136,8 @@ class Convolutions:
             parts = convolve(window, weights_by_neighbor(conv.weight), torch.float32)
             return Sum(sum_neighbors(parts, conv.bias, self.dtype), None, residual)
         if self.is_ours(conv):
-            return Sum(convolve(window, self._prepare(conv), self.dtype, conv.bias, residual))
+            weights = self._prepare(conv, window.shape[3])
+            return Sum(convolve(window, weights, self.dtype, conv.bias, residual))
         inside, later = _biases(conv)
         padding = (0, *(side // 2 for side in conv.kernel_size[1:]))
         x, weight = window.permute(0, 4, 1, 2, 3), self._widen(conv, window.shape[-1])
@@ -152,7 +156,7 @@ class Convolutions:
         if self.is_ours(conv):
             if conv not in self._weights:
                 self._weights[conv] = weights_to_double(conv.weight)
-            small = Form(0, x.x.shape[-1], self.dtype, 1).empty(x.x, x.x.shape[1])
+            small = empty_maps(x.x, x.x.shape[1], x.x.shape[-1], self.dtype)
             add_norm(x.x, x.bias, x.residual, small)
             return Sum(convolve(small, self._weights[conv], self.dtype, conv.bias, None, frames))
         large = upsample(x.x, x.bias, x.residual, frames)
@@ -167,18 +171,21 @@ class Convolutions:
 
     def _choose(self, conv: Any) -> Form:
         if self._is_float8(conv):
-            return Form(conv.in_channels, conv.in_channels, FP8, 1, _gain(self.norms[conv]))
+            return Form(conv.in_channels, conv.in_channels, FP8, MARGIN, _gain(self.norms[conv]))
         if self.is_ours(conv):
-            return Form(conv.in_channels, conv.in_channels, self.dtype, 1)
+            return Form(conv.in_channels, conv.in_channels, self.dtype, MARGIN)
         return Form(conv.in_channels, fast_width(conv.in_channels, self.device), self.dtype)
 
-    def _prepare(self, conv: Any) -> Weights:
-        """Weights for our kernel; what shares the layer's memory is not kept, as the layer may move."""
-        if not self._is_float8(conv):
-            return weights_of(conv.weight)
-        if conv not in self._weights:
-            self._weights[conv] = to_float8(weights_of(conv.weight), self.form(conv).gain)
-        return self._weights[conv]
+    def _prepare(self, conv: Any, width: int) -> Weights:
+        """Weights for our kernel, for rows of so many pixels with their margin."""
+        pairs = conv.out_channels <= 96 and conv.kernel_size[2] == 3 and width % 2 == 0
+        if not pairs and not self._is_float8(conv):
+            return weights_of(conv.weight)  # not kept, as it shares the layer's memory
+        if (conv, pairs) not in self._weights:
+            weights = weights_of(conv.weight)
+            weights = to_float8(weights, self.form(conv).gain) if self._is_float8(conv) else weights
+            self._weights[conv, pairs] = in_pairs(weights) if pairs else weights
+        return self._weights[conv, pairs]
 
     def _widen(self, conv: Any, width: int) -> Tensor:
         """Weights for the library, for an input that has more channels, all zero."""
