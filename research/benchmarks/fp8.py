@@ -7,11 +7,14 @@ All see the same noise and the same past, so that errors are of one pass, not of
 Also by block: the error with this block alone in float8, which tells whether some had better stay out of it.
 Random weights tell how exact the arithmetic is; what it does to videos only trained ones can tell, so the
 quality score of the bundled model (`python -m research.studies.benchmark --fp8 linear`) belongs to it.
+Of the bundled model also what the VAE makes of its videos, in bfloat16 and in float8, against float32.
 Without a GPU float8 is emulated.
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,22 @@ from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
 from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.pipeline.pipeline import load
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.runtime.fused import FusedWan
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
+from dummyforcing.vae.codec import VideoDecoder
 
 PAST_CHUNKS = 2
+DECODED = (
+    PROMPT,
+    "a blue square slides right in front of a yellow pillar",
+    "a green triangle spins on a gray floor",
+    "a purple star grows and a white ring shrinks",
+    "an orange cross swings over a brown floor",
+    "a cyan circle comes from behind a red pillar",
+)
+"""Prompts of the videos that are decoded again."""
 
 
 def velocities(
@@ -74,6 +87,37 @@ def variants(model: CausalWan) -> Iterator[tuple[str, FusedWan | None]]:
     yield "fused", FusedWan(model)
     yield "linear", FusedWan(model, "linear")
     yield "all", FusedWan(model, "all")
+
+
+@torch.inference_mode()
+def decode_errors(pipeline: DummyForcingPipeline) -> dict[str, dict[str, float]]:
+    """Decode latents of the model's own videos in other precisions, against float32.
+
+    Returns:
+        For each precision the signal-to-noise ratio in dB, and mean and largest difference in gray levels of
+        255, over all videos.
+    """
+    exact = pipeline.vae
+    half = VideoDecoder(deepcopy(exact.vae).to(torch.bfloat16))
+    ways = {
+        "bfloat16": half,
+        "float8 in float32": VideoDecoder(exact.vae, fp8=True),
+        "float8 in bfloat16": VideoDecoder(half.vae, fp8=True),
+    }
+    gaps: dict[str, list[Tensor]] = {name: [] for name in ways}
+    for prompt in DECODED:
+        latents = exact.encode(torch.from_numpy(pipeline.generate(prompt, num_frames=45).frames)[None])
+        expected = exact.stream().decode_float(latents)
+        for name, decoder in ways.items():
+            gaps[name].append((decoder.stream().decode_float(latents) - expected).cpu())
+    return {
+        name: {
+            "psnr_db": round(-10 * math.log10(float(torch.stack(gap).square().mean())), 2),
+            "mean": round(255 * float(torch.stack(gap).abs().mean()), 3),
+            "max": round(255 * float(torch.stack(gap).abs().max()), 1),
+        }
+        for name, gap in gaps.items()
+    }
 
 
 def main() -> None:
@@ -120,6 +164,9 @@ def main() -> None:
         "against_plain": {name: errors(v, found["plain"]) for name, v in found.items() if name != "plain"},
         "one_block_in_float8": [errors(v, found["fused"]) for v in alone],
     }
+    if args.model == "tiny":
+        results["decode"] = {"prompts": list(DECODED), **decode_errors(pipeline)}
+        print("decoded:", results["decode"])
     write_results(args.output, results, device)
     for name, row in found.items():
         print(f"{name:8}", "against float32, by step:", errors(row, truth))

@@ -1,5 +1,8 @@
 """Time the VAE's streamed decoder against diffusers' own: random weights and latents, real sizes.
 
+`library` is our decoder with convolutions of cuDNN or oneDNN, `ours` with our kernel where there is a GPU for
+it, `float8` in float8, too (a CPU emulates it).
+
 python -m research.benchmarks.vae --sizes 480p 720p 1080p --output benchmarks/results/vae.json
 python -m research.benchmarks.vae --sizes 720p 1080p --tiles 2 4 8 --output benchmarks/results/vae-tiles.json
 """
@@ -166,16 +169,22 @@ def main() -> None:
     with device:
         exact, vae = (AutoencoderKLWan(**(SMALL if args.small else {})).eval() for _ in range(2))
     vae.load_state_dict(exact.state_dict())
-    decoder = VideoDecoder(nn.Module.to(vae, dtype))
-    paths: dict[str, Callable[[VideoDecoder], Decode]] = {"diffusers": diffusers_stream, "ours": our_stream}
-    paths |= {f"{tiles} tiles": partial(our_stream, tiles=tiles) for tiles in args.tiles}
+    decoder, library = (VideoDecoder(nn.Module.to(vae, dtype)) for _ in range(2))
+    library.convolutions.in_one_kernel = False
+    paths: dict[str, Callable[[], Decode]] = {
+        "diffusers": partial(diffusers_stream, decoder),
+        "library": partial(our_stream, library),
+        "ours": partial(our_stream, decoder),
+        "float8": partial(our_stream, VideoDecoder(vae, fp8=True)),
+    }
+    paths |= {f"{tiles} tiles": partial(our_stream, decoder, tiles) for tiles in args.tiles}
     results: dict[str, Any] = {"dtype": str(dtype), "chunk_frames": CHUNK_FRAMES, "autotune": args.autotune}
     for name in ["small"] if args.small else args.sizes:
         height, width = SMALL_SIZE if args.small else SIZES[name]
         latents = torch.randn(1, CHUNKS * CHUNK_FRAMES, 16, height // 8, width // 8, device=device)
         chunks = list(torch.split(latents, CHUNK_FRAMES, dim=1))
-        results[name] = {path: speed(partial(stream, decoder), chunks) for path, stream in paths.items()}
-        outputs = {path: stream(decoder)(chunks[0]) for path, stream in paths.items()}
+        results[name] = {path: speed(stream, chunks) for path, stream in paths.items()}
+        outputs = {path: stream()(chunks[0]) for path, stream in paths.items()}
         with exact_float32():
             outputs["float32"] = diffusers_stream(VideoDecoder(exact))(chunks[0])
         results[name]["gray_levels"] = differences(outputs)
@@ -184,7 +193,7 @@ def main() -> None:
         if args.profile:
             for path, stream in paths.items():
                 print(f"{name}, {path}, one chunk of {CHUNK_FRAMES} latent frames:")
-                decode = stream(decoder)
+                decode = stream()
                 decode(chunks[0])
                 print_kernels(partial(run, decode, chunks[1:2]), device)
         if device.type == "cuda":

@@ -252,7 +252,9 @@ def vae(result: Result) -> str:
     rows = []
     for size in ("480p", "720p", "1080p"):
         found = result[size]
-        for name in ("diffusers", "ours"):
+        for name in ("diffusers", "library", "ours", "float8"):
+            if name not in found:
+                continue
             one, error = found[name], found["gray_levels"][f"{name} - float32"]
             rows.append(
                 [

@@ -34,7 +34,7 @@ def decode(stream: DecoderStream, latents: Tensor, split: list[int]) -> Tensor:
 def test_our_convolutions_decode_as_diffusers_does(layout: str, tiles: int) -> None:
     """Their bias, their residual and the repetition of pixels are in the convolution."""
     decoder = VideoDecoder(make_vae(layout, **WIDE))
-    decoder.convolutions._in_one_kernel = True  # as on a GPU
+    decoder.convolutions.in_one_kernel = True  # as on a GPU
     latents = latents_of(5, batch=2)
     ours = decode(decoder.stream(tiles), latents, [3, 2])
     torch.testing.assert_close(ours, one_shot(decoder, latents), atol=2e-5, rtol=0)

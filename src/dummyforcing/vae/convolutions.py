@@ -110,13 +110,14 @@ class Convolutions:
         for block in blocks:
             self.norms |= {block.conv1: block.norm1, block.conv2: block.norm2}
         self.device, self.dtype, self.fp8 = device, dtype, fp8
-        self._in_one_kernel = dtype.itemsize == 2 and has_tensor_memory_accelerator(device)
+        self.in_one_kernel = dtype.itemsize == 2 and has_tensor_memory_accelerator(device)
+        """Whether our kernel computes, where the layer's sizes suit it; else the library."""
         self._weights: dict[nn.Module | tuple[nn.Module, bool], Weights] = {}
         self._forms: dict[nn.Module, Form] = {}
 
     def is_ours(self, conv: Any) -> bool:
         """Whether a convolution runs in our kernel."""
-        return (self._in_one_kernel and conv.in_channels % 16 == 0) or self._is_float8(conv)
+        return (self.in_one_kernel and conv.in_channels % 16 == 0) or self._is_float8(conv)
 
     def form(self, conv: Any) -> Form:
         """What a convolution in time takes."""
@@ -167,7 +168,7 @@ class Convolutions:
 
     def _is_float8(self, conv: Any) -> bool:
         is_fit = self.fp8 and conv in self.norms and conv.out_channels > FEW
-        return is_fit and (self.device.type == "cpu" or (self._in_one_kernel and conv.in_channels % 32 == 0))
+        return is_fit and (self.device.type == "cpu" or (self.in_one_kernel and conv.in_channels % 32 == 0))
 
     def _choose(self, conv: Any) -> Form:
         if self._is_float8(conv):
