@@ -19,6 +19,7 @@ from dummyforcing.kernels.conv import (
     weights_of,
     weights_to_double,
 )
+from dummyforcing.kernels.vae import reference_add_norm
 from tests.interpreter import INTERPRETED, run_interpreted
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -158,6 +159,30 @@ def test_convolve(case: str, dtype: torch.dtype) -> None:
     assert ours.shape == expected.shape
     # The tensor cores add up float8 with fewer bits than float32.
     assert relative(ours, expected) < 4e-3
+
+
+@pytest.mark.gpu
+@kernels
+@pytest.mark.parametrize("case", ["96 in pairs", "32 in pairs to 48", "64 to 192"])
+@pytest.mark.parametrize("dtype", [torch.float16, FP8])
+def test_convolve_norm(case: str, dtype: torch.dtype) -> None:
+    """All of what is written, margins and what is beside it included."""
+    from dummyforcing.kernels import conv_triton
+
+    channels, n, kernel, _ = CASES[case]
+    x = with_margin(normal(2, 1 + kernel[0], 5, 26, channels).to(dtype))
+    matrix = normal(n, kernel[0] * kernel[1] * 3 * channels, seed=1) / 16
+    weights = Weights(matrix, (kernel[0], kernel[1], 3))
+    weights = to_float8(weights, 2.0) if dtype == FP8 else weights._replace(matrix=matrix.to(dtype))
+    weights = in_pairs(weights) if kernel[2] == 4 else weights
+    bias, gamma = normal(n, seed=2), normal(n, seed=3)
+    total = reference_convolve(x, weights, torch.float32, bias)
+    expected, ours = (torch.full((2, 4, 6, 28, n), 9.0, device=DEVICE, dtype=torch.float16) for _ in range(2))
+    reference_add_norm(total, None, None, expected[:, 2:], gamma=gamma, silu=True, gain=4.0)
+    conv_triton.convolve_norm(x, *weights, bias, gamma, 4.0, ours[:, 2:])
+    assert relative(ours, expected) < 4e-3
+    torch.testing.assert_close(ours[:, :2], expected[:, :2], atol=0, rtol=0)
+    assert torch.equal(ours == 0, expected == 0)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")

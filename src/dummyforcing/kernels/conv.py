@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dummyforcing.kernels.choice import runs_in_triton
 from dummyforcing.kernels.constants import FP8, FP8_MAX, MARGIN, TINIEST
+from dummyforcing.kernels.vae import reference_add_norm
 
 
 def empty_maps(like: Tensor, frames: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -174,6 +175,31 @@ def convolve(
 
         return conv_triton.convolve(x, *weights, dtype, bias, residual, frames)
     return reference_convolve(x, weights, dtype, bias, residual, frames)
+
+
+def convolve_norm(x: Tensor, weights: Weights, bias: Tensor, gamma: Tensor, gain: float, out: Tensor) -> None:
+    """Convolve, normalise over the channels, apply SiLU: into what the next convolution reads.
+
+    Args:
+        x: See `convolve`.
+        weights: With as many rows as `norms_at_once` says.
+        bias: `(N,)`.
+        gamma: Gains of the normalisation, `(N,)`.
+        gain: What the result is multiplied with at the end, for float8.
+        out: `(B, T, H + 1, W + 2, N)`, of which only the samples need be contiguous; its margins become zero.
+    """
+    if runs_in_triton(x):
+        from dummyforcing.kernels import conv_triton
+
+        conv_triton.convolve_norm(x, *weights, bias, gamma, gain, out)
+    else:
+        total = reference_convolve(x, weights, torch.float32, bias)
+        reference_add_norm(total, None, None, out, gamma=gamma, silu=True, gain=gain)
+
+
+def norms_at_once(rows: int) -> bool:
+    """Whether a program has all channels of a pixel, with so many rows of weights."""
+    return rows in (32, 48, 64, 96, 128, 192)
 
 
 def reference_convolve(

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dummyforcing.kernels.constants import MARGIN
+from dummyforcing.kernels.constants import MARGIN, SMALLEST_NORM
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -64,31 +64,46 @@ BELOW = tl.constexpr(MARGIN[0])
 
 
 @triton.jit
-def finish(
-    acc,
-    first,
-    place,
-    inside,
-    scale,
-    bias,
-    residual,
-    out,
-    WIDTH: tl.constexpr,
-    N: tl.constexpr,
-    PERIOD: tl.constexpr,
-):
-    """Scale, add, and write the sums of WIDTH of N channels."""
+def scaled(acc, first, scale, bias, WIDTH: tl.constexpr, N: tl.constexpr, PERIOD: tl.constexpr):
+    """Scale sums of WIDTH of N channels, and add their bias."""
     channel = first + tl.arange(0, WIDTH)
     is_channel = channel < N
-    mask = inside[:, None] & is_channel[None, :]
-    place = place[:, None] * N + channel[None, :]
     if scale is not None:
         acc *= tl.load(scale + channel % PERIOD, is_channel, other=0.0)[None, :]
     if bias is not None:
         acc += tl.load(bias + channel % PERIOD, is_channel, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
+def write(total, first, place, inside, residual, out, WIDTH: tl.constexpr, N: tl.constexpr):
+    """Add a residual, if there is any, and write WIDTH of N channels."""
+    channel = first + tl.arange(0, WIDTH)
+    mask = inside[:, None] & (channel < N)[None, :]
+    place = place[:, None] * N + channel[None, :]
     if residual is not None:
-        acc += tl.load(residual + place, mask, other=0.0).to(tl.float32)
-    tl.store(out + place, acc.to(out.dtype.element_ty), mask)
+        total += tl.load(residual + place, mask, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def square_sums(total, first, RIGHT: tl.constexpr, WIDTH: tl.constexpr, PERIOD: tl.constexpr):
+    """Of the channels of the left or right pixel of a pair."""
+    is_right = first + tl.arange(0, WIDTH) >= PERIOD
+    return tl.sum(tl.where((is_right == RIGHT)[None, :], total * total, 0.0), axis=1)
+
+
+@triton.jit
+def activated(
+    total, first, left, right, gamma, smallest, gain, inside, WIDTH: tl.constexpr, PERIOD: tl.constexpr
+):
+    """Normalise by the sums of squares of a pair's pixels, apply SiLU; zero outside of the frame."""
+    channel = first + tl.arange(0, WIDTH)
+    gains = tl.load(gamma + channel % PERIOD).to(tl.float32) * tl.sqrt(PERIOD + 0.0)
+    squares = tl.where((channel >= PERIOD)[None, :], right[:, None], left[:, None])
+    total *= gains[None, :] / tl.maximum(tl.sqrt(squares), smallest)
+    total = total / (1 + tl.exp(-total)) * gain
+    return tl.where(inside[:, None], total, 0.0)
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "pitch"])
@@ -99,7 +114,11 @@ def conv_kernel(
     scale,
     bias,
     residual,
+    gamma,
     out,
+    out_step,  # from a sample to the next
+    smallest,
+    gain,
     frames,  # of a sample of the output
     height,
     width,
@@ -154,9 +173,24 @@ def conv_kernel(
         pixel = (frame.to(tl.int64) * 2 * height + y) * 2 * width + z
     else:
         pixel = (frame.to(tl.int64) * height + y) * width + z
-    finish(acc1, n, pixel, inside, scale, bias, residual, out, N1, N, PERIOD)
+    acc1 = scaled(acc1, n, scale, bias, N1, N, PERIOD)
     if N2 > 0:
-        finish(acc2, n + N1, pixel, inside, scale, bias, residual, out, N2, N, PERIOD)
+        acc2 = scaled(acc2, n + N1, scale, bias, N2, N, PERIOD)
+    if gamma is not None:  # this program has all channels
+        left = square_sums(acc1, 0, False, N1, PERIOD)
+        right = square_sums(acc1, 0, True, N1, PERIOD)
+        if N2 > 0:
+            left += square_sums(acc2, N1, False, N2, PERIOD)
+            right += square_sums(acc2, N1, True, N2, PERIOD)
+        acc1 = activated(acc1, 0, left, right, gamma, smallest, gain, inside, N1, PERIOD)
+        if N2 > 0:
+            acc2 = activated(acc2, N1, left, right, gamma, smallest, gain, inside, N2, PERIOD)
+        out += frame // frames * out_step
+        pixel = (frame % frames).to(tl.int64) * (height + BELOW) * pitch + first + tl.arange(0, M)
+        inside = first + tl.arange(0, M) < (height + BELOW) * pitch
+    write(acc1, n, pixel, inside, residual, out, N1, N)
+    if N2 > 0:
+        write(acc2, n + N1, pixel, inside, residual, out, N2, N)
 
 
 def convolve(
@@ -170,11 +204,46 @@ def convolve(
     frames: int,
 ) -> Tensor:
     """See `kernels.conv.convolve`; the weights are taken apart."""
+    batch, time, height, width, _ = x.shape
+    copies, factor = (4, 2) if kernel[1] == 2 else (1, 1)
+    n = len(matrix) // copies // (2 if kernel[2] == 4 else 1)
+    size = factor * (height - MARGIN[0]), factor * (width - MARGIN[1])
+    out = x.new_empty(batch, (time - kernel[0] + 1) * frames, *size, n, dtype=dtype)
+    _launch(x, matrix, kernel, scale, bias, residual, out, frames)
+    return out
+
+
+def convolve_norm(
+    x: Tensor,
+    matrix: Tensor,
+    kernel: tuple[int, int, int],
+    scale: Tensor | None,
+    bias: Tensor,
+    gamma: Tensor,
+    gain: float,
+    out: Tensor,
+) -> None:
+    """See `kernels.conv.convolve_norm`."""
+    _launch(x, matrix, kernel, scale, bias, None, out, 1, gamma, gain)
+
+
+def _launch(
+    x: Tensor,
+    matrix: Tensor,
+    kernel: tuple[int, int, int],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    frames: int,
+    gamma: Tensor | None = None,
+    gain: float = 1.0,
+) -> None:
     batch, time, height, width, channels = x.shape
     height, pitch = height - MARGIN[0], width
     width -= MARGIN[1]
     kt, kh, kw = kernel
-    copies, factor = (4, 2) if kh == 2 else (1, 1)
+    copies = 4 if kh == 2 else 1
     channels, n = channels // frames, len(matrix) // copies
     time = (time - kt + 1) * frames
     maps, period = x.flatten(0, 3), n
@@ -182,11 +251,11 @@ def convolve(
         rows = (len(maps) // 2, 4 * channels)
         maps = maps.as_strided(rows, (2 * channels, 1), maps.storage_offset() - channels)
         width, pitch, channels, kw, period = width // 2, pitch // 2, 4 * channels, 1, n // 2
-    out = x.new_empty(batch, time, factor * height, factor * width * (n // period), period, dtype=dtype)
     blocks = choose_blocks(channels, n, x.element_size(), whole=frames > 1)
+    written = height + (0 if gamma is None else MARGIN[0])  # rows
     grid = (
         copies * triton.cdiv(n, blocks.n1 + blocks.n2),
-        triton.cdiv(height * pitch, blocks.pixels),
+        triton.cdiv(written * pitch, blocks.pixels),
         batch * time,
     )
     with torch.cuda.device_of(x):  # Triton looks at the current device, not at that of the tensors
@@ -197,7 +266,11 @@ def convolve(
             scale,
             bias,
             residual,
+            gamma,
             out,
+            out.stride(0),
+            SMALLEST_NORM,
+            gain,
             time,
             height,
             width,
@@ -216,7 +289,6 @@ def convolve(
             num_warps=blocks.warps,
             num_stages=blocks.stages,
         )
-    return out
 
 
 def sum_neighbors(parts: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,10 @@ from dummyforcing.kernels.constants import FP8, FP8_MAX, MARGIN, TINIEST
 from dummyforcing.kernels.conv import (
     Weights,
     convolve,
+    convolve_norm,
     empty_maps,
     in_pairs,
+    norms_at_once,
     sum_neighbors,
     to_float8,
     weights_by_neighbor,
@@ -145,6 +147,22 @@ class Convolutions:
         out = F.conv3d(x, weight, inside, conv.stride, padding, conv.dilation, conv.groups)
         # Contiguous it is already, where the library keeps layouts.
         return Sum(out.permute(0, 2, 3, 4, 1).contiguous(), later, residual)
+
+    def norms_at_once(self, conv: Any, width: int) -> bool:
+        """Whether `with_norm` can be asked of a convolution, for rows of so many pixels with their margin."""
+        return self.is_ours(conv) and norms_at_once(len(self._prepare(conv, width).matrix))
+
+    def with_norm(self, conv: Any, window: Tensor, then: Any, out: Tensor) -> None:
+        """Convolve, and bring the result into the form of the convolution that follows.
+
+        Args:
+            conv: A layer of the decoder.
+            window: See `__call__`.
+            then: The layer that follows.
+            out: Where that reads, `(B, T, H + 1, W + 2, width)`.
+        """
+        weights, gamma = self._prepare(conv, window.shape[3]), self.norms[then].gamma.flatten()
+        convolve_norm(window, weights, conv.bias, gamma, self.form(then).gain, out)
 
     def after_repetition(self, conv: Any, x: Sum, frames: int) -> Sum:
         """Repeat every pixel in height and width, and convolve each frame.

@@ -168,20 +168,17 @@ class StreamedDecoder:
         first, end = needed[-1]
         return pixels[:, :, first - place : end - place]
 
-    def _convolve(
-        self, conv: WanCausalConv3d, x: Sum, keep: bool = False, residual: Tensor | None = None
-    ) -> Sum:
-        """Convolve in time and space, after normalisation and SiLU if they belong to it, and add a residual.
+    def _convolve(self, conv: WanCausalConv3d, x: Sum) -> Sum:
+        """Convolve in time and space, after normalisation and SiLU if they belong to it."""
+        return self._convolutions(conv, self._window(conv, x))
+
+    def _window(self, conv: WanCausalConv3d, x: Sum, keep: bool = False) -> Tensor:
+        """What a convolution in time reads of the past and of `x`, in its form.
 
         With `keep`, the sum is in `x.x` afterwards.
         """
-        form, norm = self._convolutions.form(conv), self._convolutions.norms.get(conv)
-        frames = x.x.shape[1]
-        window = form.empty(x.x, HISTORY + frames)
-        history = self._history.get(conv)
-        if history is None:
-            history = self._history[conv] = form.empty(x.x, HISTORY).zero_()
-        window[:, :HISTORY] = history
+        norm = self._convolutions.norms.get(conv)
+        window = self._past(conv, x.x)
         add_norm(
             x.x,
             x.bias,
@@ -190,17 +187,37 @@ class StreamedDecoder:
             gamma=None if norm is None else norm.gamma.flatten(),
             silu=norm is not None,
             keep=keep and not x.is_added_up,
-            gain=form.gain,
+            gain=self._convolutions.form(conv).gain,
         )
-        history.copy_(window[:, frames:])
-        return self._convolutions(conv, window, residual)
+        self._remember(conv, window)
+        return window
+
+    def _past(self, conv: WanCausalConv3d, x: Tensor) -> Tensor:
+        """A window with the past in it, and room for as many frames as `x` has."""
+        form = self._convolutions.form(conv)
+        window = form.empty(x, HISTORY + x.shape[1])
+        history = self._history.get(conv)
+        if history is None:
+            history = self._history[conv] = form.empty(x, HISTORY).zero_()
+        window[:, :HISTORY] = history
+        return window
+
+    def _remember(self, conv: WanCausalConv3d, window: Tensor) -> None:
+        """Keep the last frames of a window."""
+        self._history[conv].copy_(window[:, -HISTORY:])
 
     def _residual_block(self, block: WanResidualBlock, x: Sum) -> Sum:
         """Two convolutions beside a shortcut; the sum of its input is in `x.x` afterwards."""
-        inner = self._convolve(block.conv1, x, keep=True)
+        convolutions, window = self._convolutions, self._window(block.conv1, x, keep=True)
         shortcut = block.conv_shortcut
         beside = x.x if isinstance(shortcut, nn.Identity) else _mix(shortcut, x.x)
-        return self._convolve(block.conv2, inner, residual=beside)
+        if convolutions.norms_at_once(block.conv1, window.shape[3]):
+            inner = self._past(block.conv2, x.x)
+            convolutions.with_norm(block.conv1, window, block.conv2, inner[:, HISTORY:])
+            self._remember(block.conv2, inner)
+        else:
+            inner = self._window(block.conv2, convolutions(block.conv1, window))
+        return convolutions(block.conv2, inner, beside)
 
     def _attend(self, block: WanAttentionBlock, x: Sum) -> Sum:
         """Attention of one head between the pixels of each frame."""
