@@ -87,23 +87,36 @@ def write(total, first, place, inside, residual, out, WIDTH: tl.constexpr, N: tl
 
 
 @triton.jit
-def square_sums(total, first, RIGHT: tl.constexpr, WIDTH: tl.constexpr, PERIOD: tl.constexpr):
-    """Of the channels of the left or right pixel of a pair."""
-    is_right = first + tl.arange(0, WIDTH) >= PERIOD
-    return tl.sum(tl.where((is_right == RIGHT)[None, :], total * total, 0.0), axis=1)
+def square_sums(total, FIRST: tl.constexpr, WIDTH: tl.constexpr, PERIOD: tl.constexpr):
+    """Of the channels of the left and the right pixel of a pair."""
+    squares = total * total
+    if FIRST + WIDTH <= PERIOD:
+        left = tl.sum(squares, axis=1)
+        return left, tl.zeros_like(left)
+    elif FIRST >= PERIOD:
+        right = tl.sum(squares, axis=1)
+        return tl.zeros_like(right), right
+    else:
+        is_left = (FIRST + tl.arange(0, WIDTH) < PERIOD)[None, :]
+        return tl.sum(tl.where(is_left, squares, 0.0), axis=1), tl.sum(
+            tl.where(is_left, 0.0, squares), axis=1
+        )
 
 
 @triton.jit
 def activated(
-    total, first, left, right, gamma, smallest, gain, inside, WIDTH: tl.constexpr, PERIOD: tl.constexpr
+    total, left, right, inside, gamma, gain, FIRST: tl.constexpr, WIDTH: tl.constexpr, PERIOD: tl.constexpr
 ):
-    """Normalise by the sums of squares of a pair's pixels, apply SiLU; zero outside of the frame."""
-    channel = first + tl.arange(0, WIDTH)
-    gains = tl.load(gamma + channel % PERIOD).to(tl.float32) * tl.sqrt(PERIOD + 0.0)
-    squares = tl.where((channel >= PERIOD)[None, :], right[:, None], left[:, None])
-    total *= gains[None, :] / tl.maximum(tl.sqrt(squares), smallest)
-    total = total / (1 + tl.exp(-total)) * gain
-    return tl.where(inside[:, None], total, 0.0)
+    """Multiply with factors of pixels and gains of channels, apply SiLU; zero outside of the frame."""
+    channel = FIRST + tl.arange(0, WIDTH)
+    if FIRST + WIDTH <= PERIOD:
+        total *= left[:, None]
+    elif FIRST >= PERIOD:
+        total *= right[:, None]
+    else:
+        total *= tl.where((channel < PERIOD)[None, :], left[:, None], right[:, None])
+    total *= tl.load(gamma + channel % PERIOD).to(tl.float32)[None, :]
+    return tl.where(inside[:, None], total * (gain / (1 + tl.exp(-total))), 0.0)
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "pitch"])
@@ -177,14 +190,16 @@ def conv_kernel(
     if N2 > 0:
         acc2 = scaled(acc2, n + N1, scale, bias, N2, N, PERIOD)
     if gamma is not None:  # this program has all channels
-        left = square_sums(acc1, 0, False, N1, PERIOD)
-        right = square_sums(acc1, 0, True, N1, PERIOD)
+        left, right = square_sums(acc1, 0, N1, PERIOD)
         if N2 > 0:
-            left += square_sums(acc2, N1, False, N2, PERIOD)
-            right += square_sums(acc2, N1, True, N2, PERIOD)
-        acc1 = activated(acc1, 0, left, right, gamma, smallest, gain, inside, N1, PERIOD)
+            more_left, more_right = square_sums(acc2, N1, N2, PERIOD)
+            left += more_left
+            right += more_right
+        left = tl.sqrt(PERIOD + 0.0) / tl.maximum(tl.sqrt(left), smallest)
+        right = tl.sqrt(PERIOD + 0.0) / tl.maximum(tl.sqrt(right), smallest)
+        acc1 = activated(acc1, left, right, inside, gamma, gain, 0, N1, PERIOD)
         if N2 > 0:
-            acc2 = activated(acc2, N1, left, right, gamma, smallest, gain, inside, N2, PERIOD)
+            acc2 = activated(acc2, left, right, inside, gamma, gain, N1, N2, PERIOD)
         out += frame // frames * out_step
         pixel = (frame % frames).to(tl.int64) * (height + BELOW) * pitch + first + tl.arange(0, M)
         inside = first + tl.arange(0, M) < (height + BELOW) * pitch
