@@ -43,7 +43,7 @@ def add_norm_kernel(
 ):
     """Each program has ROWS pixels of one sample, with all of their channels."""
     sample = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # of 32 bits, which are divided fast
     column = tl.arange(0, COLUMNS)
     is_channel = column < C
     is_inside = row < pixels
@@ -54,7 +54,7 @@ def add_norm_kernel(
         is_inside &= (y < height) & (z < width)
         pixel = (line // (height + BELOW) * height + y) * width + z
     mask = is_inside[:, None] & is_channel[None, :]
-    source = sample * x_step + pixel[:, None] * C + column[None, :]
+    source = sample * x_step + pixel.to(tl.int64)[:, None] * C + column[None, :]
     total = tl.load(x + source, mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         total += tl.load(bias + column, is_channel, other=0.0).to(tl.float32)[None, :]
@@ -64,15 +64,15 @@ def add_norm_kernel(
         tl.store(x + source, total.to(x.dtype.element_ty), mask)
     if NORM:
         norm = tl.sqrt(tl.sum(total * total, axis=1))
-        gain = tl.load(gamma + column, is_channel, other=0.0).to(tl.float32) * tl.sqrt(C + 0.0)
-        total *= (1 / tl.maximum(norm, smallest))[:, None] * gain[None, :]
+        gains = tl.load(gamma + column, is_channel, other=0.0).to(tl.float32) * tl.sqrt(C + 0.0)
+        total *= (1 / tl.maximum(norm, smallest))[:, None] * gains[None, :]
     if SILU:
         total = total / (1 + tl.exp(-total))
     if SCALE:
         total *= gain
     if BELOW + BESIDE > 0:
         total = tl.where(is_inside[:, None], total, 0.0)
-    place = row[:, None] * WIDTH + column[None, :]
+    place = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
     mask = (row < pixels)[:, None] & (column < WIDTH)[None, :]
     tl.store(out + sample * out_step + place, total.to(out.dtype.element_ty), mask)
 
