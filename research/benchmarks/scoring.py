@@ -1,5 +1,7 @@
 """Time the classification of heads, and the memory that it takes besides: random data of real shapes.
 
+On a GPU with our kernel, and with the reference in torch.
+
 python -m research.benchmarks.scoring --output benchmarks/results/scoring.json
 """
 
@@ -10,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 from dummyforcing.runtime.threads import spin_briefly
 
@@ -20,6 +24,7 @@ from torch.profiler import profile
 
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.evaluation.results import write_results
+from dummyforcing.kernels.mass import reference_log_mass
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.method.programming import make_plan
 from dummyforcing.method.scoring import HeadScorer, row_sampler
@@ -145,7 +150,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = choose_device(args.device)
-    results: dict[str, object] = {"steps": STEPS, "rows": POLICY.rows, "runs": args.runs}
+    results: dict[str, Any] = {"steps": STEPS, "rows": POLICY.rows, "runs": args.runs}
     for name, shape in cases(device, args.small).items():
         measured = measure(shape, device, args.runs)
         results[name] = {
@@ -153,6 +158,10 @@ def main() -> None:
             "dtype": str(shape.dtype).removeprefix("torch."),
             **{key: round(value, 2) for key, value in measured.items()},
         }
+        if device.type == "cuda":
+            with patch("dummyforcing.method.scoring.log_mass", reference_log_mass):
+                measured = measure(shape, device, args.runs)
+            results[name] |= {f"{key}_in_torch": round(value, 2) for key, value in measured.items()}
         print(name, results[name])
     write_results(args.output, results, device)
 
