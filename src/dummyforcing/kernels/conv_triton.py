@@ -180,12 +180,11 @@ def conv_kernel(
     y = (first + tl.arange(0, M)) // pitch
     z = (first + tl.arange(0, M)) % pitch
     inside = (y < height) & (z < width)
+    # Places within a frame have 32 bits, which takes half of the registers that their addresses would.
+    begin = frame.to(tl.int64) * COPIES * height * width * N
+    pixel = y * width + z
     if DOUBLES:
-        y = 2 * y + copy // 2
-        z = 2 * z + copy % 2
-        pixel = (frame.to(tl.int64) * 2 * height + y) * 2 * width + z
-    else:
-        pixel = (frame.to(tl.int64) * height + y) * width + z
+        pixel = 4 * y * width + copy // 2 * 2 * width + 2 * z + copy % 2
     acc1 = scaled(acc1, n, scale, bias, N1, N, PERIOD)
     if N2 > 0:
         acc2 = scaled(acc2, n + N1, scale, bias, N2, N, PERIOD)
@@ -200,9 +199,14 @@ def conv_kernel(
         acc1 = activated(acc1, left, right, inside, gamma, gain, 0, N1, PERIOD)
         if N2 > 0:
             acc2 = activated(acc2, left, right, inside, gamma, gain, N1, N2, PERIOD)
-        out += frame // frames * out_step
-        pixel = (frame % frames).to(tl.int64) * (height + BELOW) * pitch + first + tl.arange(0, M)
-        inside = first + tl.arange(0, M) < (height + BELOW) * pitch
+        begin = (frame // frames).to(tl.int64) * out_step + (frame % frames).to(tl.int64) * (
+            (height + BELOW) * pitch * N
+        )
+        pixel = first + tl.arange(0, M)
+        inside = pixel < (height + BELOW) * pitch
+    out += begin
+    if residual is not None:
+        residual += begin
     write(acc1, n, pixel, inside, residual, out, N1, N)
     if N2 > 0:
         write(acc2, n + N1, pixel, inside, residual, out, N2, N)
