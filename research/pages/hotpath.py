@@ -74,8 +74,8 @@ of 255.
 
 
 WAYS = """*Library* is our decoder with cuDNN's convolutions, *ours* with our kernel, *float8* the same with
-float8 in the residual blocks, as `--fp8` has it. Random weights add up errors from layer to layer more than trained
-ones do.
+float8 in the residual blocks, as `--fp8` has it. Random weights add up errors from layer to layer more than
+trained ones do.
 """
 DECODES = """videos of the bundled model, decoded with its trained VAE, against float32 (float8 emulated on
 a CPU):
