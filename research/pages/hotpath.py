@@ -64,7 +64,8 @@ scale per output channel for weights. Attention in e4m3 unscaled, with queries a
 model and outputs times 16. Relative error of the velocity in one pass, by denoising step, everything else
 equal:
 """
-QUALITY = """What it does to videos, by the exact detectors on the bundled model (float8 emulated on a CPU):
+QUALITY = """What it does to videos, by the exact detectors on the bundled model (float8 emulated on a CPU,
+decoded in float32):
 """
 VAE = """## VAE
 

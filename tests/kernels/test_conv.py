@@ -185,6 +185,7 @@ def test_convolve_norm(case: str, dtype: torch.dtype) -> None:
     assert torch.equal(ours == 0, expected == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
 def test_in_the_interpreter() -> None:

@@ -1,5 +1,6 @@
 """Decoding with our own convolutions and in float8, through their references; the oracle is diffusers."""
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dummyforcing.kernels.constants import FP8, MARGIN
 from dummyforcing.vae.codec import DecoderStream, VideoDecoder
 from dummyforcing.vae.convolutions import Form
+from tests.interpreter import INTERPRETED, run_interpreted
 from tests.vae.test_codec import LAYOUTS, latents_of, one_shot
 
 WIDE = {"base_dim": 32, "decoder_base_dim": 32}
@@ -103,6 +105,26 @@ def test_what_a_normalisation_gives_fits_float8(gain: float) -> None:
     assert sum(form.dtype == FP8 for form in forms) > 10
     for form in forms:
         assert form.dtype != FP8 or 224 <= form.channels**0.5 * gain * form.gain <= 448
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="for Triton's interpreter")
+def test_the_kernels_decode_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together, each where the decoder calls it."""
+    vae, latents = make_vae("wan", **WIDE), torch.randn(1, 3, 16, 2, 4)
+    expected = one_shot(VideoDecoder(vae), latents)
+    decoder = VideoDecoder(vae.half())
+    decoder.convolutions.in_one_kernel = True
+    for module in ("conv", "vae"):
+        monkeypatch.setattr(f"dummyforcing.kernels.{module}.runs_in_triton", lambda x: True)
+    ours = decode(decoder.stream(), latents, [2, 1])
+    assert (ours - expected).std() < 5e-3 * expected.std()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
+def test_in_the_interpreter() -> None:
+    assert "skipped" not in run_interpreted(__file__, "-k", "test_the_kernels_decode")
 
 
 @pytest.mark.gpu
