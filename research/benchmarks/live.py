@@ -8,6 +8,7 @@ What `dummyforcing bench --viewers` measures, and how long a new prompt takes un
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from dummyforcing.runtime.threads import spin_briefly
 
@@ -17,13 +18,14 @@ from dummyforcing.client.viewers import measure_viewers
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.runtime.apart import run_apart
+from dummyforcing.runtime.fused import Fp8
 
 
 def main() -> None:
     """Start a server, and measure."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--fp8", default="none", choices=("none", "linear", "all"))
+    parser.add_argument("--fp8", default="none", choices=get_args(Fp8))
     parser.add_argument("--viewers", type=int, nargs="+", default=[1])
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--steer", type=float, default=10, help="seconds between two prompts")

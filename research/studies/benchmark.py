@@ -58,7 +58,7 @@ class Settings:
     device: str = "auto"
     """auto, cpu or cuda."""
     fp8: Fp8 = "none"
-    """What is computed in float8: none, linear or all; on a CPU it is emulated."""
+    """What is computed in float8: none, vae, linear or all; on a CPU it is emulated."""
     teacache: str | None = None
     """TeaCache as for `generate`: a threshold, a calibrated table, or shipped; by default all steps run."""
     skip_steps: tuple[int, ...] = ()

@@ -875,6 +875,7 @@ def test_options_that_do_not_go_together():
     for options, said in (
         ({"engine": "magic"}, "no engine 'magic'"),
         ({"fp8": "linear"}, "has no fp8"),
+        ({"fp8": "vae", "engine": "fused"}, "a VAE of its own"),
         ({"teacache": 0.2}, "has no teacache"),
         ({"policy": "dumy"}, "dummy"),
         ({"preset": "self-farcing"}, "self-forcing"),

@@ -578,6 +578,19 @@ def test_float8_stays_when_a_model_moves(model_folder: Path) -> None:
     assert np.array_equal(made, expected)
 
 
+def test_float8_of_the_decoder_alone(model_folder: Path) -> None:
+    """The latents are those without it, and a pixel is next to never off by more than rounding makes it."""
+    plain, coarse = (load(model_folder, device="cpu", fp8=mode) for mode in ("none", "vae"))
+    latents = [pipe(PROMPT, num_frames=21, output_type="latent").frames for pipe in (plain, coarse)]
+    assert torch.equal(*latents)
+    expected, made = (pipe.generate(PROMPT, num_frames=21).frames for pipe in (plain, coarse))
+    gap = np.abs(made.astype(int) - expected)
+    assert 0 < gap.mean() < 2
+    assert coarse.to(torch.bfloat16).vae.convolutions.fp8
+    with pytest.raises(BadRequest, match="small decoder has no float8"):
+        load(model_folder, device="cpu", fp8="vae", vae="taew2_1.pth")
+
+
 def test_the_memory_of_a_vae_that_is_handed_in_is_its_own(model_folder: Path) -> None:
     vae = AutoencoderKLWan(base_dim=16, num_res_blocks=1)
     pipe = load(model_folder, device="cpu", vae=vae)

@@ -310,7 +310,7 @@ def test_what_makes_no_sense_is_refused(name: str, value: object, message: str) 
     ("name", "value", "message"),
     [
         ("torch_dtype", "float64", r"There is no torch_dtype 'float64'; take float32, bfloat16\."),
-        ("fp8", "some", r"There is no fp8 'some'; take none, linear, all\."),
+        ("fp8", "some", r"There is no fp8 'some'; take none, vae, linear, all\."),
         ("dtype", "float32", r"There is no option 'dtype'; the nearest is 'torch_dtype'\."),
         ("weight", "a.pt", r"There is no option 'weight'; the nearest is 'weights'\."),
         ("num_frames", 9, r"There is no option 'num_frames'; take weights, base, lora, device, "),

@@ -177,7 +177,7 @@ def test_blocks_can_stay_out_of_float8(mode):
 
 
 def test_float8_modes_have_names():
-    with pytest.raises(UserError, match="none, linear, all"):
+    with pytest.raises(UserError, match="none, vae, linear, all"):
         FusedWan(small_model(), fp8="everything")  # type: ignore[arg-type]
 
 

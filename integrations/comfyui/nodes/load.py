@@ -66,7 +66,9 @@ class LoadModel(io.ComfyNode):
                     options=["auto", "bfloat16", "float32"],
                     tooltip=tip(LoadOptions, "torch_dtype") + " auto: bfloat16 on a GPU, float32 elsewhere.",
                 ),
-                io.Combo.Input("fp8", options=["none", "linear", "all"], tooltip=tip(LoadOptions, "fp8")),
+                io.Combo.Input(
+                    "fp8", options=["none", "vae", "linear", "all"], tooltip=tip(LoadOptions, "fp8")
+                ),
                 io.Boolean.Input("offload", default=False, tooltip=tip(LoadOptions, "offload")),
                 io.Combo.Input(
                     "weights",

@@ -35,7 +35,7 @@ class Rates:
 
         Args:
             work: What is to be computed.
-            mode: `linear`: linear maps are in FP8; `all`: self-attention too; `none`: nothing is.
+            mode: `linear`: linear maps are in FP8; `all`: self-attention too; `none`, `vae`: nothing is.
                 Cross-attention never is.
         """
         fp8 = self.fp8 or self.plain
@@ -50,7 +50,7 @@ def summarise(record: Record, candidate: Candidate, request: Request, mode: str,
         record: With one video or more.
         candidate: What made them.
         request: What was asked for.
-        mode: `none`, `linear` or `all`.
+        mode: `none`, `vae`, `linear` or `all`.
         rates: Of the device.
     """
     videos: Sequence[EndToEnd | Diffusion] = record.end_to_end or record.diffusion

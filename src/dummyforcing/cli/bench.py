@@ -41,7 +41,7 @@ def bench(
     plan: Annotated[
         tuple[str, ...], arg(metavar="FILE.json|shipped ...", help_behavior_hint="(default: none)")
     ] = (),
-    fp8: Annotated[tuple[FP8, ...], arg(metavar="none|linear|all ...")] = ("none",),
+    fp8: Annotated[tuple[FP8, ...], arg(metavar="none|vae|linear|all ...")] = ("none",),
     gpus: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1,),
     batch: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1,),
     teacache: Annotated[
@@ -95,7 +95,7 @@ def bench(
             (long:N: all of them).
         plan: Head plans to measure like policies, from the first chunk on; shipped: the one that comes with
             the model. With random weights any plan of the model's size will do.
-        fp8: none, linear (linear maps in FP8) or all (attention too).
+        fp8: none, vae (the decoder in FP8), linear (linear maps, too) or all (attention, too).
         gpus: How many GPUs make each video together: 1, another number, or both, in turns.
         batch: How many videos are made together in one pass; where a policy has roles, each has a plan of its
             own. Several are also made one after another, in turns with the batch.

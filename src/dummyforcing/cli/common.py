@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, arg(metavar="NAME|FOLDER|FILE")]
 NewPlanFile = Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: do not)")]
-FP8 = Literal["none", "linear", "all"]
+FP8 = Literal["none", "vae", "linear", "all"]
 """The modes of `fused.Fp8`, which the help must not import torch for."""
 
 LOAD = FlagsOf(LoadOptions)

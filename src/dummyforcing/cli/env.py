@@ -171,7 +171,7 @@ def _used(problems: Mapping[str, str]) -> Found:
     from dummyforcing.attention.backends import BACKENDS, default_backend, require, why_not
     from dummyforcing.errors import UserError
     from dummyforcing.pipeline.devices import choose_device, choose_dtype
-    from dummyforcing.runtime.fused import has_float8, why_not_fused
+    from dummyforcing.runtime.fused import CONVOLUTIONS, has_float8, why_not_fused
 
     device = choose_device("auto")
     dtype = choose_dtype(None, device)
@@ -184,6 +184,9 @@ def _used(problems: Mapping[str, str]) -> Found:
     if fused is None and "triton" in problems:
         fused = "package triton is broken"
     no_float8 = None if has_float8(device) else "it needs a GPU of compute capability 8.9, a CPU emulates it"
+    no_convolutions = None
+    if not has_float8(device, CONVOLUTIONS):
+        no_convolutions = "it needs a GPU of compute capability 9.0, a CPU emulates it"
     no_attention = no_float8
     try:
         require("fp8")
@@ -198,6 +201,7 @@ def _used(problems: Mapping[str, str]) -> Found:
         "attention": {**backends, "reference": "it is for tests", "fp8": attention},
         "fast_paths": {
             "fused_with_CUDA_graphs": fused,
+            "float8_decoder": no_convolutions or "it is there for --fp8 vae, --fp8 linear and --fp8 all",
             "float8_linear": no_float8 or "it is there for --fp8 linear and --fp8 all",
             "float8_attention": attention,
         },

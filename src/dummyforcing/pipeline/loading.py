@@ -104,6 +104,8 @@ def _check_parts(files: ModelFiles, options: LoadOptions) -> None:
             "give the one that it was trained with",
             "text_encoder",
         )
+    if options.fp8 == "vae" and isinstance(options.vae, str | Path):
+        raise BadRequest("A small decoder has no float8", "leave fp8 or the small decoder out", "fp8")
     if isinstance(options.vae, AutoencoderKLWan):
         channels, stride = options.vae.config.z_dim, DecoderSizes.of(options.vae.config).stride
         theirs = SIZE_MULTIPLE // config.patch_size[-1]

@@ -60,10 +60,11 @@ class LoadOptions:
     offload: bool = option(False, kind=bool)
     """Spare the GPU's memory: the text encoder runs in the main memory, the VAE's weights come from there
     only to decode. A 1.3B model then fits into 12 GB."""
-    fp8: Literal["none", "linear", "all"] = option("none", choices=("none", "linear", "all"))
-    """What is computed in float8, for speed at some error: none, linear (the linear layers, and most
-    convolutions of the VAE's decoder) or all (attention, too). For GPUs of compute capability 8.9 or later,
-    for convolutions 9.0; a CPU emulates it, slowly."""
+    fp8: Literal["none", "vae", "linear", "all"] = option("none", choices=("none", "vae", "linear", "all"))
+    """What is computed in float8, for speed at some error: none, vae (most convolutions of the VAE's
+    decoder: the error is below what 8 bits of a pixel show), linear (the linear layers, too) or all
+    (attention, too). For GPUs of compute capability 8.9 or later, for convolutions 9.0; a CPU emulates it,
+    slowly."""
     vae: "str | Path | AutoencoderKLWan | None" = option(None, metavar="FILE", hint="the VAE's own decoder")
     """Small decoder of TAEHV (taew2_1.pth) to use on models of Wan 2.1: faster, with less detail. In Python
     also a whole VAE, a loaded `AutoencoderKLWan`."""

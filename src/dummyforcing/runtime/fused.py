@@ -27,8 +27,11 @@ from dummyforcing.models.wan import Block, CausalWan, TextKV
 
 logger = logging.getLogger(__name__)
 
-Fp8 = Literal["none", "linear", "all"]
-"""What runs in float8: nothing, the blocks' linear layers, or attention, too."""
+Fp8 = Literal["none", "vae", "linear", "all"]
+"""What runs in float8: nothing, the decoder, the blocks' linear layers, too, or attention, too."""
+
+LINEAR, CONVOLUTIONS = (8, 9), (9, 0)
+"""The compute capability that float8 needs in linear layers, and in the decoder's convolutions."""
 
 
 class Linear(NamedTuple):
@@ -105,8 +108,8 @@ class FusedWan:
 
         Args:
             model: On its device, in its dtype.
-            fp8: What runs in float8 (e4m3): weights with a scale per output channel, activations with a scale
-                per token, attention unscaled (its queries and keys are normalised).
+            fp8: What runs in float8 (e4m3), the decoder aside: weights with a scale per output channel,
+                activations with a scale per token, attention unscaled (its queries and keys are normalised).
             keep: Blocks whose linear layers stay in the model's dtype, if they bear float8 badly.
 
         Raises:
@@ -122,7 +125,7 @@ class FusedWan:
         # Triton looks at the current device, not at that of tensors.
         with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
             self.blocks = [
-                self._arrange(block, fp8 != "none" and number not in keep)  # type: ignore[arg-type]
+                self._arrange(block, fp8 in ("linear", "all") and number not in keep)  # type: ignore[arg-type]
                 for number, block in enumerate(model.blocks)
             ]
         with torch.no_grad():
@@ -235,9 +238,11 @@ def require_fp8(fp8: Fp8, weight: Tensor) -> None:
         )
     if fp8 == "none" or not weight.is_cuda:
         return
-    if not has_float8(weight.device):
+    least = CONVOLUTIONS if fp8 == "vae" else LINEAR
+    if not has_float8(weight.device, least):
+        what = "This GPU has no float8 for the decoder" if fp8 == "vae" else "This GPU has no float8"
         raise NoSuchDevice(
-            "This GPU has no float8, which needs compute capability 8.9", "leave fp8 off", "fp8"
+            f"{what}, which needs compute capability {least[0]}.{least[1]}", "leave fp8 off", "fp8"
         )
     if weight.dtype != torch.bfloat16:
         raise BadRequest(
@@ -247,9 +252,9 @@ def require_fp8(fp8: Fp8, weight: Tensor) -> None:
         require("fp8")
 
 
-def has_float8(device: torch.device) -> bool:
-    """Whether a device computes in float8 itself."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def has_float8(device: torch.device, least: tuple[int, int] = LINEAR) -> bool:
+    """Whether a device computes in float8 itself, with so much compute capability at least."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= least
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -286,7 +291,7 @@ def arrange(model: CausalWan, fp8: Fp8 = "none") -> FusedWan | None:
     """
     device = model.patch_embedding.weight.device
     reason = why_not_fused(device, model.config.head_dim)
-    if reason is None or fp8 != "none":
+    if reason is None or fp8 in ("linear", "all"):
         return FusedWan(model, fp8)
     if device.type == "cuda":
         logger.info("the fused path is left: %s", reason)

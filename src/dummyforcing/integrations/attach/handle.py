@@ -90,6 +90,8 @@ def attach(
     if engine == "attention" and (fp8 != "none" or teacache is not None):
         option = "fp8" if fp8 != "none" else "teacache"
         raise BadRequest(f"Engine 'attention' has no {option}", 'take engine="fused"', option)
+    if fp8 == "vae":
+        raise BadRequest("Attached code decodes with a VAE of its own", 'take fp8="linear" or "all"', "fp8")
     if teacache is not None and not isinstance(teacache, int | float):
         raise BadRequest("Attached code leaves out steps by a threshold only", "give a number", "teacache")
     choose(VideoOptions, {"policy": policy, "plan": plan, "dummy_fraction": dummy_fraction})  # their types
