@@ -7,7 +7,8 @@ import torch
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.pipeline.request import make_request
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 FAMILIES = ("self-forcing", "causal-forcing", "longlive", "causvid")
 """Those whose buffers an attachment makes much smaller."""
