@@ -1,4 +1,4 @@
-"""Text encoder and transformer of the bundled model under training, and their passes over whole clips."""
+"""The transformer of the bundled model under training, and its passes over whole clips."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,47 +9,38 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
-from transformers import UMT5Config, UMT5EncoderModel
 
 from dummyforcing.kernels.rope import rope_table
 from dummyforcing.models.wan import Attention, Block, CausalWan, ModelConfig
-from research.training.data import TEXT_LEN, build_tokenizer
+from research.training.data import TEXT_LEN
 from research.training.run import CHUNK, TOKENS, Run, load_sharded, save_sharded
+from research.training.text import TEXT
 
 SHIFT = 3.0
 MODEL = ModelConfig(
-    dim=384, ffn_dim=768, num_heads=12, num_layers=8, text_len=TEXT_LEN, text_dim=128, freq_dim=256
-)
-TEXT = dict(
-    d_model=128,
-    d_kv=32,
-    d_ff=256,
-    num_layers=2,
-    num_heads=4,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
+    dim=384,
+    ffn_dim=768,
+    num_heads=12,
+    num_layers=8,
+    text_len=TEXT_LEN,
+    text_dim=TEXT["d_model"],
+    freq_dim=256,
 )
 
 
 class Networks:
-    """Text encoder and transformer under training, compiled block by block."""
+    """The transformer under training, compiled block by block."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.tokenizer = build_tokenizer(run.folder / "tokenizer")
-        self.text = UMT5EncoderModel(UMT5Config(vocab_size=len(self.tokenizer), **TEXT))
         self.model = CausalWan(MODEL)
         self.init_weights()
         if (run.folder / "transformer").exists():
             self.model.load_state_dict(load_sharded(run.folder / "transformer"))
-            state = load_sharded(run.folder / "text_encoder")
-            state["encoder.embed_tokens.weight"] = state["shared.weight"]
-            self.text.load_state_dict(state)
-        self.text.to(run.device)
         self.model.to(run.device)
         self.compile(self.model)
         if dist.is_initialized():
-            for p in [*self.model.parameters(), *self.text.parameters()]:
+            for p in self.model.parameters():
                 dist.broadcast(p.data, 0)
 
     def compile(self, model: CausalWan) -> None:
@@ -80,19 +71,11 @@ class Networks:
         """The parameters that Muon handles."""
         return {id(p) for p in self.model.blocks.parameters() if p.ndim == 2}
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Prompt embeddings, zero in padded rows, `(B, TEXT_LEN, text_dim)`."""
-        mask = (tokens != 0).long()
-        hidden: Tensor = self.text(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return hidden * mask[..., None]
-
-    def save(self) -> None:
-        """Write the run folder's text_encoder and transformer."""
+    def save(self, folder: str = "transformer") -> None:
+        """Write it to a folder of the run."""
         if self.run.rank == 0:
             config = {"_class_name": "CausalWan", **MODEL.__dict__}
-            save_sharded(self.run.folder / "transformer", self.model.state_dict(), config)
-            state = {k: v for k, v in self.text.state_dict().items() if k != "encoder.embed_tokens.weight"}
-            save_sharded(self.run.folder / "text_encoder", state, self.text.config.to_dict())
+            save_sharded(self.run.folder / folder, self.model.state_dict(), config)
 
 
 def blocks_of(model: CausalWan) -> list[Block]:

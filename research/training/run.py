@@ -1,5 +1,6 @@
 """What the stages of `train_tiny.py` share: sizes, the run folder and its files, processes, pictures."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -24,8 +25,8 @@ SHARD_BYTES = 15_500_000
 class Run:
     """Where this process runs, and what the stages share."""
 
-    def __init__(self, folder: Path, small: bool, pool: float) -> None:
-        self.folder, self.small, self.pool = folder, small, pool
+    def __init__(self, folder: Path, small: bool, pool: float, data: int = 0) -> None:
+        self.folder, self.small, self.pool, self.data = folder, small, pool, data
         if "RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl")
@@ -40,14 +41,31 @@ class Run:
         self.pools: dict[int, Pool] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
+    def seed(self, stage: str) -> tuple[int, ...]:
+        """Of scenes; differs between stages and processes."""
+        return (self.data, self.rank, *stage.encode())
+
     def rng(self, stage: str) -> np.random.Generator:
-        """A generator of scenes that differs between stages and processes."""
-        return np.random.default_rng([self.rank, *stage.encode()])
+        """A generator that differs between stages and processes."""
+        return np.random.default_rng(self.seed(stage))
 
     def log(self, *words: object) -> None:
         """Print once, with the time."""
         if self.rank == 0:
             print(f"[{time.monotonic() - self.started:6.1f}s]", *words, flush=True)
+
+    def curve(self, stage: str, step: int, losses: dict[str, float]) -> None:
+        """Log losses, and add them to the run's curves."""
+        self.log(f"{stage} {step}:", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+        if self.rank == 0:
+            row = {
+                "stage": stage,
+                "step": step,
+                "seconds": round(time.monotonic() - self.started, 1),
+                **losses,
+            }
+            with (self.folder / "curves.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def scaled(self, count: int) -> int:
         """A batch or pool size; tiny on a CPU, where only the logic is tried."""

@@ -20,9 +20,11 @@ import torch.distributed as dist
 
 from research.training.run import Run
 from research.training.stages import causal, distill, judge, pretrain
+from research.training.text import train_text
 from research.training.vae import train_vae
 
 STAGES: dict[str, Callable[[Run, float], None]] = {
+    "text": train_text,
     "vae": train_vae,
     "pretrain": pretrain,
     "causal": causal,
@@ -40,8 +42,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/tiny"), help="folder of the run")
     parser.add_argument("--small", action="store_true", help="tiny batches and clips, to try the logic")
     parser.add_argument("--pool", type=float, default=1.0, help="fraction of the usual number of clips")
+    parser.add_argument("--data", type=int, default=0, help="another number: other scenes")
     args = parser.parse_args()
-    run = Run(args.folder, args.small, args.pool)
+    run = Run(args.folder, args.small, args.pool, args.data)
     for item in args.stages:
         stage, _, seconds = item.partition("=")
         STAGES[stage](run, float(seconds))

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
-from research.training.data import Pool, random_scenes, render, tokenize
-from research.training.optim import Optimizer, graphed, timed_steps
+from dummyforcing.evaluation.world.scene import Scene
+from research.training.data import Pool, render, tell_in_batches, tell_many
+from research.training.optim import Optimizer, Recorder, timed_steps
 from research.training.run import SIZE, Run, autocast, load_sharded, save_picture, save_sharded
+from research.training.text import TextReader
 
 VAE = dict(
     base_dim=16, decoder_base_dim=24, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, in_channels=12,
@@ -77,25 +78,35 @@ def build_vae(run: Run) -> AutoencoderKLWan:
 
 
 def train_vae(run: Run, seconds: float) -> None:
-    """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config."""
+    """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config.
+
+    Once there is a transformer, latents stay what they are to it: only the decoder goes on then.
+    """
     vae, rng, device = build_vae(run), run.rng("vae"), run.device
+    keeps_latents = (run.folder / "transformer").exists()
+    if keeps_latents:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     if not (run.folder / "vae").exists():
         with torch.no_grad():  # begin with clean latents: noise of the posterior would hide them for long
             vae.quant_conv.bias[16:] = -5.0
     if dist.is_initialized():
         for p in vae.parameters():
             dist.broadcast(p.data, 0)
-    optimizer = Optimizer([vae], 4e-3, {id(p) for p in vae.parameters() if p.ndim >= 4})
+    is_new = not (run.folder / "vae").exists()
+    optimizer = Optimizer([vae], 4e-3 if is_new else 5e-4, {id(p) for p in vae.parameters() if p.ndim >= 4})
     frames = 25 if not run.small else 9  # long enough for the steady state of the causal convolutions
     pool = torch.cat(
         [
             (
-                render(random_scenes(batch, rng), frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
+                render([one.scene for one in told], frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
                 + 127.5
             )
             .round()
             .byte()
-            for batch in [run.scaled(40)] * run.scaled(int(60 * run.pool))
+            for told in tell_in_batches(
+                run.seed("vae"), run.scaled(int(2400 * run.pool)), run.scaled(40), run.small
+            )
         ]
     )
     run.log(f"{len(pool)} clips of {frames} pixel frames")
@@ -113,19 +124,21 @@ def train_vae(run: Run, seconds: float) -> None:
         (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()  # type: ignore[no-untyped-call]
         return l1.detach(), mse.detach(), kl.detach()
 
-    step_work = graphed(work) if device.type == "cuda" else work
+    step_work = Recorder(device)(work)
     optimizer.buffer.zero_()
     run.log("recorded")
-    for step, rate in timed_steps(seconds, device=device):
+    for step, rate, _ in timed_steps(seconds, device=device):
         picks = torch.randint(len(pool), (len(clips),), device=device)
         clips.copy_(pool[picks]).div_(127.5).sub_(1)
         l1, mse, kl = step_work()
-        optimizer.step(rate)
+        optimizer.rate.fill_(rate)
+        optimizer.step()
         if step % 500 == 0:
             run.log(f"vae {step}: L1 {l1:.4f} PSNR {10 * (4 / mse).log10():.2f} KL {kl:.2f}")
     vae.eval()
     with torch.no_grad(), autocast(run):
-        clip = render(random_scenes(run.scaled(32), rng), 81 if not run.small else 9, SIZE, device)
+        scenes = [one.scene for one in tell_many(run.seed("vae test"), run.scaled(32))]
+        clip = render(scenes, 81 if not run.small else 9, SIZE, device)
         latents = whole.encode(clip)[0]
         again = whole.decode(latents[:8]).clamp(-1, 1)
         error = (again - clip[:8]) / 2
@@ -133,37 +146,51 @@ def train_vae(run: Run, seconds: float) -> None:
     if run.rank == 0:
         both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
         save_picture(run.folder / "vae.png", both.movedim(2, -1))
-        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        config = {"_class_name": "AutoencoderKLWan", **VAE}
-        config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        config = dict(vae.config) if keeps_latents else {"_class_name": "AutoencoderKLWan", **VAE}
+        if not keeps_latents:
+            mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+            config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         save_sharded(run.folder / "vae", vae.state_dict(), config)
 
 
 class Encoder:
     """Turns scenes into normalised latents."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.vae = run, build_vae(run).eval()
+    def __init__(self, run: Run, reader: TextReader) -> None:
+        self.run, self.reader, self.vae = run, reader, build_vae(run).eval()
         self.whole, shape = WholeClipVAE(self.vae), (1, -1, 1, 1, 1)
         self.mean = torch.tensor(self.vae.config.latents_mean, device=run.device).view(shape)
         self.std = torch.tensor(self.vae.config.latents_std, device=run.device).view(shape)
 
     @torch.no_grad()
-    def pool(self, tokenizer: PreTrainedTokenizerFast, count: int, frames: int, stage: str) -> Pool:
-        """Render and encode `count` clips of `frames` latent frames; made once per process."""
+    def encode(self, scenes: list[Scene], frames: int) -> Tensor:
+        """Normalised latents of scenes, `(B, frames, C, h, w)` bfloat16."""
+        with autocast(self.run):
+            clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
+            z = self.whole.encode(clips)[0]
+        return ((z - self.mean) / self.std).transpose(1, 2).bfloat16()
+
+    def pool(self, count: int, frames: int, stage: str) -> Pool:
+        """Render and encode `count` clips of `frames` latent frames; made once per run folder and rank."""
         if frames in self.run.pools:
             return self.run.pools[frames]
-        rng, batch, began = self.run.rng(stage), self.run.scaled(1008 // frames), time.monotonic()
-        latents, tokens = [], []
-        for _ in range(0, self.run.scaled(int(count * self.run.pool)), batch):
-            scenes = random_scenes(batch, rng)
-            with autocast(self.run):
-                clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
-                z = self.whole.encode(clips)[0]
-            latents.append(((z - self.mean) / self.std).transpose(1, 2).bfloat16())
-            tokens.append(tokenize(tokenizer, [scene.prompt for scene in scenes]))
-        empty = tokenize(tokenizer, [""]).to(self.run.device)
-        out = Pool(torch.cat(latents), torch.cat(tokens).to(self.run.device), empty)
-        self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
+        kept = self.run.folder / "pools" / f"{stage}-{self.run.rank}.pt"
+        if kept.exists():
+            out = Pool(*torch.load(kept, map_location=self.run.device))
+        else:
+            out = self._new_pool(count, frames, stage)
+            kept.parent.mkdir(exist_ok=True)
+            torch.save((out.latents, out.text, out.empty), kept)
         self.run.pools[frames] = out
+        return out
+
+    def _new_pool(self, count: int, frames: int, stage: str) -> Pool:
+        began, batch = time.monotonic(), self.run.scaled(max(1, 756 // frames))
+        count = self.run.scaled(int(count * self.run.pool))
+        latents, prompts = [], []
+        for told in tell_in_batches(self.run.seed(stage), count, batch, self.run.small):
+            latents.append(self.encode([one.scene for one in told], frames))
+            prompts += [one.scene.prompt for one in told]
+        out = Pool(torch.cat(latents), self.reader.embed(prompts), self.reader.embed([""]))
+        self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
         return out

@@ -9,16 +9,16 @@ from dummyforcing.evaluation.world.scene import COLORS, FLOORS, SHAPES, Scene, a
 from research.world.world import PAIR_MOTIONS, held_out_kinds, make_scene, make_thing, prompt_scene
 
 _SEED = 20499
-_KINDS = 64
+_KINDS = 96
 _GROUNDS = [(None, "on"), *((floor, word) for word in ("on", "over") for floor in FLOORS)]
 """What a prompt may say of the floor: nothing, or its color with a preposition."""
 MAX_SCENES = _KINDS * len(_GROUNDS)
 
 
-def benchmark_scenes(count: int = 64) -> list[Scene]:
-    """Held-out scenes, each with a prompt of its own; the first 64 are the same for any count.
+def benchmark_scenes(count: int = _KINDS) -> list[Scene]:
+    """Held-out scenes, each with a prompt of its own; the first 96 are the same for any count.
 
-    There are 64 held-out kinds (color, shape, motion), one for each of the first 64 scenes, of which every
+    There are 96 held-out kinds (color, shape, motion), one for each of the first 96 scenes, of which every
     second prompt names the floor. Further scenes go through the same kinds again with what the prompts have
     not said of the floor before, and with other places, sizes and scenery: more videos, not more kinds.
 
@@ -61,7 +61,7 @@ def return_scenes(count: int = 32) -> list[Scene]:
     return scenes[:count]
 
 
-def two_object_scenes(count: int = 16) -> list[Scene]:
+def two_object_scenes(count: int = 48) -> list[Scene]:
     """Scenes of two objects of different colors side by side, each with its prompt."""
     rng = np.random.default_rng(_SEED + 1)
     scenes = []
@@ -72,7 +72,9 @@ def two_object_scenes(count: int = 16) -> list[Scene]:
             motion = str(rng.choice(PAIR_MOTIONS))
             shape = str(rng.choice([s for s in SHAPES if allowed(s, motion)]))
             kinds.append((str(color), shape, motion))
-        left, right = (make_thing(kind, rng, side) for kind, side in zip(kinds, (-0.5, 0.5), strict=True))
+        left, right = (
+            make_thing(kind, rng, side, crowd=2) for kind, side in zip(kinds, (-0.5, 0.5), strict=True)
+        )
         said = [prompt_scene(kind, rng).prompt for kind in kinds]
         scenes.append(make_scene((left, right), " and ".join(said), rng))
     return scenes

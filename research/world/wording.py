@@ -1,0 +1,455 @@
+"""Scenes said as people say them: synonyms, articles, counts, relations, word order, both spellings.
+
+    told = tell(np.random.default_rng(0))
+    told.scene.prompt        # "on brown ground, two crimson hearts with stripes are hopping"
+    told.slots               # what it says, slot by slot: what the text encoder must read
+
+Wording costs the pictures nothing: the text encoder learns to fill the same slots from any of them.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dummyforcing.evaluation.world.scene import (
+    COLORS,
+    FLOORS,
+    MATERIALS,
+    MOTIONS,
+    SHADES,
+    SHAPES,
+    SIZES,
+    SKIES,
+    Scene,
+    Thing,
+)
+from research.world.world import (
+    PAIR_MOTIONS,
+    ROW_MOTIONS,
+    article,
+    looks,
+    make_scene,
+    make_thing,
+    pick,
+    random_kind,
+)
+
+RELATIONS = ("left", "right", "above", "below", "behind", "front", "chases")
+OBJECTS = 3
+_OF_OBJECT = {
+    "color": tuple(COLORS), "shade": SHADES, "shape": SHAPES, "size": SIZES, "material": MATERIALS[1:],
+    "motion": tuple(MOTIONS),
+}  # fmt: skip
+_OF_SCENE = {"relation": RELATIONS, "floor": tuple(FLOORS), "sky": tuple(SKIES), "camera": ("left", "right")}
+SLOTS: dict[str, tuple[str, ...]] = {
+    **{f"{name} {i + 1}": values for i in range(OBJECTS) for name, values in _OF_OBJECT.items()},
+    **_OF_SCENE,
+}
+"""What a sentence can say, and the values that each can have; 0 is left for nothing said."""
+
+COLOR_WORDS: dict[str, tuple[str, ...]] = {
+    "red": ("red", "red", "crimson", "scarlet", "ruby", "cherry red"),
+    "orange": ("orange", "orange", "tangerine", "amber"),
+    "yellow": ("yellow", "yellow", "golden", "gold", "lemon yellow"),
+    "lime": ("lime", "lime green", "chartreuse", "yellow-green"),
+    "green": ("green", "green", "emerald", "grass green"),
+    "turquoise": ("turquoise", "teal", "aquamarine", "blue-green"),
+    "cyan": ("cyan", "aqua", "sky blue", "azure"),
+    "blue": ("blue", "blue", "royal blue", "sapphire", "cobalt"),
+    "purple": ("purple", "violet", "indigo", "purple"),
+    "magenta": ("magenta", "fuchsia"),
+    "pink": ("pink", "rose", "hot pink"),
+    "white": ("white", "snow white", "ivory"),
+}
+_SHADED_WORDS = {
+    ("blue", "dark"): ("navy", "navy blue"), ("red", "dark"): ("maroon", "burgundy"),
+    ("green", "dark"): ("forest green", "olive green"), ("purple", "light"): ("lavender", "lilac"),
+    ("red", "light"): ("salmon",), ("orange", "light"): ("peach",), ("orange", "dark"): ("brown",),
+}  # fmt: skip
+_SHADE_WORDS = {"light": ("light", "pale", "pastel", "bright light"), "dark": ("dark", "deep", "dim")}
+SHAPE_WORDS: dict[str, tuple[str, ...]] = {
+    "ball": ("ball", "ball", "sphere", "disc", "disk", "circle", "orb", "dot"),
+    "square": ("square", "square", "box", "block", "cube", "tile"),
+    "triangle": ("triangle", "triangle", "pyramid", "cone", "wedge"),
+    "star": ("star", "star", "starfish"),
+    "ring": ("ring", "ring", "hoop", "donut", "doughnut", "circlet", "loop"),
+    "cross": ("cross", "cross", "plus", "plus sign"),
+    "heart": ("heart", "heart", "love heart", "valentine"),
+    "diamond": ("diamond", "diamond", "rhombus", "lozenge", "kite"),
+    "crescent": ("crescent", "crescent", "moon", "half moon", "crescent moon"),
+    "arrow": ("arrow", "arrow", "pointer", "dart"),
+}
+_MATERIAL_WORDS = {
+    "plain": ("plain", "solid"),
+    "striped": ("striped", "stripy", "banded"),
+    "dotted": ("dotted", "spotted", "polka dot", "speckled"),
+    "shiny": ("shiny", "glossy", "metallic", "polished", "gleaming"),
+}
+_WITH = {"striped": ("stripes", "bands"), "dotted": ("dots", "spots", "polka dots"), "shiny": ("a shine",)}
+_SIZE_WORDS = {
+    "small": ("small", "little", "tiny", "mini", "short"),
+    "large": ("large", "big", "huge", "giant", "great"),
+}
+_TO_LEFT = ("to the left", "left", "leftward", "leftwards", "towards the left", "from right to left")
+_TO_RIGHT = ("to the right", "right", "rightward", "rightwards", "towards the right", "from left to right")
+MOTION_WORDS: dict[str, tuple[str, ...]] = {
+    "bounce": ("bounce", "bounce", "hop", "jump", "bounce up and down", "jump up and down", "leap"),
+    "left": tuple(f"{v} {t}" for v in ("slide", "drift", "glide", "move", "go", "travel") for t in _TO_LEFT),
+    "right": tuple(f"{v} {t}" for v in ("slide", "drift", "glide", "move", "go", "travel") for t in _TO_RIGHT),
+    "up": ("float up", "rise", "go up", "ascend", "drift upward", "drift upwards", "climb", "move up"),
+    "down": ("float down", "sink", "go down", "descend", "drift downward", "drift downwards", "move down"),
+    "swing": ("swing from side to side", "sway", "swing", "move from side to side", "move back and forth",
+              "go back and forth", "swing like a pendulum"),
+    "circle": ("move in a circle", "circle", "circle around", "go around in circles", "fly in a circle", "orbit"),
+    "spin": ("spin", "spin", "rotate", "turn", "twirl", "whirl", "turn around", "revolve"),
+    "grow": ("grow", "grow", "get bigger", "get larger", "expand", "swell", "become bigger", "inflate"),
+    "shrink": ("shrink", "shrink", "get smaller", "contract", "become smaller", "deflate"),
+    "behind": ("pass behind a pillar", "pass behind a post", "go behind a pillar", "move behind a column",
+               "disappear behind a pillar", "hide behind a pillar"),
+    "return": ("leave and *come back", "go away and *come back", "leave and *return", "disappear and *come back",
+               "exit and *return", "go away and *return"),
+    "still": ("stay still", "stand still", "rest", "sit still", "stay in place", "hang still", "keep still"),
+    "pulse": ("pulse", "pulse", "throb", "beat", "pulsate", "breathe"),
+    "fall": ("fall to the ground", "fall", "drop", "drop to the floor", "tumble down", "fall down", "crash down"),
+    "rock": ("rock from side to side", "rock", "wobble", "tilt from side to side", "wiggle", "totter"),
+}  # fmt: skip
+_RELATION_WORDS = {
+    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
+    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath", "underneath"),
+    "behind": ("behind", "in back of"),
+    "front": ("in front of", "before"),
+}
+_PASS = ("pass", "pass", "move", "go", "slide", "fly", "travel")
+_CHASE = ("chase", "chase", "follow", "run after", "hunt", "pursue")
+_GROUND_WORDS = ("floor", "floor", "ground")
+_SKY_WORDS = {
+    "day": (
+        "by day",
+        "in daylight",
+        "during the day",
+        "under a blue sky",
+        "under a day sky",
+        "on a sunny day",
+    ),
+    "night": (
+        "at night",
+        "by night",
+        "during the night",
+        "under a night sky",
+        "under the stars",
+        "in the dark",
+    ),
+    "sunset": ("at sunset", "at dusk", "in the evening", "at dawn", "under a red sky", "at sunrise"),
+}
+_CAMERA_WORDS = ("the camera pans {}", "the camera moves to the {}", "the camera moves {}", "panning {}")
+_DOUBLED = ("hop", "spin", "drop", "get", "sit", "throb", "run", "swim")
+_NUMBERS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3")}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A scene whose prompt says it, and what of it the prompt says."""
+
+    scene: Scene
+    slots: tuple[int, ...]
+    """For each of `SLOTS` 1 + the index of its value, or 0."""
+
+
+def third(verb: str) -> str:
+    """He ...s."""
+    if verb.endswith(("s", "x", "z", "ch", "sh", "o")):
+        return f"{verb}es"
+    return f"{verb[:-1]}ies" if verb.endswith("y") and verb[-2] not in "aeiou" else f"{verb}s"
+
+
+def gerund(verb: str) -> str:
+    """...ing."""
+    if verb in _DOUBLED:
+        return f"{verb}{verb[-1]}ing"
+    return f"{verb[:-1]}ing" if verb.endswith("e") and not verb.endswith("ee") else f"{verb}ing"
+
+
+def conjugate(phrase: str, form: str) -> str:
+    """A phrase that begins with a verb as "third", "ing" or "base"; `*` marks a second verb."""
+    change = {"third": third, "ing": gerund, "base": str}[form]
+    words = phrase.split(" ")
+    words[0] = change(words[0])
+    return " ".join(change(word[1:]) if word.startswith("*") else word for word in words)
+
+
+def plural(noun: str) -> str:
+    """More than one."""
+    if noun.endswith(("x", "s", "ss", "ch", "sh")):
+        return f"{noun}es"
+    return f"{noun}s"
+
+
+class Teller:
+    """Makes scenes and says them, with one generator."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.said: dict[str, str] = {}
+
+    def chance(self, share: float) -> bool:
+        """Whether it happens."""
+        return bool(self.rng.random() < share)
+
+    # --- words --------------------------------------------------------------------------------------------
+
+    def note(self, number: int, **values: str) -> None:
+        """Keep what is said of an object."""
+        self.said.update({f"{name} {number}": value for name, value in values.items() if value})
+
+    def color(self, thing: Thing) -> str:
+        """Its color in words."""
+        words = _SHADED_WORDS.get((thing.color, thing.shade))
+        if words and self.chance(0.4):
+            return pick(words, self.rng)
+        color = pick(COLOR_WORDS[thing.color], self.rng)
+        return f"{pick(_SHADE_WORDS[thing.shade], self.rng)} {color}" if thing.shade else color
+
+    def noun(self, thing: Thing, number: int, counted: str = "") -> str:
+        """A noun phrase with its article, or with the number in `counted`."""
+        self.note(
+            number, color=thing.color, shade=thing.shade, shape=thing.shape, size=thing.size,
+            material=thing.material if thing.material != "plain" else "",
+        )  # fmt: skip
+        noun = pick(SHAPE_WORDS[thing.shape], self.rng)
+        noun = plural(noun) if counted else noun
+        color, before, after = self.color(thing), [], ""
+        if thing.size:
+            before.append(pick(_SIZE_WORDS[thing.size], self.rng))
+        with_words = _WITH.get(thing.material)
+        if with_words and self.chance(0.3):
+            after = f" with {pick(with_words, self.rng)}"
+        elif thing.material != "plain" or self.chance(0.03):
+            before.insert(
+                int(self.chance(0.7)) * len(before), pick(_MATERIAL_WORDS[thing.material], self.rng)
+            )
+        if self.chance(0.08):
+            tail = pick((" in {}", " that is {}", " of {} color", " of {} colour"), self.rng)
+            tail = tail.replace("that is", "that are") if counted else tail
+            after = tail.format(color) + after
+        else:
+            before.append(color)
+            if len(before) > 1 and self.chance(0.15):
+                before = [before[i] for i in self.rng.permutation(len(before))]
+        joined = " ".join([*before, noun])
+        if counted:
+            return f"{counted} {joined}{after}"
+        determiner = self.rng.random()
+        if determiner < 0.85:
+            return article(joined) + after
+        return (
+            f"the {joined}" if determiner < 0.92 else f"one {joined}" if determiner < 0.95 else joined
+        ) + after
+
+    def motion(self, motion: str, number: int) -> str:
+        """What it does, its verb not yet conjugated."""
+        self.note(number, motion=motion)
+        return pick(MOTION_WORDS[motion], self.rng)
+
+    def clause(self, noun: str, verb: str, many: bool = False) -> str:
+        """A noun phrase and what it does."""
+        be = "are" if many else "is"
+        return pick(
+            (
+                f"{noun} {conjugate(verb, 'base' if many else 'third')}",
+                f"{noun} {conjugate(verb, 'base' if many else 'third')}",
+                f"{noun} {be} {conjugate(verb, 'ing')}",
+                f"{noun} {conjugate(verb, 'ing')}",
+                f"{noun} that {conjugate(verb, 'base' if many else 'third')}",
+            ),
+            self.rng,
+        )
+
+    def around(self, sentence: str, scene: Scene, floor: bool, sky: bool, camera: bool) -> str:
+        """A sentence with what is said of the scenery."""
+        places = []
+        if floor:
+            self.said["floor"] = scene.floor
+            word = pick(("gray", "grey"), self.rng) if scene.floor == "gray" else scene.floor
+            ground = pick(_GROUND_WORDS, self.rng)
+            bare = ground == "ground" and self.chance(0.5)
+            place = f"{word} {ground}" if bare else article(f"{word} {ground}")
+            places.append(f"{pick(('on', 'on', 'over', 'above'), self.rng)} {place}")
+        if sky:
+            self.said["sky"] = scene.sky
+            places.append(pick(_SKY_WORDS[scene.sky], self.rng))
+        if places and self.chance(0.2):
+            sentence = f"{' '.join(places)}, {sentence}"
+        elif places:
+            sentence = " ".join([sentence, *places])
+        if camera:
+            side = "right" if scene.pan > 0 else "left"
+            self.said["camera"] = side
+            sentence = f"{sentence}{pick((', ', ' while ', ' and '), self.rng)}{pick(_CAMERA_WORDS, self.rng)}".format(
+                side
+            )
+        before = self.rng.random()
+        if before < 0.08:
+            return f"{pick(('a video of', 'show me', 'there is', 'a clip of', 'we see', 'i want', 'imagine'), self.rng)} {sentence}"
+        return f"{sentence}." if before > 0.85 else sentence
+
+    # --- scenes -------------------------------------------------------------------------------------------
+
+    def tell(self) -> Told:
+        """One object (55%), several side by side, above each other, passing or chasing each other."""
+        self.said = {}
+        case = self.rng.random()
+        if case < 0.55:
+            things, sentence = self.one()
+        elif case < 0.68:
+            things, sentence = self.several(2)
+        elif case < 0.75:
+            things, sentence = self.several(3)
+        elif case < 0.82:
+            things, sentence = self.counted()
+        elif case < 0.90:
+            things, sentence = self.placed()
+        elif case < 0.96:
+            things, sentence = self.passing()
+        else:
+            things, sentence = self.chasing()
+        sky = pick(tuple(SKIES), self.rng) if self.chance(0.3) else None
+        camera = self.chance(0.1)
+        pan = float(self.rng.uniform(0.2, 0.35) * (1 if self.chance(0.5) else -1)) if camera else None
+        scene = make_scene(things, "", self.rng, None, sky, pan)
+        prompt = self.around(sentence, scene, self.chance(0.4), sky is not None and self.chance(0.8), camera)
+        slots = tuple(
+            1 + values.index(self.said[name]) if name in self.said else 0 for name, values in SLOTS.items()
+        )
+        return Told(replace(scene, prompt=prompt), slots)
+
+    def thing(self, motions: tuple[str, ...], crowd: int, side: float = 0.0, not_colors: tuple[str, ...] = (),
+              height: float | None = None) -> Thing:  # fmt: skip
+        """An object with looks of its own."""
+        kind = random_kind(self.rng, motions, not_colors)
+        seen = looks(kind[0], self.rng)
+        if kind[2] in ("grow", "shrink", "pulse"):
+            seen["size"] = ""
+        return make_thing(kind, self.rng, side, **seen, height=height, crowd=crowd)
+
+    def one(self) -> tuple[tuple[Thing, ...], str]:
+        """One object; some sentences leave out what it does."""
+        thing = self.thing(tuple(MOTIONS), 1)
+        noun = self.noun(thing, 1)
+        if self.chance(0.04):
+            return (thing,), noun
+        return (thing,), self.clause(noun, self.motion(thing.motion, 1))
+
+    def several(self, count: int) -> tuple[tuple[Thing, ...], str]:
+        """Objects of different colors side by side, each in a clause of its own."""
+        sides = [(-0.5, 0.5), (-0.64, 0.0, 0.64)][count - 2]
+        things: list[Thing] = []
+        clauses = []
+        for number, side in enumerate(self.rng.permutation(sides), 1):
+            thing = self.thing(PAIR_MOTIONS, count, float(side), tuple(t.color for t in things))
+            things.append(thing)
+            clauses.append(self.clause(self.noun(thing, number), self.motion(thing.motion, number)))
+        glue = (
+            pick((" and ", " and ", " while ", ", and next to it ", ", "), self.rng)
+            if count == 2
+            else " and "
+        )
+        return tuple(things), glue.join([", ".join(clauses[:-1]), clauses[-1]])
+
+    def counted(self) -> tuple[tuple[Thing, ...], str]:
+        """Two or three alike."""
+        count = 2 if self.chance(0.7) else 3
+        kind = random_kind(self.rng, PAIR_MOTIONS)
+        same = looks(kind[0], self.rng) | ({"size": ""} if kind[2] in ("grow", "shrink", "pulse") else {})
+        sides = [(-0.5, 0.5), (-0.64, 0.0, 0.64)][count - 2]
+        things = tuple(make_thing(kind, self.rng, side, **same, crowd=count) for side in sides)
+        noun = self.noun(things[0], 1, pick(_NUMBERS[count], self.rng))
+        verb = self.motion(kind[2], 1)
+        for number in range(2, count + 1):
+            self.said.update(
+                {
+                    f"{name} {number}": self.said[f"{name} 1"]
+                    for name in _OF_OBJECT
+                    if f"{name} 1" in self.said
+                }
+            )
+        return things, self.clause(noun, verb, many=True)
+
+    def placed(self) -> tuple[tuple[Thing, ...], str]:
+        """One object on a side of another."""
+        relation = pick(RELATIONS[:4], self.rng)
+        beside = relation in ("left", "right")
+        at = -0.5 if relation in ("left", "above") else 0.5
+        motions = PAIR_MOTIONS if beside else ROW_MOTIONS
+        places = [{"side": at}, {"side": -at}] if beside else [
+            {"height": 0.9 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
+            {"height": -0.7 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
+        ]  # fmt: skip
+        first = self.thing(motions, 2, **places[0])  # type: ignore[arg-type]
+        moves = self.chance(0.5)
+        second = self.thing(motions if moves else ("still",), 2, not_colors=(first.color,), **places[1])  # type: ignore[arg-type]
+        self.said["relation"] = relation
+        sentence = self.clause(self.noun(first, 1), self.motion(first.motion, 1))
+        sentence += f" {pick(_RELATION_WORDS[relation], self.rng)} {self.noun(second, 2)}"
+        if moves:
+            verb = self.motion(second.motion, 2)
+            sentence += pick(
+                (
+                    f" that {conjugate(verb, 'third')}",
+                    f" {conjugate(verb, 'ing')}",
+                    f" that is {conjugate(verb, 'ing')}",
+                ),
+                self.rng,
+            )
+        return (first, second), sentence
+
+    def passing(self) -> tuple[tuple[Thing, ...], str]:
+        """One object moving in front of another, or behind it."""
+        relation = pick(("behind", "front"), self.rng)
+        mover = replace(self.thing(("behind",), 1), motion="across")
+        other = self.thing(("still",), 1, not_colors=(mover.color,))
+        other = replace(other, x=float(self.rng.uniform(-0.1, 0.1)), radius=max(other.radius, 0.3))
+        self.said["relation"] = relation
+        verb = pick(_PASS, self.rng)
+        sentence = self.clause(self.noun(mover, 1), f"{verb} {pick(_RELATION_WORDS[relation], self.rng)}")
+        sentence += f" {self.noun(other, 2)}"
+        return ((mover, other) if relation == "front" else (other, mover)), sentence
+
+    def chasing(self) -> tuple[tuple[Thing, ...], str]:
+        """One object after another on a circle."""
+        first = self.thing(("circle",), 2)
+        second = self.thing(("circle",), 2, not_colors=(first.color,))
+        path = {name: getattr(first, name) for name in ("x", "y", "sign")}
+        radius = min(first.radius, 0.22)
+        first = replace(first, radius=radius, amplitude=0.5, **path)
+        second = replace(
+            second, radius=min(second.radius, 0.22), amplitude=0.5, phase=first.phase + 0.24, **path
+        )
+        self.said["relation"] = "chases"
+        return (
+            first,
+            second,
+        ), f"{self.clause(self.noun(first, 1), pick(_CHASE, self.rng))} {self.noun(second, 2)}"
+
+
+def mistype(prompt: str, rng: np.random.Generator) -> str:
+    """A prompt with a slip in one longer word: two letters swapped, one lost, doubled or wrong."""
+    words = prompt.split(" ")
+    long = [i for i, word in enumerate(words) if len(word) > 3]
+    if not long:
+        return prompt
+    i = pick(long, rng)
+    word = words[i]
+    at = int(rng.integers(1, len(word) - 1))
+    match int(rng.integers(4)):
+        case 0:
+            word = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+        case 1:
+            word = word[:at] + word[at + 1 :]
+        case 2:
+            word = word[:at] + word[at] + word[at:]
+        case _:
+            word = word[:at] + pick("abcdefghijklmnopqrstuvwxyz", rng) + word[at + 1 :]
+    words[i] = word
+    return " ".join(words)
