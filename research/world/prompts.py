@@ -1,4 +1,4 @@
-"""The benchmark: held-out one-object prompts, and two-object prompts that are reported apart.
+"""The benchmark: held-out prompts of one object, and reported apart: of two objects, and free sentences.
 
 All are fixed by a seed, so that a figure means the same thing wherever it is measured.
 """
@@ -77,4 +77,50 @@ def two_object_scenes(count: int = 48) -> list[Scene]:
         )
         said = [prompt_scene(kind, rng).prompt for kind in kinds]
         scenes.append(make_scene((left, right), " and ".join(said), rng))
+    return scenes
+
+
+FREE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("A crimson sphere hops.", ("red ball bounce",)),
+    ("a purple heart", ("purple heart still",)),
+    ("Please show me a big golden star that slowly turns around", ("yellow star spin",)),
+    ("A little navy disc is drifting from left to right across the screen", ("blue ball right",)),
+    ("an emerald hart beats at night", ("green heart pulse",)),
+    ("grey ground, a glossy pink donut swings like a pendulum", ("pink ring swing",)),
+    ("There's a teal cube which gets smaller and smaller", ("turquoise square shrink",)),
+    ("lemon yellow moon rising over a purple floor", ("yellow crescent up",)),
+    ("A fuchsia pyramid drops to the floor", ("magenta triangle fall",)),
+    ("the white plus sign revolves", ("white cross spin",)),
+    ("a spotted orange baloon goes up into the sky", ("orange ball up",)),
+    ("One azure kite flies in circles above a brown floor at dusk", ("cyan diamond circle",)),
+    ("a lime green arrow moves left", ("lime arrow left",)),
+    ("A scarlet circle hides behind a column", ("red ball behind",)),
+    ("violet starfish, it jumps up and down all the time", ("purple star bounce",)),
+    ("A striped rose block leaves the picture and then returns", ("pink square return",)),
+    ("At sunset an amber love heart swells", ("orange heart grow",)),
+    ("A tiny snow white diamond rests on a red floor", ("white diamond still",)),
+    ("a chartreuse hoop sinks", ("lime ring down",)),
+    ("two sapphire balls bounce", ("blue ball bounce", "blue ball bounce")),
+    ("A ruby heart throbs next to an emerald square that spins", ("red heart pulse", "green square spin")),
+    ("a yelow star twirls while a blue ball hops", ("yellow star spin", "blue ball bounce")),
+    ("a cyan triangle expands to the left of a white ring", ("cyan triangle grow", "white ring still")),
+    (
+        "An orange cross falls down, and a violet crescent floats up",
+        ("orange cross fall", "purple crescent up"),
+    ),
+)
+"""Sentences as people write them, with slips and words that no training sentence has, and what they show."""
+
+
+def free_scenes() -> list[Scene]:
+    """The free sentences with what they should show; the scenery is any, also where they name it."""
+    rng = np.random.default_rng(_SEED + 2)
+    scenes = []
+    for prompt, said in FREE:
+        sides = (0.0,) if len(said) == 1 else (-0.5, 0.5)
+        things = tuple(
+            make_thing((color, shape, motion), rng, side, crowd=len(said))
+            for side, (color, shape, motion) in zip(sides, (words.split() for words in said), strict=True)
+        )
+        scenes.append(make_scene(things, prompt, rng))
     return scenes

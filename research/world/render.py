@@ -57,7 +57,6 @@ def _trajectories(scenes: Sequence[Scene], t: Tensor) -> dict[str, Tensor]:
     y = torch.where(doing("bounce"), ground - radius - amplitude * 4 * hop * (1 - hop), y)
     y = torch.where(doing("fall"), torch.minimum(drop - amplitude, ground - radius), y)
     angle = angle + torch.where(doing("spin"), sign * turn, torch.zeros_like(turn))
-    angle = angle + torch.where(doing("rock"), 0.55 * turn.sin(), torch.zeros_like(turn))
     radius = torch.where(doing("grow"), radius * (0.42 + 0.58 * ease), radius + torch.zeros_like(turn))
     radius = torch.where(doing("shrink"), radius * (1 - 0.58 * ease), radius)
     radius = torch.where(doing("pulse"), radius * (0.78 + 0.22 * turn.sin()), radius)

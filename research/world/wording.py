@@ -7,6 +7,7 @@
 Wording costs the pictures nothing: the text encoder learns to fill the same slots from any of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,9 +37,14 @@ from research.world.world import (
 
 RELATIONS = ("left", "right", "above", "below", "behind", "front", "chases")
 OBJECTS = 3
+ERRANDS: dict[str, tuple[str, ...]] = {
+    "leave": ("leave", "go away", "exit", "go out of the picture", "disappear"),
+    "come": ("come back", "return", "come in again", "enter", "appear again"),
+}
+"""What an object may do by a prompt that holds from the middle of a video, and need not name it."""
 _OF_OBJECT = {
     "color": tuple(COLORS), "shade": SHADES, "shape": SHAPES, "size": SIZES, "material": MATERIALS[1:],
-    "motion": tuple(MOTIONS),
+    "motion": (*MOTIONS, *ERRANDS),
 }  # fmt: skip
 _OF_SCENE = {"relation": RELATIONS, "floor": tuple(FLOORS), "sky": tuple(SKIES), "camera": ("left", "right")}
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -90,28 +96,30 @@ _SIZE_WORDS = {
     "small": ("small", "little", "tiny", "mini", "short"),
     "large": ("large", "big", "huge", "giant", "great"),
 }
+_SLIDE = ("slide", "drift", "glide", "move", "go", "travel")
 _TO_LEFT = ("to the left", "left", "leftward", "leftwards", "towards the left", "from right to left")
 _TO_RIGHT = ("to the right", "right", "rightward", "rightwards", "towards the right", "from left to right")
 MOTION_WORDS: dict[str, tuple[str, ...]] = {
     "bounce": ("bounce", "bounce", "hop", "jump", "bounce up and down", "jump up and down", "leap"),
-    "left": tuple(f"{v} {t}" for v in ("slide", "drift", "glide", "move", "go", "travel") for t in _TO_LEFT),
-    "right": tuple(f"{v} {t}" for v in ("slide", "drift", "glide", "move", "go", "travel") for t in _TO_RIGHT),
+    "left": tuple(f"{v} {t}" for v in _SLIDE for t in _TO_LEFT),
+    "right": tuple(f"{v} {t}" for v in _SLIDE for t in _TO_RIGHT),
     "up": ("float up", "rise", "go up", "ascend", "drift upward", "drift upwards", "climb", "move up"),
     "down": ("float down", "sink", "go down", "descend", "drift downward", "drift downwards", "move down"),
     "swing": ("swing from side to side", "sway", "swing", "move from side to side", "move back and forth",
               "go back and forth", "swing like a pendulum"),
-    "circle": ("move in a circle", "circle", "circle around", "go around in circles", "fly in a circle", "orbit"),
+    "circle": ("move in a circle", "circle", "circle around", "go around in circles", "fly in a circle",
+               "orbit"),
     "spin": ("spin", "spin", "rotate", "turn", "twirl", "whirl", "turn around", "revolve"),
     "grow": ("grow", "grow", "get bigger", "get larger", "expand", "swell", "become bigger", "inflate"),
     "shrink": ("shrink", "shrink", "get smaller", "contract", "become smaller", "deflate"),
     "behind": ("pass behind a pillar", "pass behind a post", "go behind a pillar", "move behind a column",
                "disappear behind a pillar", "hide behind a pillar"),
-    "return": ("leave and *come back", "go away and *come back", "leave and *return", "disappear and *come back",
-               "exit and *return", "go away and *return"),
+    "return": ("leave and *come back", "go away and *come back", "leave and *return",
+               "disappear and *come back", "exit and *return", "go away and *return"),
     "still": ("stay still", "stand still", "rest", "sit still", "stay in place", "hang still", "keep still"),
     "pulse": ("pulse", "pulse", "throb", "beat", "pulsate", "breathe"),
-    "fall": ("fall to the ground", "fall", "drop", "drop to the floor", "tumble down", "fall down", "crash down"),
-    "rock": ("rock from side to side", "rock", "wobble", "tilt from side to side", "wiggle", "totter"),
+    "fall": ("fall to the ground", "fall", "drop", "drop to the floor", "tumble down", "fall down",
+             "crash down"),
 }  # fmt: skip
 _RELATION_WORDS = {
     "left": ("to the left of", "left of", "on the left of", "on the left side of"),
@@ -144,6 +152,7 @@ _SKY_WORDS = {
     "sunset": ("at sunset", "at dusk", "in the evening", "at dawn", "under a red sky", "at sunrise"),
 }
 _CAMERA_WORDS = ("the camera pans {}", "the camera moves to the {}", "the camera moves {}", "panning {}")
+_OPENINGS = ("a video of", "show me", "there is", "a clip of", "we see", "i want", "imagine")
 _DOUBLED = ("hop", "spin", "drop", "get", "sit", "throb", "run", "swim")
 _NUMBERS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3")}
 
@@ -173,7 +182,8 @@ def gerund(verb: str) -> str:
 
 def conjugate(phrase: str, form: str) -> str:
     """A phrase that begins with a verb as "third", "ing" or "base"; `*` marks a second verb."""
-    change = {"third": third, "ing": gerund, "base": str}[form]
+    changes: dict[str, Callable[[str], str]] = {"third": third, "ing": gerund, "base": str}
+    change = changes[form]
     words = phrase.split(" ")
     words[0] = change(words[0])
     return " ".join(change(word[1:]) if word.startswith("*") else word for word in words)
@@ -286,31 +296,33 @@ class Teller:
         if camera:
             side = "right" if scene.pan > 0 else "left"
             self.said["camera"] = side
-            sentence = f"{sentence}{pick((', ', ' while ', ' and '), self.rng)}{pick(_CAMERA_WORDS, self.rng)}".format(
-                side
-            )
+            glue = pick((", ", " while ", " and "), self.rng)
+            sentence += glue + pick(_CAMERA_WORDS, self.rng).format(side)
         before = self.rng.random()
         if before < 0.08:
-            return f"{pick(('a video of', 'show me', 'there is', 'a clip of', 'we see', 'i want', 'imagine'), self.rng)} {sentence}"
+            return f"{pick(_OPENINGS, self.rng)} {sentence}"
         return f"{sentence}." if before > 0.85 else sentence
 
     # --- scenes -------------------------------------------------------------------------------------------
 
     def tell(self) -> Told:
-        """One object (55%), several side by side, above each other, passing or chasing each other."""
+        """One object (half), several side by side, above each other, passing or chasing each other.
+
+        Two side by side are many: what they do is twice as much to learn.
+        """
         self.said = {}
         case = self.rng.random()
-        if case < 0.55:
+        if case < 0.50:
             things, sentence = self.one()
-        elif case < 0.68:
+        elif case < 0.76:
             things, sentence = self.several(2)
-        elif case < 0.75:
+        elif case < 0.80:
             things, sentence = self.several(3)
-        elif case < 0.82:
+        elif case < 0.86:
             things, sentence = self.counted()
-        elif case < 0.90:
+        elif case < 0.93:
             things, sentence = self.placed()
-        elif case < 0.96:
+        elif case < 0.97:
             things, sentence = self.passing()
         else:
             things, sentence = self.chasing()
@@ -319,10 +331,7 @@ class Teller:
         pan = float(self.rng.uniform(0.2, 0.35) * (1 if self.chance(0.5) else -1)) if camera else None
         scene = make_scene(things, "", self.rng, None, sky, pan)
         prompt = self.around(sentence, scene, self.chance(0.4), sky is not None and self.chance(0.8), camera)
-        slots = tuple(
-            1 + values.index(self.said[name]) if name in self.said else 0 for name, values in SLOTS.items()
-        )
-        return Told(replace(scene, prompt=prompt), slots)
+        return Told(replace(scene, prompt=prompt), self.slots())
 
     def thing(self, motions: tuple[str, ...], crowd: int, side: float = 0.0, not_colors: tuple[str, ...] = (),
               height: float | None = None) -> Thing:  # fmt: skip
@@ -383,8 +392,8 @@ class Teller:
         at = -0.5 if relation in ("left", "above") else 0.5
         motions = PAIR_MOTIONS if beside else ROW_MOTIONS
         places = [{"side": at}, {"side": -at}] if beside else [
-            {"height": 0.9 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
-            {"height": -0.7 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
+            {"height": 1.0 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
+            {"height": -0.9 * at, "side": float(self.rng.uniform(-0.2, 0.2))},
         ]  # fmt: skip
         first = self.thing(motions, 2, **places[0])  # type: ignore[arg-type]
         moves = self.chance(0.5)
@@ -421,16 +430,36 @@ class Teller:
         first = self.thing(("circle",), 2)
         second = self.thing(("circle",), 2, not_colors=(first.color,))
         path = {name: getattr(first, name) for name in ("x", "y", "sign")}
-        radius = min(first.radius, 0.22)
+        radius = min(first.radius, 0.25)
         first = replace(first, radius=radius, amplitude=0.5, **path)
         second = replace(
-            second, radius=min(second.radius, 0.22), amplitude=0.5, phase=first.phase + 0.24, **path
+            second, radius=min(second.radius, 0.25), amplitude=0.5, phase=first.phase + 0.24, **path
         )
         self.said["relation"] = "chases"
-        return (
-            first,
-            second,
-        ), f"{self.clause(self.noun(first, 1), pick(_CHASE, self.rng))} {self.noun(second, 2)}"
+        sentence = f"{self.clause(self.noun(first, 1), pick(_CHASE, self.rng))} {self.noun(second, 2)}"
+        return (first, second), sentence
+
+    def errand(self) -> tuple[str, tuple[int, ...]]:
+        """A prompt for an object that is there already, named or not, and its slots."""
+        self.said = {}
+        does = pick(tuple(ERRANDS), self.rng)
+        self.note(1, motion=does)
+        verb = pick(ERRANDS[does], self.rng)
+        who = self.rng.random()
+        if who < 0.3:
+            return conjugate(verb, "third"), self.slots()
+        if who < 0.6:
+            return (
+                f"{pick(('it', 'the object', 'the thing'), self.rng)} {conjugate(verb, 'third')}",
+                self.slots(),
+            )
+        return self.clause(self.noun(self.thing(("still",), 1), 1), verb), self.slots()
+
+    def slots(self) -> tuple[int, ...]:
+        """What was said since the sentence began, for each of `SLOTS`."""
+        return tuple(
+            1 + values.index(self.said[name]) if name in self.said else 0 for name, values in SLOTS.items()
+        )
 
 
 def mistype(prompt: str, rng: np.random.Generator) -> str:

@@ -231,6 +231,6 @@ def _shape(piece: Piece) -> tuple[str | None, dict[str, float], Floats, Floats]:
     if scores[shape] < _MIN_OVERLAP[shape] or votes < 0.6:
         return None, scores, overlap_at, angle
     if shape in FOLDS:
-        turned = turning(outlines, FOLDS[shape])
+        turned = turning(outlines, shape)
         angle = np.interp(np.arange(len(whole)), np.flatnonzero(whole), turned).astype(np.float32)
     return shape, scores, overlap_at, angle

@@ -97,13 +97,6 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
     scores["grow"] = min(here, _ramp(growth, 0.3, 0.7), _ramp(_backwards(size), 0.6, 0.3))
     scores["shrink"] = min(here, _ramp(-growth, 0.3, 0.7), _ramp(_backwards(size), 0.6, 0.3))
     scores["spin"] = min(here, steady, _ramp(abs(turns), 0.15, 0.35), _ramp(_backwards(angle), 0.5, 0.2))
-    scores["rock"] = min(
-        here,
-        steady,
-        _ramp(spread(angle), 0.4, 0.7),
-        _ramp(abs(turns), 0.3, 0.2),
-        _ramp(_swaps(angle), *((1, 4) if long else (0, 2))),
-    )
     scores["pulse"] = min(
         here, _ramp(spread(size), 0.4, 0.8), _ramp(_swaps(size), *((1, 4) if long else (0, 2)))
     )

@@ -97,14 +97,17 @@ def overlaps(patches: Floats) -> Floats:
     return np.stack(best, 1).astype(np.float32)
 
 
-def turning(patches: Floats, folds: int) -> Floats:
-    """Angle of outlines `(T, P * P)` with that rotational symmetry, `(T,)` radians, unwrapped."""
-    gx, gy = np.meshgrid(_POINTS, _POINTS)
-    phase = folds * np.arctan2(gy, gx).ravel()
-    weight = (gx**2 + gy**2).ravel()  # the tips tell the angle
-    wave = np.stack([weight * np.cos(phase), weight * np.sin(phase)], 1)
-    cos, sin = (patches @ wave).T
-    angle: Floats = (np.unwrap(np.arctan2(sin, cos)) / folds).astype(np.float32)
+def turning(patches: Floats, shape: str) -> Floats:
+    """Angle of outlines `(T, P * P)` of one of `FOLDS`, `(T,)` radians, unwrapped.
+
+    It is that of the turned template that overlaps most. The phase of the outline's own symmetry would be
+    quicker to find, but a heart's is nearly nothing.
+    """
+    template = _templates()[SHAPES.index(shape)]
+    common = patches @ template.T  # (T, turns)
+    overlap = common / np.maximum(patches.sum(1)[:, None] + template.sum(1) - common, 1)
+    once = 2 * math.pi / FOLDS[shape]
+    angle: Floats = np.unwrap(overlap.argmax(1) * (once / len(template)), period=once).astype(np.float32)
     return angle
 
 

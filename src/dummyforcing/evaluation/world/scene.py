@@ -48,7 +48,6 @@ MOTIONS: dict[str, str] = {
     "still": "stays still",
     "pulse": "pulses",
     "fall": "falls to the ground",
-    "rock": "rocks from side to side",
 }
 FLOORS: dict[str, tuple[float, float, float]] = {
     "green": (0.09, 0.30, 0.12),
@@ -114,7 +113,7 @@ class Scene:
 
 def allowed(shape: str, motion: str) -> bool:
     """Whether the motion of that shape can be seen at all."""
-    return motion not in ("spin", "rock") or shape in SPINNING
+    return motion != "spin" or shape in SPINNING
 
 
 _THING = rf"an? (?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)})"
