@@ -46,14 +46,17 @@ def tell_in_batches(seed: tuple[int, ...], count: int, batch: int, small: bool) 
 
 
 def told_prompts(seed: int, count: int, small: bool) -> tuple[list[str], Tensor]:
-    """Prompts, a quarter of them mistyped, and what they say, `(count, len(SLOTS))` int64; on all cores."""
+    """Prompts, a quarter of them mistyped, and what they say, `(count, len(SLOTS))` int64; on all cores.
+
+    A few are of objects that leave or come back.
+    """
     rows: list[tuple[str, tuple[int, ...]]] = []
     rng = np.random.default_rng(seed)
+    teller = Teller(rng)
     for told in tell_in_batches((seed,), count, min(4000, count), small):
-        rows += [
-            (mistype(t.scene.prompt, rng) if rng.random() < 0.25 else t.scene.prompt, t.slots) for t in told
-        ]
-    return [row[0] for row in rows], torch.tensor([row[1] for row in rows])
+        rows += [teller.errand() if rng.random() < 0.04 else (t.scene.prompt, t.slots) for t in told]
+    prompts = [mistype(prompt, rng) if rng.random() < 0.25 else prompt for prompt, _ in rows]
+    return prompts, torch.tensor([slots for _, slots in rows])
 
 
 def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -77,6 +80,8 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     prompts = [told.scene.prompt for told in tell_many((0,), 20_000)]
+    teller = Teller(np.random.default_rng(1))
+    prompts += [teller.errand()[0] for _ in range(1000)]
     # Every letter may also end a word: so there is a piece for whatever is typed.
     prompts += [f"{letter} x{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"] * 3
     tokenizer.train_from_iterator(prompts, trainer)
@@ -117,21 +122,23 @@ def _draw_on(kind: str) -> Callable[[dict[str, Tensor], int], Tensor]:
 class Pool:
     """Encoded clips and the embeddings of their prompts, kept on the device; drawn with replacement."""
 
-    def __init__(self, latents: Tensor, text: Tensor, empty: Tensor) -> None:
+    def __init__(self, latents: Tensor, places: Tensor, text: Tensor, empty: Tensor) -> None:
         """Keep them.
 
         Args:
             latents: `(N, F, C, h, w)` bfloat16.
+            places: Where objects are, `(N, F, 1, h, w)` bool.
             text: `(N, TEXT_LEN, text_dim)` bfloat16.
             empty: That of no prompt, `(1, TEXT_LEN, text_dim)`.
         """
-        self.latents, self.text, self.empty = latents, text, empty
+        self.latents, self.places, self.text, self.empty = latents, places, text, empty
 
-    def sample(self, count: int, drop_text: float = 0.1) -> tuple[Tensor, Tensor]:
-        """Latents `(B, F, C, h, w)` float32 and prompt embeddings, some emptied for guidance."""
+    def sample(self, count: int, drop_text: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents `(B, F, C, h, w)` float32, where objects are, and the text, sometimes that of no prompt."""
         picks = torch.randint(len(self.latents), (count,), device=self.latents.device)
         dropped = torch.rand(count, 1, 1, device=self.latents.device) < drop_text
-        return self.latents[picks].float(), torch.where(dropped, self.empty, self.text[picks]).float()
+        text = torch.where(dropped, self.empty, self.text[picks]).float()
+        return self.latents[picks].float(), self.places[picks], text
 
 
 SLOT_REGISTERS = [

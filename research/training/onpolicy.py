@@ -1,10 +1,10 @@
 """The student's own videos as training data: each chunk is made as it will be, and corrected as it is made.
 
 As in Self-Forcing, chunks are denoised in the student's few steps with a KV cache of what it made before, and
-the gradient of a chunk goes through one of its steps. No critic judges it: the world is rendered, what follows
-from the first chunks is known exactly, and is the target. So a student learns to mend what it drifts by,
-at any place of a video of up to 30 s, and to remember what left the picture: a part of the videos are of objects that go
-away, under prompts that no longer name them, and come back.
+the gradient of a chunk goes through one of its steps. No critic judges it: the world is rendered, what
+follows from the first chunks is known exactly, and is the target. So a student learns to mend what it drifts
+by, at any place of a video of up to 30 s, and to remember what left the picture: half of the videos are of
+objects that go away, under prompts that need not name them, and come back.
 """
 
 import itertools
@@ -28,16 +28,18 @@ LENGTHS = (10, 20, 40)
 GIVEN = 2
 """Chunks that are given at least, so that all that follows is determined."""
 OWN = 6
-"""Chunks that are the student's own: further on, an angle that is off by a little makes the mean of all angles
-the best answer, and a spinning star learns to be a disc."""
+"""Chunks that are the student's own: further on, an angle that is off by a little makes the mean of all
+angles the best answer, and a spinning star learns to be a disc."""
 
 
 class GrowingCache:
     """Keys and values of all chunks so far, for every layer, and the attention over them."""
 
-    def __init__(self, model: CausalWan, batch: int, chunks: int, device: torch.device) -> None:
+    def __init__(
+        self, model: CausalWan, batch: int, chunks: int, device: torch.device, frame_tokens: int = TOKENS
+    ) -> None:
         config = model.config
-        shape = (batch, config.num_heads, chunks * CHUNK * TOKENS, config.head_dim)
+        shape = (batch, config.num_heads, chunks * CHUNK * frame_tokens, config.head_dim)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.k, self.v = (
             [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)] for _ in "kv"
@@ -90,7 +92,7 @@ class OnPolicy:
         batches = []
         for number in range(12 if not self.run.small else 3):
             chunks = lengths[number % len(lengths)]
-            if number % 4 == 3 or self.run.small:
+            if number % 2 or self.run.small:
                 batches.append(self._recall(max(chunks, 18) if not self.run.small else 12))
                 continue
             batches.append(self._usual(number, chunks))
@@ -114,10 +116,10 @@ class OnPolicy:
         kinds = list(itertools.product(COLORS, SHAPES))
         stories: list[RecallStory] = []
         for _ in range(self.batch):
-            returns = chunks - AFTER
-            leaves = int(self.rng.integers(3, max(4, returns - 5)))
+            returns, enters = chunks - AFTER, self.rng.random() < 0.5
+            leaves = int(self.rng.integers(4, max(5, returns - 5)))
             floor = pick(tuple(FLOORS), self.rng) if self.rng.random() < 0.4 else None
-            stories.append(make_recall_story(pick(kinds, self.rng), self.rng, leaves, returns, False, floor))
+            stories.append(make_recall_story(pick(kinds, self.rng), self.rng, leaves, returns, enters, floor))
         latents = torch.cat(
             [
                 self.encoder.encode([story.scene for story in stories[i : i + 4]], chunks * CHUNK)
@@ -137,7 +139,8 @@ class OnPolicy:
         chunks = latents.shape[1] // CHUNK
         cache = GrowingCache(self.model, batch, chunks, device)
         rows = torch.arange(batch)
-        begin = chunks - OWN if len(texts) > 1 else int(self.rng.integers(GIVEN, max(GIVEN, chunks - OWN) + 1))
+        latest = max(GIVEN, chunks - OWN)
+        begin = latest if len(texts) > 1 else int(self.rng.integers(GIVEN, latest + 1))
         for chunk in range(min(begin + OWN, chunks)):
             truth = latents[:, CHUNK * chunk : CHUNK * (chunk + 1)].float()
             text = texts[phases[chunk], rows].float()

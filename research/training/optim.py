@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from research.training.run import Run, Span
+
 T = TypeVar("T")
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrices, `(n, a, b)`, in bfloat16."""
-    x: Tensor = matrices.bfloat16()
+    """Newton-Schulz iteration towards the nearest orthogonal matrices, `(n, a, b)`; on GPUs in bfloat16."""
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -88,7 +90,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
 
     def __call__(self, work: Callable[[], T]) -> Callable[[], T]:
         """The same work, recorded."""
@@ -111,22 +113,30 @@ class Recorder:
         return replay
 
 
-def timed_steps(
-    seconds: float, warmup: float = 0.02, decay: float = 0.4, device: torch.device | None = None
-) -> Iterator[tuple[int, float, float]]:
+def timed_steps(run: Run, span: Span, decay: float = 0.4) -> Iterator[tuple[int, float, float]]:
     """Count steps until the time is up; yields `(step, rate, progress)`.
 
-    The rate rises, stays at 1 and falls to 0; progress is the share of the time that is over.
+    Progress is that of the stage's schedule, which several calls may share. The rate is 1 and falls to 0 over
+    its last part. It rises at the beginning of each call, as no optimiser keeps its state from call to call:
+    that costs a hundredth of the steps, and averages over the last 20 steps are soon what they were.
 
     All processes agree on the progress (the slowest one's clock counts).
+
+    Args:
+        run: Its limit may shorten the span.
+        span: Time and part of the schedule.
+        decay: Share of the whole schedule in which the rate falls.
     """
-    start, step, progress = time.monotonic(), 0, 0.0
-    while progress < 1.0:
-        yield step, min(1.0, (progress + 1e-3) / warmup, max(0.0, 1.0 - progress) / decay), progress
+    seconds, start, step, over = run.within(span.seconds), time.monotonic(), 0, 0.0
+    while over < 1.0:
+        progress = span.begin + (span.end - span.begin) * over
+        yield step, min(1.0, (over + 1e-3) / 0.02, (1.0 - progress) / decay), progress
         step += 1
         if step % 10 == 0 or seconds < 5:
-            progress = (time.monotonic() - start) / seconds
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()  # else a thousand recorded steps would be asked for ahead of time
+            over = (time.monotonic() - start) / seconds
             if dist.is_initialized():
-                shared = torch.tensor(progress, device=device)
+                shared = torch.tensor(over, device=run.device)
                 dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-                progress = shared.item()
+                over = shared.item()

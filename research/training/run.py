@@ -1,8 +1,10 @@
 """What the stages of `train_tiny.py` share: sizes, the run folder and its files, processes, pictures."""
 
 import json
+import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,37 @@ SIZE = 160  # pixels, height and width
 LATENT = SIZE // 8
 TOKENS = (LATENT // 2) ** 2  # per latent frame
 SHARD_BYTES = 15_500_000
+LAST_THINGS = 15
+"""Seconds at the end of a limited call that are left for pictures and for writing weights."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """How long a stage runs in this call, and which part of its schedule that is."""
+
+    seconds: float
+    begin: float = 0.0
+    end: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        """Read `SECONDS` or `SECONDS@FROM-TO`, as in "540@0-0.5"."""
+        seconds, _, part = text.partition("@")
+        begin, _, end = (part or "0-1").partition("-")
+        span = cls(float(seconds), float(begin), float(end))
+        if not (span.seconds > 0 and 0 <= span.begin < span.end <= 1):
+            raise ValueError(f"'{text}' is no SECONDS or SECONDS@FROM-TO")
+        return span
 
 
 class Run:
     """Where this process runs, and what the stages share."""
 
-    def __init__(self, folder: Path, small: bool, pool: float, data: int = 0) -> None:
+    def __init__(
+        self, folder: Path, small: bool, pool: float, data: int = 0, limit: float = math.inf
+    ) -> None:
         self.folder, self.small, self.pool, self.data = folder, small, pool, data
+        self.limit = limit
         if "RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl")
@@ -40,6 +66,11 @@ class Run:
         self.started = time.monotonic()
         self.pools: dict[int, Pool] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def within(self, seconds: float) -> float:
+        """So many seconds, or as many as the limit of this call leaves."""
+        left = self.limit - LAST_THINGS - (time.monotonic() - self.started)
+        return max(1.0, min(seconds, left))
 
     def seed(self, stage: str) -> tuple[int, ...]:
         """Of scenes; differs between stages and processes."""

@@ -1,30 +1,32 @@
-"""The stages of `train_tiny.py` that train and judge the transformer; its docstring says what each does."""
+"""The stages of `train_tiny.py` that train the teacher; its docstring says what each does."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from dummyforcing.evaluation.world.detect import judge as judge_clip
-from dummyforcing.evaluation.world.detect import summary
-from dummyforcing.files.records import to_json
-from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
-from dummyforcing.sampling.block import BlockSampler
-from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
-from research.training.networks import MODEL, SHIFT, Networks, TeacherForcing, draw_sigma, noised, velocity
-from research.training.onpolicy import OnPolicy
+from research.training.networks import (
+    MODEL,
+    Networks,
+    TeacherForcing,
+    draw_sigma,
+    follow_guided,
+    noised,
+    velocity,
+)
 from research.training.optim import Optimizer, Recorder, timed_steps
-from research.training.run import CHUNK, LATENT, Run, autocast, load_sharded, save_picture
+from research.training.run import CHUNK, LATENT, Run, Span, autocast, save_picture
 from research.training.text import TextReader
 from research.training.vae import Encoder, build_vae
 from research.world.prompts import benchmark_scenes, two_object_scenes
 
 SIZES = ((21, 5_000, 8), (42, 1_500, 4))  # latent frames, clips per process, batch per process
-STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # steps 1000, 750, 500, 250 under SHIFT
+FIRST_CHUNKS = 50_000
+OBJECTS = 2.0
+"""What a latent pixel of an object counts more than one of the scenery, in chunks that follow from others."""
 
 
 class Losses:
@@ -54,23 +56,23 @@ def flow_loss(run: Run, model: CausalWan, x0: Tensor, text: Tensor) -> Tensor:
     return (out - (noise - x0)).square().mean()
 
 
-def pretrain(run: Run, seconds: float) -> None:
+def pretrain(run: Run, span: Span) -> None:
     """Bidirectional flow matching on single frames (at first mostly) and first chunks."""
     networks, encoder = Networks(run), Encoder(run, TextReader(run))
-    pool = encoder.pool(50_000, CHUNK, "pretrain")
+    pool = encoder.pool(FIRST_CHUNKS, CHUNK, "pretrain")
     optimizer = Optimizer([networks.model], 2e-3, networks.matrices())
     record = Recorder(run.device)
     losses = Losses(run, "pretrain", "image", "chunk")
 
     def work(frames: int, batch: int, name: str) -> None:
-        x0, text = pool.sample(batch)
+        x0, _, text = pool.sample(batch)
         losses.take(name, flow_loss(run, networks.model, x0[:, :frames], text))
         optimizer.step()
 
     image = record(partial(work, 1, run.scaled(256), "image"))
     chunk = record(partial(work, CHUNK, run.scaled(96), "chunk"))
     run.log("recorded")
-    for step, rate, progress in timed_steps(seconds, device=run.device):
+    for step, rate, progress in timed_steps(run, span):
         early = progress < 0.25
         optimizer.rate.fill_(rate)
         (image if step % 4 < (3 if early else 1) else chunk)()
@@ -86,12 +88,13 @@ def preview(run: Run, networks: Networks, encoder: Encoder) -> None:
     with torch.no_grad(), autocast(run), torch.compiler.set_stance("force_eager"):
         text = encoder.reader.embed(["", *(scene.prompt for scene in scenes)]).float()
         noise = torch.randn(len(scenes), CHUNK, MODEL.in_dim, LATENT, LATENT, device=run.device)
-        level = torch.ones(len(scenes), CHUNK, device=run.device)
-        latents = guided_end(networks.model, noise, level, text[1:], text[:1], steps=24)
+        latents = follow_guided(networks.model, noise, 1.0, 0.0, text[1:], text[:1], steps=24)
     if run.rank == 0:
         clips = VideoDecoder(build_vae(run).eval()).stream().decode(latents.float())
         grid = clips[:, [0, -1]].transpose(1, 2).flatten(2, 3)  # first and last pixel frame side by side
-        save_picture(run.folder / "pretrain.png", torch.unflatten(grid, 0, (-1, 4 if not run.small else 1)))
+        save_picture(
+            run.folder / "first_chunks.png", torch.unflatten(grid, 0, (-1, 4 if not run.small else 1))
+        )
 
 
 def make_past(
@@ -127,30 +130,36 @@ class Clips:
         sigma_of: Callable[[int, int], Tensor],
         drop: float,
     ) -> Tensor:
-        """Of the velocity of all chunks `(B, F, C, h, w)`, squared, at noise levels `sigma_of(B, chunks)`."""
+        """Of the velocity of all chunks `(B, F, C, h, w)`, squared, at noise levels `sigma_of(B, chunks)`.
+
+        Objects weigh more than scenery where the past tells where they are. In first chunks it does not, and
+        a weight of what is still unknown would teach to expect objects everywhere.
+        """
         tf, batch = self.passes[long], self.batches[long]
-        x0, text = self.pools[long].sample(batch, drop)
+        x0, places, text = self.pools[long].sample(batch, drop)
+        weight = 1 + OBJECTS * places
+        weight[:, :CHUNK] = 1
         sigma = sigma_of(batch, tf.frames // CHUNK)
         noise = torch.randn_like(x0)
         with autocast(self.run):
             past = make_past(tf, model, x0, text, resample, self.run)
             out = tf(model, past, noised(x0, sigma, noise), sigma, text)
-        return (out - (noise - x0)).square()
+        return (out - (noise - x0)).square() * (weight / weight.mean())
 
 
-def causal(run: Run, seconds: float) -> None:
+def causal(run: Run, span: Span) -> None:
     """Teacher forcing on whole clips, in turns with first chunks, which have all to invent.
 
     In the second half also long clips and reconstructed pasts.
     """
     networks, encoder = Networks(run), Encoder(run, TextReader(run))
-    pool, clips = encoder.pool(50_000, CHUNK, "pretrain"), Clips(run, encoder)
+    pool, clips = encoder.pool(FIRST_CHUNKS, CHUNK, "pretrain"), Clips(run, encoder)
     optimizer = Optimizer([networks.model], 1.5e-3, networks.matrices())
     record = Recorder(run.device)
     losses = Losses(run, "causal", "chunk", "short", "long")
 
     def first_chunk() -> None:
-        x0, text = pool.sample(run.scaled(96))
+        x0, _, text = pool.sample(run.scaled(96))
         losses.take("chunk", flow_loss(run, networks.model, x0, text))
         optimizer.step()
 
@@ -163,7 +172,7 @@ def causal(run: Run, seconds: float) -> None:
     steps = {way: record(partial(work, *way)) for way in set(ways)}
     first = record(first_chunk)
     run.log("recorded")
-    for step, rate, progress in timed_steps(seconds, decay=0.5, device=run.device):
+    for step, rate, progress in timed_steps(run, span, decay=0.5):
         optimizer.rate.fill_(rate)
         if step % 2:
             first()
@@ -172,114 +181,4 @@ def causal(run: Run, seconds: float) -> None:
         losses.log(step, 500)
     run.log(f"causal: {step} steps")
     networks.save()
-    networks.save("teacher")
-
-
-@torch.no_grad()
-def guided_end(
-    model: CausalWan,
-    x: Tensor,
-    sigma: Tensor,
-    text: Tensor,
-    empty: Tensor,
-    steps: int = 8,
-    scale: float = 2.5,
-) -> Tensor:
-    """Follow the guided probability-flow ODE from `x` at `sigma (B, F)` to noise level 0, by Euler steps."""
-    both = torch.cat([text, empty.expand_as(text)])
-    start = sigma / (SHIFT - (SHIFT - 1) * sigma)
-    for i in range(steps):
-        now, later = (start * (1 - j / steps) for j in (i, i + 1))
-        now, later = (SHIFT * u / (1 + (SHIFT - 1) * u) for u in (now, later))
-        with_text, without = velocity(model, x.repeat(2, 1, 1, 1, 1), now.repeat(2, 1), both).chunk(2)
-        x = x + (later - now)[:, :, None, None, None] * (without + scale * (with_text - without))
-    return x
-
-
-def distill(run: Run, seconds: float) -> None:
-    """Make four steps enough, then go on with the student's own videos; see the module's docstring."""
-    networks, encoder = Networks(run), Encoder(run, TextReader(run))
-    model, teacher = networks.model, CausalWan(MODEL).to(run.device).requires_grad_(False)
-    teacher.load_state_dict(load_sharded(run.folder / "teacher"))
-    networks.compile(teacher)
-    clips = Clips(run, encoder)
-    pool = encoder.pool(50_000, CHUNK, "pretrain")
-    optimizer = Optimizer([model], 6e-4, networks.matrices())
-    levels = torch.tensor(STUDENT_SIGMAS, device=run.device)
-    empty = pool.empty.float()
-    record = Recorder(run.device)
-    losses = Losses(run, "distill", "first", "short", "long", "own")
-
-    def student_sigma(batch: int, chunks: int) -> Tensor:
-        picks = torch.randint(len(levels), (batch, chunks), device=run.device)
-        return levels[picks].repeat_interleave(CHUNK, 1)
-
-    def first_chunk() -> None:
-        x0, text = pool.sample(run.scaled(64), 0.0)
-        sigma = student_sigma(len(x0), 1)
-        x = noised(x0, sigma, torch.randn_like(x0))
-        with autocast(run):
-            end = guided_end(teacher, x, sigma, text, empty)
-            out = velocity(model, x, sigma, text)
-        target = (x - end) / sigma[:, :, None, None, None]
-        losses.take("first", (out - target).square().mean())
-
-    def later_chunks(long: bool, resample: bool) -> None:
-        loss = clips.loss(model, long, resample, student_sigma, 0.0)[:, CHUNK:].mean()
-        losses.take("long" if long else "short", loss)
-        optimizer.step()
-
-    first = record(first_chunk)
-    ways = ((False, False), (False, True), (True, True), (False, True))  # long, with a reconstructed past
-    later = {way: record(partial(later_chunks, *way)) for way in set(ways)}
-    optimizer.buffer.zero_()
-    run.log("recorded")
-    own = OnPolicy(run, encoder, model, STUDENT_SIGMAS)
-    for step, rate, progress in timed_steps(seconds, decay=0.5, device=run.device):
-        optimizer.rate.fill_(rate)
-        is_own = progress > 0.4
-        if not is_own or step % 4 == 0:
-            first()
-        if is_own and step % 2:
-            losses.take("own", own.next_loss())
-            optimizer.step()
-        else:
-            later[ways[step // 2 % 4]]()
-        losses.log(step, 200)
-    run.log(f"distill: {step} steps")
-    networks.save()
-
-
-def judge(run: Run, seconds: float) -> None:
-    """Four-step videos of the benchmark's prompts with the dense cache and with Dummy Forcing, judged."""
-    networks, reader = Networks(run), TextReader(run)
-    if run.rank:
-        return
-    model = CausalWan(MODEL).to(run.device).eval()  # uncompiled: a rollout asks for the layer
-    model.load_state_dict(networks.model.state_dict())
-    decoder = VideoDecoder(build_vae(run).eval())
-    schedule = make_schedule([1000, 750, 500, 250], SHIFT)
-    groups = {"one": benchmark_scenes(96), "two": two_object_scenes(48)}
-    chunks = 7 if not run.small else 2
-    results = {}
-    for policy in ("dense", "dummy"):
-        for name, scenes in groups.items():
-            verdicts, rows = [], []
-            for first in range(0, run.scaled(len(scenes)), 16):
-                part = scenes[first : first + 16][: run.scaled(16)]
-                embeds = reader.embed([scene.prompt for scene in part]).float()
-                sampler = BlockSampler(
-                    model, embeds, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
-                    seeds=range(len(verdicts), len(verdicts) + len(part)), frames=chunks * CHUNK,
-                )  # fmt: skip
-                stream = decoder.stream()
-                clips = torch.cat([stream.decode(latents) for latents in sampler], 1)
-                verdicts += [judge_clip(c.cpu().numpy(), s) for c, s in zip(clips, part, strict=True)]
-                rows.append(clips[:, :: max(1, clips.shape[1] // 6)].cpu())
-            results[f"{policy} {name}"] = summary(verdicts)
-            run.log(policy, name, json.dumps(summary(verdicts)))
-            for scene, verdict in zip(scenes, verdicts, strict=False):
-                if not (verdict.color and verdict.shape and verdict.motion):
-                    run.log("  failed:", scene.prompt, verdict.reasons)
-            save_picture(run.folder / f"judge_{policy}_{name}.png", torch.cat(rows)[:48])
-    (run.folder / "judged.json").write_text(to_json(results, indent=1))
+    preview(run, networks, encoder)

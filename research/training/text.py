@@ -4,31 +4,23 @@ Whatever the words and their order, the same things end up in the same registers
 wording of everything. It is trained before the transformer, which then takes it as it is.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from research.training.data import (
-    REGISTERS,
-    SLOT_REGISTERS,
-    build_tokenizer,
-    told_prompts,
-    tokenize,
-)
+from research.training.data import REGISTERS, SLOT_REGISTERS, build_tokenizer, tokenize, told_prompts
 from research.training.optim import timed_steps
-from research.training.run import Run, autocast, load_sharded, save_sharded
+from research.training.run import Run, Span, autocast, load_sharded, save_sharded
 from research.world.wording import SLOTS
 
-TEXT = dict(
-    d_model=192,
-    d_kv=32,
-    d_ff=384,
-    num_layers=4,
-    num_heads=6,
-    feed_forward_proj="gated-gelu",
+TEXT_DIM = 192
+TEXT: dict[str, Any] = dict(
+    d_model=TEXT_DIM, d_kv=32, d_ff=320, num_layers=3, num_heads=6, feed_forward_proj="gated-gelu",
     dropout_rate=0.0,
-)
+)  # fmt: skip
 
 
 class TextReader:
@@ -65,7 +57,7 @@ class TextReader:
             save_sharded(self.run.folder / "text_encoder", state, self.model.config.to_dict())
 
 
-def train_text(run: Run, seconds: float) -> None:
+def train_text(run: Run, span: Span) -> None:
     """Cross-entropy of every slot, read from its register by a linear layer that is not kept."""
     reader = TextReader(run)
     prompts, slots = told_prompts(1, run.scaled(200_000), run.small)
@@ -79,7 +71,7 @@ def train_text(run: Run, seconds: float) -> None:
     run.log(
         f"text: {len(tokens)} sentences, {(tokens != 0).sum(1).float().mean() - REGISTERS:.1f} tokens each"
     )
-    heads = nn.ModuleList(nn.Linear(TEXT["d_model"], 1 + len(v)) for v in SLOTS.values()).to(run.device)  # type: ignore[arg-type]
+    heads = nn.ModuleList(nn.Linear(TEXT_DIM, 1 + len(v)) for v in SLOTS.values()).to(run.device)
     params = [*reader.model.parameters(), *heads.parameters()]
     on_gpu = run.device.type == "cuda"
     optimizer = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=on_gpu)
@@ -88,7 +80,7 @@ def train_text(run: Run, seconds: float) -> None:
         hidden = reader.hidden(ids)
         return [head(hidden[:, register]) for head, register in zip(heads, SLOT_REGISTERS, strict=True)]
 
-    for step, rate, _ in timed_steps(seconds, decay=0.5, device=run.device):
+    for step, rate, _ in timed_steps(run, span, decay=0.5):
         picks = torch.randint(len(tokens), (run.scaled(768),), device=run.device)
         with autocast(run):
             out = logits(tokens[picks].long())
@@ -99,7 +91,7 @@ def train_text(run: Run, seconds: float) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step % 200 == 0:
-            run.log(f"text {step}: loss {loss.item():.3f}")  # type: ignore[union-attr]
+            run.curve("text", step, {"slots": loss.item()})  # type: ignore[union-attr]
     reader.model.eval()
     with torch.no_grad():
         guesses = torch.cat(

@@ -7,10 +7,12 @@ unchanged, the later ones go through causal convolutions. Both agree to rounding
 
 import json
 import time
+from functools import partial
 from types import MethodType
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from dummyforcing.evaluation.world.scene import Scene
 from research.training.data import Pool, render, tell_in_batches, tell_many
 from research.training.optim import Optimizer, Recorder, timed_steps
-from research.training.run import SIZE, Run, autocast, load_sharded, save_picture, save_sharded
+from research.training.run import SIZE, Run, Span, autocast, load_sharded, save_picture, save_sharded
 from research.training.text import TextReader
 
 VAE = dict(
@@ -77,10 +79,12 @@ def build_vae(run: Run) -> AutoencoderKLWan:
     return vae.to(run.device)
 
 
-def train_vae(run: Run, seconds: float) -> None:
+def train_vae(run: Run, span: Span) -> None:
     """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config.
 
-    Once there is a transformer, latents stay what they are to it: only the decoder goes on then.
+    Clips are short at first. From a third of the time on every second one is longer than what the decoder's
+    causal convolutions see at once: a VAE that knows short clips alone loses 4 dB on 5 s. Once there is a
+    transformer, latents stay what they are to it: only the decoder goes on then.
     """
     vae, rng, device = build_vae(run), run.rng("vae"), run.device
     keeps_latents = (run.folder / "transformer").exists()
@@ -95,25 +99,18 @@ def train_vae(run: Run, seconds: float) -> None:
             dist.broadcast(p.data, 0)
     is_new = not (run.folder / "vae").exists()
     optimizer = Optimizer([vae], 4e-3 if is_new else 5e-4, {id(p) for p in vae.parameters() if p.ndim >= 4})
-    frames = 25 if not run.small else 9  # long enough for the steady state of the causal convolutions
-    pool = torch.cat(
-        [
-            (
-                render([one.scene for one in told], frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
-                + 127.5
-            )
-            .round()
-            .byte()
-            for told in tell_in_batches(
-                run.seed("vae"), run.scaled(int(2400 * run.pool)), run.scaled(40), run.small
-            )
-        ]
+    short, long = (25, 57) if not run.small else (9, 13)  # pixel frames
+    told_clips = tell_in_batches(run.seed("vae"), run.scaled(int(1600 * run.pool)), run.scaled(20), run.small)
+    drawn = (
+        render([one.scene for one in told], long, SIZE, device, int(rng.integers(0, 100)))
+        for told in told_clips
     )
-    run.log(f"{len(pool)} clips of {frames} pixel frames")
-    clips = torch.zeros(2, *pool.shape[1:], device=device)
+    pool = torch.cat([(clip * 127.5 + 127.5).round().byte() for clip in drawn])
+    run.log(f"{len(pool)} clips of {long} pixel frames")
+    batches = [torch.zeros(n, 3, f, SIZE, SIZE, device=device) for n, f in ((2, short), (1, long))]
     whole = WholeClipVAE(vae)
 
-    def work() -> tuple[Tensor, Tensor, Tensor]:
+    def work(clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(run):
             mean, logvar = whole.encode(clips)
             out = whole.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
@@ -124,17 +121,21 @@ def train_vae(run: Run, seconds: float) -> None:
         (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()  # type: ignore[no-untyped-call]
         return l1.detach(), mse.detach(), kl.detach()
 
-    step_work = Recorder(device)(work)
+    record = Recorder(device)
+    works = [record(partial(work, clips)) for clips in batches]
     optimizer.buffer.zero_()
     run.log("recorded")
-    for step, rate, _ in timed_steps(seconds, device=device):
+    for step, rate, progress in timed_steps(run, span):
+        is_long = progress > 0.33 and step % 2 == 1
+        clips = batches[is_long]
         picks = torch.randint(len(pool), (len(clips),), device=device)
-        clips.copy_(pool[picks]).div_(127.5).sub_(1)
-        l1, mse, kl = step_work()
+        clips.copy_(pool[picks, :, : clips.shape[2]]).div_(127.5).sub_(1)
+        l1, mse, kl = works[is_long]()
         optimizer.rate.fill_(rate)
         optimizer.step()
         if step % 500 == 0:
-            run.log(f"vae {step}: L1 {l1:.4f} PSNR {10 * (4 / mse).log10():.2f} KL {kl:.2f}")
+            psnr = 10 * (4 / mse).log10().item()
+            run.curve("vae", step, {"L1": l1.item(), "PSNR": psnr, "KL": kl.item()})
     vae.eval()
     with torch.no_grad(), autocast(run):
         scenes = [one.scene for one in tell_many(run.seed("vae test"), run.scaled(32))]
@@ -142,7 +143,8 @@ def train_vae(run: Run, seconds: float) -> None:
         latents = whole.encode(clip)[0]
         again = whole.decode(latents[:8]).clamp(-1, 1)
         error = (again - clip[:8]) / 2
-    run.log(f"vae: {step} steps, PSNR {-10 * error.square().mean().log10():.2f} dB")
+    psnr = -10 * error.square().mean().log10().item()
+    run.curve("vae, 81 frames", step, {"PSNR": psnr})
     if run.rank == 0:
         both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
         save_picture(run.folder / "vae.png", both.movedim(2, -1))
@@ -151,6 +153,18 @@ def train_vae(run: Run, seconds: float) -> None:
             mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
             config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         save_sharded(run.folder / "vae", vae.state_dict(), config)
+
+
+def places(clips: Tensor) -> Tensor:
+    """Which latent pixels objects touch, `(B, F, 1, h, w)`, of rendered clips `(B, 3, 1 + 4 (F - 1), H, W)`.
+
+    Objects are brighter than all scenery.
+    """
+    bright = (clips.amax(1, keepdim=True) > 2 * 0.47 - 1).float()
+    first = F.max_pool3d(bright[:, :, :1], (1, 8, 8))
+    later = F.max_pool3d(bright[:, :, 1:], (4, 8, 8)) if bright.shape[2] > 1 else bright[:, :, :0, ::8, ::8]
+    both = torch.cat([first, later], 2)
+    return F.max_pool3d(both, (1, 3, 3), 1, (0, 1, 1)).transpose(1, 2) > 0
 
 
 class Encoder:
@@ -162,35 +176,40 @@ class Encoder:
         self.mean = torch.tensor(self.vae.config.latents_mean, device=run.device).view(shape)
         self.std = torch.tensor(self.vae.config.latents_std, device=run.device).view(shape)
 
-    @torch.no_grad()
     def encode(self, scenes: list[Scene], frames: int) -> Tensor:
         """Normalised latents of scenes, `(B, frames, C, h, w)` bfloat16."""
+        return self.encode_with_places(scenes, frames)[0]
+
+    @torch.no_grad()
+    def encode_with_places(self, scenes: list[Scene], frames: int) -> tuple[Tensor, Tensor]:
+        """The same, and `(B, frames, 1, h, w)` bool: where there are objects, or edges of objects."""
+        clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
         with autocast(self.run):
-            clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
             z = self.whole.encode(clips)[0]
-        return ((z - self.mean) / self.std).transpose(1, 2).bfloat16()
+        return ((z - self.mean) / self.std).transpose(1, 2).bfloat16(), places(clips)
 
     def pool(self, count: int, frames: int, stage: str) -> Pool:
         """Render and encode `count` clips of `frames` latent frames; made once per run folder and rank."""
         if frames in self.run.pools:
             return self.run.pools[frames]
-        kept = self.run.folder / "pools" / f"{stage}-{self.run.rank}.pt"
+        kept = self.run.folder / "pools" / f"{stage}-{self.run.data}-{self.run.rank}.pt"
         if kept.exists():
             out = Pool(*torch.load(kept, map_location=self.run.device))
         else:
             out = self._new_pool(count, frames, stage)
             kept.parent.mkdir(exist_ok=True)
-            torch.save((out.latents, out.text, out.empty), kept)
+            torch.save((out.latents, out.places, out.text, out.empty), kept)
         self.run.pools[frames] = out
         return out
 
     def _new_pool(self, count: int, frames: int, stage: str) -> Pool:
         began, batch = time.monotonic(), self.run.scaled(max(1, 756 // frames))
         count = self.run.scaled(int(count * self.run.pool))
-        latents, prompts = [], []
+        encoded, prompts = [], []
         for told in tell_in_batches(self.run.seed(stage), count, batch, self.run.small):
-            latents.append(self.encode([one.scene for one in told], frames))
+            encoded.append(self.encode_with_places([one.scene for one in told], frames))
             prompts += [one.scene.prompt for one in told]
-        out = Pool(torch.cat(latents), self.reader.embed(prompts), self.reader.embed([""]))
+        latents, where = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        out = Pool(latents, where, self.reader.embed(prompts), self.reader.embed([""]))
         self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
         return out

@@ -372,7 +372,7 @@ class Teller:
         kind = random_kind(self.rng, PAIR_MOTIONS)
         same = looks(kind[0], self.rng) | ({"size": ""} if kind[2] in ("grow", "shrink", "pulse") else {})
         sides = [(-0.5, 0.5), (-0.64, 0.0, 0.64)][count - 2]
-        things = tuple(make_thing(kind, self.rng, side, **same, crowd=count) for side in sides)
+        things = tuple(make_thing(kind, self.rng, side, **same, height=None, crowd=count) for side in sides)
         noun = self.noun(things[0], 1, pick(_NUMBERS[count], self.rng))
         verb = self.motion(kind[2], 1)
         for number in range(2, count + 1):
@@ -397,7 +397,7 @@ class Teller:
         ]  # fmt: skip
         first = self.thing(motions, 2, **places[0])  # type: ignore[arg-type]
         moves = self.chance(0.5)
-        second = self.thing(motions if moves else ("still",), 2, not_colors=(first.color,), **places[1])  # type: ignore[arg-type]
+        second = self.thing(motions if moves else ("still",), 2, not_colors=(first.color,), **places[1])
         self.said["relation"] = relation
         sentence = self.clause(self.noun(first, 1), self.motion(first.motion, 1))
         sentence += f" {pick(_RELATION_WORDS[relation], self.rng)} {self.noun(second, 2)}"

@@ -43,7 +43,7 @@ RADII = {
     2: {"": (0.26, 0.32), "small": (0.17, 0.20), "large": (0.36, 0.39)},
     3: {"": (0.21, 0.26), "small": (0.15, 0.17), "large": (0.28, 0.30)},
 }
-"""Of objects of each size, by how many share the picture. Below 0.25 a latent pixel is a third of a radius."""
+"""Of objects of each size, by how many share the picture; a latent pixel is 0.1 wide."""
 
 
 def held_out_kinds(count: int = 96) -> list[tuple[str, str, str]]:
