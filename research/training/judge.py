@@ -11,6 +11,7 @@ a preset as users load it, with all measures of a video.
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -139,7 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
         makers |= {"truth": judged.truth, "truth after the VAE": judged.decoded}
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     found: dict[str, dict[str, object]] = {}
-    with ProcessPoolExecutor(mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+    with ProcessPoolExecutor(
+        min(8, os.cpu_count() or 1), context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as workers:
         for name, make in makers.items():
             found[name] = {}
             for group in args.groups:

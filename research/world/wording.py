@@ -1,13 +1,12 @@
 """Scenes said as people say them: synonyms, articles, counts, relations, word order, both spellings.
 
-    told = tell(np.random.default_rng(0))
+    told = Teller(np.random.default_rng(0)).tell()
     told.scene.prompt        # "on brown ground, two crimson hearts with stripes are hopping"
     told.slots               # what it says, slot by slot: what the text encoder must read
 
 Wording costs the pictures nothing: the text encoder learns to fill the same slots from any of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +23,27 @@ from dummyforcing.evaluation.world.scene import (
     Scene,
     Thing,
 )
+from research.world.words import (
+    CAMERA_WORDS,
+    CHASE,
+    COLOR_WORDS,
+    ERRANDS,
+    GROUND_WORDS,
+    MATERIAL_WORDS,
+    MOTION_WORDS,
+    NUMBERS,
+    OPENINGS,
+    PASS,
+    RELATION_WORDS,
+    SHADE_WORDS,
+    SHADED_WORDS,
+    SHAPE_WORDS,
+    SIZE_WORDS,
+    SKY_WORDS,
+    WITH,
+    conjugate,
+    plural,
+)
 from research.world.world import (
     PAIR_MOTIONS,
     ROW_MOTIONS,
@@ -37,11 +57,6 @@ from research.world.world import (
 
 RELATIONS = ("left", "right", "above", "below", "behind", "front", "chases")
 OBJECTS = 3
-ERRANDS: dict[str, tuple[str, ...]] = {
-    "leave": ("leave", "go away", "exit", "go out of the picture", "disappear"),
-    "come": ("come back", "return", "come in again", "enter", "appear again"),
-}
-"""What an object may do by a prompt that holds from the middle of a video, and need not name it."""
 _OF_OBJECT = {
     "color": tuple(COLORS), "shade": SHADES, "shape": SHAPES, "size": SIZES, "material": MATERIALS[1:],
     "motion": (*MOTIONS, *ERRANDS),
@@ -53,109 +68,6 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 """What a sentence can say, and the values that each can have; 0 is left for nothing said."""
 
-COLOR_WORDS: dict[str, tuple[str, ...]] = {
-    "red": ("red", "red", "crimson", "scarlet", "ruby", "cherry red"),
-    "orange": ("orange", "orange", "tangerine", "amber"),
-    "yellow": ("yellow", "yellow", "golden", "gold", "lemon yellow"),
-    "lime": ("lime", "lime green", "chartreuse", "yellow-green"),
-    "green": ("green", "green", "emerald", "grass green"),
-    "turquoise": ("turquoise", "teal", "aquamarine", "blue-green"),
-    "cyan": ("cyan", "aqua", "sky blue", "azure"),
-    "blue": ("blue", "blue", "royal blue", "sapphire", "cobalt"),
-    "purple": ("purple", "violet", "indigo", "purple"),
-    "magenta": ("magenta", "fuchsia"),
-    "pink": ("pink", "rose", "hot pink"),
-    "white": ("white", "snow white", "ivory"),
-}
-_SHADED_WORDS = {
-    ("blue", "dark"): ("navy", "navy blue"), ("red", "dark"): ("maroon", "burgundy"),
-    ("green", "dark"): ("forest green", "olive green"), ("purple", "light"): ("lavender", "lilac"),
-    ("red", "light"): ("salmon",), ("orange", "light"): ("peach",), ("orange", "dark"): ("brown",),
-}  # fmt: skip
-_SHADE_WORDS = {"light": ("light", "pale", "pastel", "bright light"), "dark": ("dark", "deep", "dim")}
-SHAPE_WORDS: dict[str, tuple[str, ...]] = {
-    "ball": ("ball", "ball", "sphere", "disc", "disk", "circle", "orb", "dot"),
-    "square": ("square", "square", "box", "block", "cube", "tile"),
-    "triangle": ("triangle", "triangle", "pyramid", "cone", "wedge"),
-    "star": ("star", "star", "starfish"),
-    "ring": ("ring", "ring", "hoop", "donut", "doughnut", "circlet", "loop"),
-    "cross": ("cross", "cross", "plus", "plus sign"),
-    "heart": ("heart", "heart", "love heart", "valentine"),
-    "diamond": ("diamond", "diamond", "rhombus", "lozenge", "kite"),
-    "crescent": ("crescent", "crescent", "moon", "half moon", "crescent moon"),
-    "arrow": ("arrow", "arrow", "pointer", "dart"),
-}
-_MATERIAL_WORDS = {
-    "plain": ("plain", "solid"),
-    "striped": ("striped", "stripy", "banded"),
-    "dotted": ("dotted", "spotted", "polka dot", "speckled"),
-    "shiny": ("shiny", "glossy", "metallic", "polished", "gleaming"),
-}
-_WITH = {"striped": ("stripes", "bands"), "dotted": ("dots", "spots", "polka dots"), "shiny": ("a shine",)}
-_SIZE_WORDS = {
-    "small": ("small", "little", "tiny", "mini", "short"),
-    "large": ("large", "big", "huge", "giant", "great"),
-}
-_SLIDE = ("slide", "drift", "glide", "move", "go", "travel")
-_TO_LEFT = ("to the left", "left", "leftward", "leftwards", "towards the left", "from right to left")
-_TO_RIGHT = ("to the right", "right", "rightward", "rightwards", "towards the right", "from left to right")
-MOTION_WORDS: dict[str, tuple[str, ...]] = {
-    "bounce": ("bounce", "bounce", "hop", "jump", "bounce up and down", "jump up and down", "leap"),
-    "left": tuple(f"{v} {t}" for v in _SLIDE for t in _TO_LEFT),
-    "right": tuple(f"{v} {t}" for v in _SLIDE for t in _TO_RIGHT),
-    "up": ("float up", "rise", "go up", "ascend", "drift upward", "drift upwards", "climb", "move up"),
-    "down": ("float down", "sink", "go down", "descend", "drift downward", "drift downwards", "move down"),
-    "swing": ("swing from side to side", "sway", "swing", "move from side to side", "move back and forth",
-              "go back and forth", "swing like a pendulum"),
-    "circle": ("move in a circle", "circle", "circle around", "go around in circles", "fly in a circle",
-               "orbit"),
-    "spin": ("spin", "spin", "rotate", "turn", "twirl", "whirl", "turn around", "revolve"),
-    "grow": ("grow", "grow", "get bigger", "get larger", "expand", "swell", "become bigger", "inflate"),
-    "shrink": ("shrink", "shrink", "get smaller", "contract", "become smaller", "deflate"),
-    "behind": ("pass behind a pillar", "pass behind a post", "go behind a pillar", "move behind a column",
-               "disappear behind a pillar", "hide behind a pillar"),
-    "return": ("leave and *come back", "go away and *come back", "leave and *return",
-               "disappear and *come back", "exit and *return", "go away and *return"),
-    "still": ("stay still", "stand still", "rest", "sit still", "stay in place", "hang still", "keep still"),
-    "pulse": ("pulse", "pulse", "throb", "beat", "pulsate", "breathe"),
-    "fall": ("fall to the ground", "fall", "drop", "drop to the floor", "tumble down", "fall down",
-             "crash down"),
-}  # fmt: skip
-_RELATION_WORDS = {
-    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
-    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
-    "above": ("above", "over", "on top of"),
-    "below": ("below", "under", "beneath", "underneath"),
-    "behind": ("behind", "in back of"),
-    "front": ("in front of", "before"),
-}
-_PASS = ("pass", "pass", "move", "go", "slide", "fly", "travel")
-_CHASE = ("chase", "chase", "follow", "run after", "hunt", "pursue")
-_GROUND_WORDS = ("floor", "floor", "ground")
-_SKY_WORDS = {
-    "day": (
-        "by day",
-        "in daylight",
-        "during the day",
-        "under a blue sky",
-        "under a day sky",
-        "on a sunny day",
-    ),
-    "night": (
-        "at night",
-        "by night",
-        "during the night",
-        "under a night sky",
-        "under the stars",
-        "in the dark",
-    ),
-    "sunset": ("at sunset", "at dusk", "in the evening", "at dawn", "under a red sky", "at sunrise"),
-}
-_CAMERA_WORDS = ("the camera pans {}", "the camera moves to the {}", "the camera moves {}", "panning {}")
-_OPENINGS = ("a video of", "show me", "there is", "a clip of", "we see", "i want", "imagine")
-_DOUBLED = ("hop", "spin", "drop", "get", "sit", "throb", "run", "swim")
-_NUMBERS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3")}
-
 
 @dataclass(frozen=True)
 class Told:
@@ -164,36 +76,6 @@ class Told:
     scene: Scene
     slots: tuple[int, ...]
     """For each of `SLOTS` 1 + the index of its value, or 0."""
-
-
-def third(verb: str) -> str:
-    """He ...s."""
-    if verb.endswith(("s", "x", "z", "ch", "sh", "o")):
-        return f"{verb}es"
-    return f"{verb[:-1]}ies" if verb.endswith("y") and verb[-2] not in "aeiou" else f"{verb}s"
-
-
-def gerund(verb: str) -> str:
-    """...ing."""
-    if verb in _DOUBLED:
-        return f"{verb}{verb[-1]}ing"
-    return f"{verb[:-1]}ing" if verb.endswith("e") and not verb.endswith("ee") else f"{verb}ing"
-
-
-def conjugate(phrase: str, form: str) -> str:
-    """A phrase that begins with a verb as "third", "ing" or "base"; `*` marks a second verb."""
-    changes: dict[str, Callable[[str], str]] = {"third": third, "ing": gerund, "base": str}
-    change = changes[form]
-    words = phrase.split(" ")
-    words[0] = change(words[0])
-    return " ".join(change(word[1:]) if word.startswith("*") else word for word in words)
-
-
-def plural(noun: str) -> str:
-    """More than one."""
-    if noun.endswith(("x", "s", "ss", "ch", "sh")):
-        return f"{noun}es"
-    return f"{noun}s"
 
 
 class Teller:
@@ -215,11 +97,11 @@ class Teller:
 
     def color(self, thing: Thing) -> str:
         """Its color in words."""
-        words = _SHADED_WORDS.get((thing.color, thing.shade))
+        words = SHADED_WORDS.get((thing.color, thing.shade))
         if words and self.chance(0.4):
             return pick(words, self.rng)
         color = pick(COLOR_WORDS[thing.color], self.rng)
-        return f"{pick(_SHADE_WORDS[thing.shade], self.rng)} {color}" if thing.shade else color
+        return f"{pick(SHADE_WORDS[thing.shade], self.rng)} {color}" if thing.shade else color
 
     def noun(self, thing: Thing, number: int, counted: str = "") -> str:
         """A noun phrase with its article, or with the number in `counted`."""
@@ -231,14 +113,12 @@ class Teller:
         noun = plural(noun) if counted else noun
         color, before, after = self.color(thing), [], ""
         if thing.size:
-            before.append(pick(_SIZE_WORDS[thing.size], self.rng))
-        with_words = _WITH.get(thing.material)
+            before.append(pick(SIZE_WORDS[thing.size], self.rng))
+        with_words = WITH.get(thing.material)
         if with_words and self.chance(0.3):
             after = f" with {pick(with_words, self.rng)}"
         elif thing.material != "plain" or self.chance(0.03):
-            before.insert(
-                int(self.chance(0.7)) * len(before), pick(_MATERIAL_WORDS[thing.material], self.rng)
-            )
+            before.insert(int(self.chance(0.7)) * len(before), pick(MATERIAL_WORDS[thing.material], self.rng))
         if self.chance(0.08):
             tail = pick((" in {}", " that is {}", " of {} color", " of {} colour"), self.rng)
             tail = tail.replace("that is", "that are") if counted else tail
@@ -282,13 +162,13 @@ class Teller:
         if floor:
             self.said["floor"] = scene.floor
             word = pick(("gray", "grey"), self.rng) if scene.floor == "gray" else scene.floor
-            ground = pick(_GROUND_WORDS, self.rng)
+            ground = pick(GROUND_WORDS, self.rng)
             bare = ground == "ground" and self.chance(0.5)
             place = f"{word} {ground}" if bare else article(f"{word} {ground}")
             places.append(f"{pick(('on', 'on', 'over', 'above'), self.rng)} {place}")
         if sky:
             self.said["sky"] = scene.sky
-            places.append(pick(_SKY_WORDS[scene.sky], self.rng))
+            places.append(pick(SKY_WORDS[scene.sky], self.rng))
         if places and self.chance(0.2):
             sentence = f"{' '.join(places)}, {sentence}"
         elif places:
@@ -297,10 +177,10 @@ class Teller:
             side = "right" if scene.pan > 0 else "left"
             self.said["camera"] = side
             glue = pick((", ", " while ", " and "), self.rng)
-            sentence += glue + pick(_CAMERA_WORDS, self.rng).format(side)
+            sentence += glue + pick(CAMERA_WORDS, self.rng).format(side)
         before = self.rng.random()
         if before < 0.08:
-            return f"{pick(_OPENINGS, self.rng)} {sentence}"
+            return f"{pick(OPENINGS, self.rng)} {sentence}"
         return f"{sentence}." if before > 0.85 else sentence
 
     # --- scenes -------------------------------------------------------------------------------------------
@@ -373,7 +253,7 @@ class Teller:
         same = looks(kind[0], self.rng) | ({"size": ""} if kind[2] in ("grow", "shrink", "pulse") else {})
         sides = [(-0.5, 0.5), (-0.64, 0.0, 0.64)][count - 2]
         things = tuple(make_thing(kind, self.rng, side, **same, height=None, crowd=count) for side in sides)
-        noun = self.noun(things[0], 1, pick(_NUMBERS[count], self.rng))
+        noun = self.noun(things[0], 1, pick(NUMBERS[count], self.rng))
         verb = self.motion(kind[2], 1)
         for number in range(2, count + 1):
             self.said.update(
@@ -400,7 +280,7 @@ class Teller:
         second = self.thing(motions if moves else ("still",), 2, not_colors=(first.color,), **places[1])
         self.said["relation"] = relation
         sentence = self.clause(self.noun(first, 1), self.motion(first.motion, 1))
-        sentence += f" {pick(_RELATION_WORDS[relation], self.rng)} {self.noun(second, 2)}"
+        sentence += f" {pick(RELATION_WORDS[relation], self.rng)} {self.noun(second, 2)}"
         if moves:
             verb = self.motion(second.motion, 2)
             sentence += pick(
@@ -420,8 +300,8 @@ class Teller:
         other = self.thing(("still",), 1, not_colors=(mover.color,))
         other = replace(other, x=float(self.rng.uniform(-0.1, 0.1)), radius=max(other.radius, 0.3))
         self.said["relation"] = relation
-        verb = pick(_PASS, self.rng)
-        sentence = self.clause(self.noun(mover, 1), f"{verb} {pick(_RELATION_WORDS[relation], self.rng)}")
+        verb = pick(PASS, self.rng)
+        sentence = self.clause(self.noun(mover, 1), f"{verb} {pick(RELATION_WORDS[relation], self.rng)}")
         sentence += f" {self.noun(other, 2)}"
         return ((mover, other) if relation == "front" else (other, mover)), sentence
 
@@ -436,7 +316,7 @@ class Teller:
             second, radius=min(second.radius, 0.25), amplitude=0.5, phase=first.phase + 0.24, **path
         )
         self.said["relation"] = "chases"
-        sentence = f"{self.clause(self.noun(first, 1), pick(_CHASE, self.rng))} {self.noun(second, 2)}"
+        sentence = f"{self.clause(self.noun(first, 1), pick(CHASE, self.rng))} {self.noun(second, 2)}"
         return (first, second), sentence
 
     def errand(self) -> tuple[str, tuple[int, ...]]:

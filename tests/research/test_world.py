@@ -25,17 +25,8 @@ from dummyforcing.evaluation.world.scene import (
 from research.detectors.recall import COMES_BACK, LEAVES
 from research.world.prompts import FREE, benchmark_scenes, free_scenes, two_object_scenes
 from research.world.render import render
-from research.world.wording import (
-    COLOR_WORDS,
-    ERRANDS,
-    MOTION_WORDS,
-    SHAPE_WORDS,
-    SLOTS,
-    Teller,
-    Told,
-    conjugate,
-    mistype,
-)
+from research.world.wording import SLOTS, Teller, Told, mistype
+from research.world.words import COLOR_WORDS, ERRANDS, MOTION_WORDS, SHAPE_WORDS, conjugate
 from research.world.world import held_out_kinds, make_scene, make_thing
 
 RIGHT = Verdict(True, True, True)
@@ -124,7 +115,7 @@ def test_slots_are_what_the_scene_shows(told: list[Told]) -> None:
 
 
 def test_relations_are_where_things_are(told: list[Told]) -> None:
-    seen = Counter()
+    seen: Counter[str | None] = Counter()
     for one in told:
         relation = said_by(one.slots).get("relation")
         seen[relation] += 1
