@@ -145,7 +145,7 @@ def distill(run: Run, span: Span) -> None:
     paths = GuidedPaths(run, pool, teacher, model, record)
 
     def first_chunk() -> None:
-        x, sigma, target, text = paths.sample(run.scaled(96))
+        x, sigma, target, text = paths.sample(run.scaled(128))
         with autocast(run):
             out = velocity(model, x, sigma, text)
         losses.take("first", (out - target).square().mean())

@@ -3,11 +3,11 @@
 Stages go on from what the run folder holds; one command may do several, on any number of GPUs. A stage is
 given its seconds in this call, and if several calls share it, its part of the schedule:
 
-    python -m research.training.train_tiny text=60 vae=240 pretrain=150 --limit 585
-    python -m research.training.train_tiny causal=480@0-0.5 --data 1 --limit 585
-    python -m research.training.train_tiny causal=480@0.5-1 --data 2 --limit 585
-    python -m research.training.train_tiny distill=470 --data 3 --limit 585
-    python -m research.training.train_tiny own=240 vae=120 --data 4 --limit 585
+    python -m research.training.train_tiny text=60 vae=240 pretrain=150 --limit 560
+    python -m research.training.train_tiny causal=480@0-0.5 --data 1 --limit 560
+    python -m research.training.train_tiny causal=480@0.5-1 --data 2 --limit 560
+    python -m research.training.train_tiny distill=470 --data 3 --limit 560
+    python -m research.training.train_tiny own=240 vae=120 --data 4 --limit 560
 
 (`torchrun --nproc-per-node gpu -m research.training.train_tiny ...` on several GPUs.) `carry` takes the
 folder from machine to machine, `judge` judges it, `assemble` makes a preset of it.

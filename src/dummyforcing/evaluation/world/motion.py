@@ -104,7 +104,10 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
     scores["fall"] = min(scores["down"], haste := _ramp(_hurry(y), 1.8, 1.2))
     scores["down"] = min(scores["down"], 1 - haste)
     scores["still"] = min(
-        _ramp(moved, 0.16, 0.08), _ramp(spread(angle), 0.9, 0.4), _ramp(abs(growth), 0.5, 0.2)
+        _ramp(moved, 0.16, 0.08),
+        _ramp(spread(angle), 0.9, 0.4),
+        _ramp(abs(growth), 0.5, 0.2),
+        _ramp(spread(size), 0.6, 0.3),
     )
     return scores
 
