@@ -69,7 +69,8 @@ class WholeClipVAE:
 def build_vae(run: Run) -> AutoencoderKLWan:
     """The VAE, from the run folder if it is there."""
     folder = run.folder / "vae"
-    config = json.loads((folder / "config.json").read_text()) if folder.exists() else VAE
+    new = VAE if not run.small else VAE | {"base_dim": 4, "decoder_base_dim": 4}
+    config = json.loads((folder / "config.json").read_text()) if folder.exists() else new
     vae = AutoencoderKLWan(**{k: v for k, v in config.items() if not k.startswith("_")})
     if folder.exists():
         vae.load_state_dict(load_sharded(folder))
@@ -148,7 +149,8 @@ def train_vae(run: Run, span: Span) -> None:
     if run.rank == 0:
         both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
         save_picture(run.folder / "vae.png", both.movedim(2, -1))
-        config = dict(vae.config) if keeps_latents else {"_class_name": "AutoencoderKLWan", **VAE}
+        sizes = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+        config = {"_class_name": "AutoencoderKLWan", **sizes}
         if not keeps_latents:
             mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
             config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
