@@ -1,4 +1,4 @@
-"""A red ring leaves for ten seconds and comes back: memory-dense.mp4, memory-window.mp4.
+"""A red ring leaves for ten seconds and comes back: memory-dense.mp4, -window.mp4 and -keyframes.mp4.
 
 python examples/memory.py
 
@@ -11,7 +11,7 @@ FRAMES = 297
 SWITCHES = [(2.8, "leaves"), (14.8, "comes back")]  # seconds from the start, and the prompt from then on
 
 pipe = dummyforcing.load("tiny-long")
-for policy in ("dense", "window:0,9"):
+for policy in ("dense", "window:0,9", "keyframes"):
     video = pipe.generate(
         "a red ring stays still on a green floor", num_frames=FRAMES, policy=policy, switches=SWITCHES
     )

@@ -1,5 +1,6 @@
 """Small models, random plans, and slow but obvious versions of what the library does fast."""
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,30 +78,55 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 class HeadMemory:
     """Which past frames one head sees, kept as plain lists."""
 
-    def __init__(self, context: HeadContext) -> None:
-        self.context = context
+    def __init__(self, context: HeadContext, chunk: int, looks: "dict[int, Tensor]") -> None:
+        self.context, self.chunk, self.looks = context, chunk, looks
         self.pinned: list[int] = []
+        self.keys: list[int] = []
         self.ring: list[int] = []
 
     @property
     def visible(self) -> set[int]:
-        return {*self.pinned, *self.ring}
+        return {*self.pinned, *self.keys, *self.ring}
 
     def commit(self, frames: Sequence[int]) -> None:
         for frame in frames:
             (self.pinned if frame < self.context.sink else self.ring).append(frame)
-        self._trim()
+        self._trim(frames[-1] - self.chunk - (self.context.recent or 0) if frames else 0)
 
     def convert(self, context: HeadContext) -> None:
-        held = self.pinned + self.ring
+        held = self.pinned + self.keys + self.ring
         self.pinned = [frame for frame in held if frame < context.sink]
         self.ring = [frame for frame in self.ring if frame >= context.sink]
-        self.context = context
-        self._trim()
+        keys, self.keys, self.context = sorted(self.keys), [], context
+        for frame in keys:
+            if frame >= context.sink and context.keys:
+                self._offer(frame)
+        self._trim(-1)
 
-    def _trim(self) -> None:
-        if self.context.recent is not None:
-            self.ring = self.ring[len(self.ring) - min(len(self.ring), self.context.recent) :]
+    def rewind(self, past: int) -> None:
+        self.ring = []
+        self.keys = [frame for frame in self.keys if frame < past]
+        self.pinned = [frame for frame in self.pinned if frame < past]
+
+    def _trim(self, oldest: int) -> None:
+        """Those that leave the ring may become key frames, if they are newer than `oldest`."""
+        if self.context.recent is None:
+            return
+        cut = len(self.ring) - min(len(self.ring), self.context.recent)
+        for frame in self.ring[:cut] if self.context.keys else ():
+            if frame > oldest:
+                self._offer(frame)
+        self.ring = self.ring[cut:]
+
+    def _offer(self, frame: int) -> None:
+        self.keys.append(frame)
+        if len(self.keys) <= self.context.keys:
+            return
+        pairs = itertools.combinations(sorted(self.pinned + self.keys), 2)
+        apart = {
+            (float((self.looks[a] - self.looks[b]).double().norm()), b): b for a, b in pairs if b in self.keys
+        }
+        self.keys.remove(apart[min(apart)])
 
 
 class KeepEverything:
@@ -116,7 +142,12 @@ class KeepEverything:
     ) -> None:
         self.tokens, self.chunk, self.local_attention_size, self.past = tokens, chunk, local_attention_size, 0
         self.grid = grid or (1, tokens)
-        self.memory = [[[HeadMemory(c) for c in row] for row in plan.contexts] for plan in plans]
+        self.looks: list[dict[int, Tensor]] = [{} for _ in plans]
+        """What frames look like, of each sample."""
+        self.memory = [
+            [[HeadMemory(context, chunk, looks) for context in row] for row in plan.contexts]
+            for plan, looks in zip(plans, self.looks, strict=True)
+        ]
         self.k: dict[int, Tensor] = {}
         self.v: dict[int, Tensor] = {}
 
@@ -152,13 +183,19 @@ class KeepEverything:
                 (there if moved else here)[frame] = True
             elif frame < sink:
                 here[frame] = frame >= moved
+            elif frame in head.keys:
+                here[frame] = True
             else:
                 fits = recent is None or frame >= end - recent - self.chunk
                 here[frame] = fits and frame >= moved + (sink if pinned else 0)
         return here + there
 
-    def commit(self, frames: int) -> None:
+    def commit(self, frames: int, latents: Tensor | None = None) -> None:
+        """`latents (B, frames, ...)`: what the frames look like."""
         new = range(self.past, self.past + frames)
+        if latents is not None:
+            for looks, sample in zip(self.looks, latents, strict=True):
+                looks.update(zip(new, sample, strict=True))
         self.past += frames
         for head in self._heads():
             head.commit(new)
@@ -172,8 +209,7 @@ class KeepEverything:
     def rewind(self, frames: int) -> None:
         self.past -= frames
         for head in self._heads():
-            head.ring = []
-            head.pinned = [frame for frame in head.pinned if frame < self.past]
+            head.rewind(self.past)
 
     def jump(self, frame: int) -> None:
         """Frames that are left out hold what nobody may see."""
@@ -186,8 +222,6 @@ class KeepEverything:
 
     def reset(self) -> None:
         self.rewind(self.past)
-        for head in self._heads():
-            head.pinned = []
 
     def _heads(self) -> list[HeadMemory]:
         return [head for sample in self.memory for row in sample for head in row]
@@ -244,12 +278,12 @@ class CheckedCache(KVCache):
 
     oracle: KeepEverything
 
-    def commit(self, frames: int | None = None) -> None:
-        super().commit(frames)
+    def commit(self, frames: int | None = None, latents: Tensor | None = None) -> None:
+        super().commit(frames, latents)
         end = self.frames * self.sizes.tokens_per_frame
         assert len(self.oracle.k) == len(self.layers), "nothing was compared with the oracle"
         assert all(k.shape[1] >= end for k in self.oracle.k.values())
-        self.oracle.commit(self.sizes.chunk_frames if frames is None else frames)
+        self.oracle.commit(self.sizes.chunk_frames if frames is None else frames, latents)
 
     def apply(self, plans: Sequence[Plan]) -> None:
         super().apply(plans)

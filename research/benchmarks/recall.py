@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "dense": ("every head sees the whole past", {"policy": "dense"}),
     "window 0+9": ("every head: the 9 last frames", {"policy": "window:0,9"}),
     "window 3+6": ("every head: 3 first, 6 last frames", {"policy": "window:3,6"}),
+    "key frames 1+4+4": ("every head: the first frame, 4 key frames, 4 last frames", {"policy": "keyframes"}),
     "dummy": ("Dummy Forcing with the model's settings", {"policy": "dummy"}),
     "anchored": ("every role also sees what it leaves out", {"policy": "anchored"}),
     "long": ("the cost of a window of 12: 6 heads see 111 frames", {"policy": f"long:{CAP}"}),

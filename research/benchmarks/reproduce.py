@@ -22,11 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dummyforcing.analysis.head_damage import HeadDamage
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.request import make_request
 from research.studies import removal
+from research.studies.damage import damage_jobs, read_damage
+from research.studies.dense_path import SCORED_CHUNK
 from research.studies.jobs import Job, Record, Workers
 from research.studies.study import LONG_VARIANTS, Run, study_jobs, summarise_run, variants
 from research.world.prompts import benchmark_scenes, return_scenes
@@ -94,17 +97,12 @@ class Study:
             path.mkdir(parents=True, exist_ok=True)
 
     @cached_property
-    def alone(self) -> list[Record]:
-        """What it costs to take away the past of each head alone, on training prompts."""
+    def alone(self) -> HeadDamage:
+        """What it costs to take away the past of each head alone, on training prompts, where it is scored."""
         teller = Teller(np.random.default_rng(0))
         prompts = [teller.tell().scene.prompt for _ in range(self.size.elsewhere)]
-        return self.run(
-            "alone",
-            [
-                Job(f"training prompt {seed}", partial(removal.measure_alone, prompt, seed))
-                for seed, prompt in enumerate(prompts)
-            ],
-        )
+        every_row = replace(make_request(self.files, "any", policy="dummy").policy, rows=None)
+        return read_damage(self.run("alone", damage_jobs(prompts, every_row, (SCORED_CHUNK,))))
 
     def removal(self) -> None:
         """Take the past away from growing shares of the heads, on the dense path."""

@@ -3,7 +3,7 @@
 python -m research.pages [--check]
 
 Pictures of videos and of measurements are made by `python -m research.pages.pictures`, which runs the model,
-`python -m research.pages.realtime`, `python -m research.pages.viewers` and
+`python -m research.pages.realtime`, `python -m research.pages.viewers`, `python -m research.pages.gpus` and
 `python -m research.benchmarks.reproduce`.
 """
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import grimp
 
-from research.pages.making import ROOT, fill, main
-from research.pages.page import table
+from research.pages.making import ROOT, fill, main, table
 from research.pages.svg import QUIET, Picture
 
 PACKAGE = "dummyforcing"

@@ -12,9 +12,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from dummyforcing.cli import COMMANDS, Group, main
-from research.pages.making import ROOT
+from research.pages.making import ROOT, table
 from research.pages.making import main as run
-from research.pages.page import table
 
 PATH = ROOT / "docs" / "reference" / "cli.md"
 WIDTH = 92

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.pages.claims import bench_rows
-from research.pages.page import table
+from research.pages.making import table
 from research.pages.verdicts import against, negated, number
 
 Result = dict[str, Any]

@@ -6,7 +6,8 @@ from statistics import mean
 from typing import Any
 
 from dummyforcing.bench.report import label
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 Result = dict[str, Any]
 

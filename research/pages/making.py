@@ -53,3 +53,9 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}"
     return text
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -17,8 +17,7 @@ from dummyforcing.pipeline.options import (
 )
 from dummyforcing.server.settings import PREFIX, Settings
 from dummyforcing.server.web.metrics import Metrics
-from research.pages.making import ROOT, main
-from research.pages.page import table
+from research.pages.making import ROOT, main, table
 
 PATH = ROOT / "docs" / "reference" / "options.md"
 SETTINGS_PATH = ROOT / "docs" / "reference" / "settings.md"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from research.pages.claims import CLAIMS, Claim, recommendation
+from research.pages.making import table
+from research.pages.policies import section
 from research.pages.saved import SAVED
 from research.pages.verdicts import APART, NONE, number
 
@@ -13,7 +15,7 @@ Result = dict[str, Any]
 
 PICTURES = "images/reproduction"
 PARTS = ("removal", "search", "study", "long")
-OWN = ("head-lists", "recall-5s", "switches", "tiles", "teacache", "snapshots", "guards")
+OWN = ("head-lists", "recall-5s", "recall-keyframes", "switches", "tiles", "teacache", "snapshots", "guards")
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
@@ -113,7 +115,8 @@ def read_results(folder: Path) -> dict[str, Result]:
     paths |= {"speed": folder / "tiny-speed.json", "checkpoints": folder / "checkpoints.json"}
     paths |= {"long-context": folder / "long-context-cpu.json", "teacache": folder / "tiny-teacache.json"}
     paths |= {
-        part: folder / f"{part}.json" for part in ("head-lists", "calibrated-plans", "recall", "recall-5s")
+        part: folder / f"{part}.json"
+        for part in ("head-lists", "calibrated-plans", "policies", "recall", "recall-5s", "recall-keyframes")
     }
     paths |= {part: folder / f"{part}-cpu.json" for part in ("switches", "tiles", "snapshots", "guards")}
     paths |= {f"rows/{path.stem}": path for path in sorted((folder / "rows").glob("*.json"))}
@@ -146,17 +149,13 @@ def page(results: dict[str, Result]) -> str:
     if "long" in results:
         runs = results["long"]["runs"]
         parts.append(f"{LONG}\n![Measures over the length]({PICTURES}/length.png)\n\n{_long(runs)}\n")
+    if "policies" in results:
+        parts.append(section(results["policies"]))
     parts.append(OWN_POLICY)
     if rows := {part: r for part, r in results.items() if part.startswith("rows/")}:
         parts.append(f"{ROWS}\n{_rows(rows)}\n")
     parts.append(_sources(results))
     return "\n".join(parts)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _claims(claims: Sequence[Claim], results: dict[str, Result]) -> str:
@@ -328,6 +327,6 @@ def _sources(results: dict[str, Result]) -> str:
     lines = [
         f"- {source(f'reproduction-{part}' if part in PARTS else part, r)}. {r.get('note', '')}".rstrip()
         for part, r in results.items()
-        if part in (*PARTS, "head-lists", "calibrated-plans", "recall")
+        if part in (*PARTS, "head-lists", "calibrated-plans", "policies", "recall")
     ]
     return "\n".join(["## Sources", "", *lines, ""])

@@ -19,8 +19,7 @@ from dummyforcing.server.live.messages import (
     ServerMessage,
     TrackInfo,
 )
-from research.pages.making import ROOT, main
-from research.pages.page import table
+from research.pages.making import ROOT, main, table
 
 PATH = ROOT / "docs" / "reference" / "realtime.md"
 INTRODUCTION = """# The live protocol

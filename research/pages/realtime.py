@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from dummyforcing.bench.report import label
 from dummyforcing.presets.preset import SIZES
 from dummyforcing.runtime.fused import Fp8
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 Result = dict[str, Any]
 Row = dict[str, Any]

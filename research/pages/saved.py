@@ -6,6 +6,8 @@
 from research.pages.claims import Claim, bench_rows
 from research.pages.verdicts import AGREES, APART, DIFFERS, OPEN, Result
 
+KEY_FRAMES = "key frames 1+4+4"
+
 
 def _longer(results: dict[str, Result]) -> tuple[str, str]:
     rows = bench_rows(results, "bench-long")
@@ -60,6 +62,28 @@ def _equal_cost(results: dict[str, Result]) -> tuple[str, str]:
             gains.append(shares[0] > max(shares[1:]))
     text = f"the same object, long / window 0+9 / window 3+6: {'; '.join(parts)}"
     return text, AGREES if all(gains) else OPEN if any(gains) else DIFFERS
+
+
+def _key_frames(results: dict[str, Result]) -> tuple[str, str]:
+    """Policy `keyframes` against a window of its cost, in one run."""
+    rows = {
+        (row["variant"], row["seconds"], row["enters"]): row for row in results["recall-keyframes"]["rows"]
+    }
+    parts, more = [], []
+    for name, seconds, enters in rows:
+        if name != KEY_FRAMES:
+            continue
+        found = [rows[one, seconds, enters] for one in (KEY_FRAMES, "window 3+6")]
+        shares = [
+            f"{row['color']['right']} of {row['valid']} in color, {row['same']['right']} in all"
+            for row in found
+        ]
+        where = "entering later" if enters else "there at first"
+        parts.append(f"{seconds:g} s, {where}: {shares[0]} (window 3+6: {shares[1]})")
+        # Intervals that do not overlap.
+        more.append(found[0]["color"]["interval"][0] > found[1]["color"]["interval"][1])
+    text = f"the same object after {'; '.join(parts)}"
+    return text, AGREES if all(more) else OPEN if any(more) else DIFFERS
 
 
 def _how_many(results: dict[str, Result]) -> tuple[str, str]:
@@ -174,6 +198,16 @@ SAVED = (
             status: "Nearly all heads of this model look back at the object when it returns, each a little: "
             "six of 96 carry too little of it."
             for status in (DIFFERS, OPEN)
+        },
+    ),
+    Claim(
+        "At equal cost, key frames bring objects back that a window has lost",
+        "-",
+        "recall-keyframes",
+        _key_frames,
+        {
+            AGREES: "Every head sees the same few frames of the past, those least like each other, and gives "
+            "them the attention that it would give to all of it."
         },
     ),
     Claim("How many heads must see far back to remember", "-", "recall-5s", _how_many),

@@ -7,7 +7,8 @@ import torch
 from dummyforcing.bench.plans import plan_of
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.pipeline.request import make_request
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 FAMILIES = ("self-forcing", "causal-forcing", "longlive", "causvid")
 """Those whose buffers an attachment makes much smaller."""
@@ -26,17 +27,23 @@ WAYS = {
 }
 
 
+def beside_one(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What was measured on several GPUs, each with the same on one GPU in the same run."""
+    alone = {
+        (*row["size"], row["policy"], row["fp8"]): row for row in result["configurations"] if row["gpus"] == 1
+    }
+    return [
+        (row, alone[(*row["size"], row["policy"], row["fp8"])])
+        for row in result["configurations"]
+        if row["gpus"] > 1
+    ]
+
+
 def several(results: dict[str, dict[str, Any]]) -> str:
     """One video on several GPUs, beside one of the same card in the same run."""
     rows = []
     for name in RUNS:
-        found = results[name]["configurations"]
-        for row in (one for one in found if one["gpus"] > 1):
-            alone = next(
-                one
-                for one in found
-                if one["gpus"] == 1 and (one["size"], one["fp8"]) == (row["size"], row["fp8"])
-            )
+        for row, alone in beside_one(results[name]):
             rows.append(
                 [
                     NAMES[row["size"][0]],

@@ -7,7 +7,8 @@ import torch
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.server.engine import FULL
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 Result = dict[str, Any]
 

@@ -19,8 +19,8 @@ from dummyforcing.presets.preset import Preset
 from research.pages import viewers as crowds
 from research.pages.front import CHINESE, ENGLISH, figures
 from research.pages.hotpath import speed_page
-from research.pages.making import RESULTS, ROOT, fill, main
-from research.pages.page import page, read_results, source, table
+from research.pages.making import RESULTS, ROOT, fill, main, table
+from research.pages.page import page, read_results, source
 from research.pages.realtime import block, read_speed
 from research.pages.several import FAMILIES, RUNS, attached, saved, several
 from research.pages.sizing import BATCHES, STREAMS, batches, streams

@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from research.benchmarks.viewers import LONG
-from research.pages.page import source, table
+from research.pages.making import table
+from research.pages.page import source
 
 Result = dict[str, Any]
 

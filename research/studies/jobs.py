@@ -8,10 +8,12 @@ Finished jobs are lines of the journal; a job whose name is there does not run a
 """
 
 import json
+import math
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.queues import SimpleQueue
@@ -41,24 +43,26 @@ class Job:
 
 
 class Workers:
-    """Processes with one loaded model each. Arithmetic is float32 without TF32, in one thread per process.
+    """Processes with one loaded model each. Arithmetic is without TF32, in one thread per process.
 
     They start when there is something to do, and end with the `with` block.
     """
 
-    def __init__(self, model: str, devices: Sequence[str], count: int) -> None:
+    def __init__(self, model: str, devices: Sequence[str], count: int, dtype: str | None = "float32") -> None:
         """Get ready.
 
         Args:
             model: Name or folder.
             devices: Taken in turns by the processes.
             count: Processes.
+            dtype: Of the computation; None: as users have it on such a device.
         """
         context = multiprocessing.get_context("spawn")
         queue: SimpleQueue[str] = context.SimpleQueue()
         for device in islice(cycle(devices), count):
             queue.put(device)
-        self._pool = ProcessPoolExecutor(count, context, _start, (model, queue))
+        self._count = count
+        self._pool = ProcessPoolExecutor(count, context, _start, (model, queue, dtype))
 
     def __enter__(self) -> "Workers":
         return self
@@ -66,12 +70,15 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, jobs: Sequence[Job], journal: Path) -> Iterator[tuple[str, Record]]:
+    def run(
+        self, jobs: Sequence[Job], journal: Path, until: float = math.inf
+    ) -> Iterator[tuple[str, Record]]:
         """Run the jobs that the journal does not hold yet.
 
         Args:
             jobs: In the order in which they start.
             journal: File of finished jobs, one JSON object per line; its folder must exist.
+            until: When no more jobs are begun, by `time.monotonic`; those in hand are finished.
 
         Yields:
             Name and result of every job, those of the journal first, the others as they finish.
@@ -79,13 +86,22 @@ class Workers:
         names = {job.name for job in jobs}
         done = {name: result for name, result in read_journal(journal) if name in names}
         yield from done.items()
-        futures = {self._pool.submit(_work, job): job.name for job in jobs if job.name not in done}
+        waiting = iter([job for job in jobs if job.name not in done])
+        futures: dict[Future[Record], str] = {}
+
+        def begin(count: int) -> None:
+            for job in islice(waiting, count if time.monotonic() <= until else 0):
+                futures[self._pool.submit(_work, job)] = job.name
+
+        begin(self._count)  # no more at a time: what the pool has cannot be taken back
         with journal.open("a", encoding="utf-8") as file:
-            for future in as_completed(futures):
-                name, result = futures.pop(future), future.result()
-                file.write(to_json({"job": name, "result": result}) + "\n")
-                file.flush()
-                yield name, result
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    name, result = futures.pop(future), future.result()
+                    begin(1)
+                    file.write(to_json({"job": name, "result": result}) + "\n")
+                    file.flush()
+                    yield name, result
 
 
 def read_journal(journal: Path) -> list[tuple[str, Record]]:
@@ -100,7 +116,7 @@ def read_journal(journal: Path) -> list[tuple[str, Record]]:
     return [(entry["job"], entry["result"]) for entry in entries]
 
 
-def _start(model: str, queue: "SimpleQueue[str]") -> None:
+def _start(model: str, queue: "SimpleQueue[str]", dtype: str | None) -> None:
     """Load the model in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # after Ctrl-C nobody waits for the job in hand
     torch.set_num_threads(1)
@@ -108,7 +124,7 @@ def _start(model: str, queue: "SimpleQueue[str]") -> None:
     device = queue.get()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # else every process would also take memory of the first GPU
-    _loaded.append(load(model, device=device, torch_dtype="float32"))
+    _loaded.append(load(model, device=device, torch_dtype=dtype))
 
 
 def _work(job: Job) -> Record:

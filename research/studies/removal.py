@@ -3,11 +3,12 @@
 Free rollouts diverge chaotically, so their errors say little. Here a dense rollout runs undisturbed; each of
 its denoising calls is asked again, with the same noisy latents and the same history, but with less of the
 past for some heads. The damage is the mean squared change of x0, relative to the variance of x0.
+
+Heads one at a time are measured by `analysis/head_damage.py`; here it is sets of heads, which need a mask.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dummyforcing.analysis.head_damage import HeadDamage
 from dummyforcing.evaluation.bootstrap import bootstrap
-from dummyforcing.method.criteria import CURRENT_THRESHOLD, Role, choose_dummies
+from dummyforcing.method.criteria import CURRENT_THRESHOLD, choose_dummies
 from dummyforcing.method.plan import Plan
 from dummyforcing.method.policy import Policy
-from dummyforcing.method.programming import assign_roles, make_plan
+from dummyforcing.method.programming import make_plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from research.studies.dense_path import SCORED_CHUNK, DenseCall, DensePath, open_path
 from research.studies.jobs import Record
@@ -56,49 +58,30 @@ def damages(path: DensePath, call: DenseCall, removed: Sequence[Sequence[int]], 
     return (torch.cat(errors) / call.x0.double().var(correction=0)).cpu()
 
 
-def measure_alone(prompt: str, seed: int, pipeline: DummyForcingPipeline) -> Record:
-    """What it costs to take away the past of each head alone, in the chunk in which heads are scored.
-
-    Returns:
-        `alone`: the damage per head, through all layers, mean over the chunk's calls; and `scores`: where the
-        heads look, `(layers, heads, 3)`.
-    """
-    path = open_path(pipeline, prompt, seed)
-    alone = _alone(path, [call for call in path.calls(SCORED_CHUNK + 1) if call.chunk == SCORED_CHUNK])
-    return {"alone": alone.tolist(), "scores": path.scores()["denoise"].tolist()}
-
-
 def _alone(path: DensePath, calls: Sequence[DenseCall]) -> Tensor:
+    """Sets of one head each, on a path that was run anyway: what `head_damage` gives of the same video."""
     config = path.model.config
     every = [[head] for head in range(config.num_layers * config.num_heads)]
     return torch.stack([damages(path, call, every, 0) for call in calls]).mean(0)
 
 
-def fixed_plans(results: Sequence[Record], policy: Policy) -> dict[str, Plan]:
+def fixed_plans(damage: HeadDamage, policy: Policy) -> dict[str, Plan]:
     """Two plans for all videos, from the means over some videos.
 
     Args:
-        results: From `measure_alone`.
+        damage: Of each head's removal alone, on these videos.
         policy: Tells the number of dummy heads, the contexts, and how the other heads are sorted.
 
     Returns:
         `mass plan`, by the policy; in `measured plan` the dummy heads are those that alone cost least.
     """
-    scores = torch.tensor([result["scores"] for result in results]).mean(0)
-    by_mass = make_plan(policy, scores, SCORED_CHUNK)
-    ranking, width = measured_ranking(results), scores.shape[1]
-    dummies = set(ranking[: policy.dummy_heads(len(ranking))])
-    roles = tuple(
-        tuple(Role.DUMMY if layer * width + head in dummies else role for head, role in enumerate(row))
-        for layer, row in enumerate(assign_roles(scores, 0))
-    )
-    return {"mass plan": by_mass, "measured plan": replace(by_mass, roles=roles, policy="measured")}
+    by_mass = make_plan(policy, damage.scores, damage.settings.chunks[0], damage.settings.fingerprint)
+    return {"mass plan": by_mass, "measured plan": damage.plan(policy)}
 
 
-def measured_ranking(results: Sequence[Record]) -> list[int]:
-    """All heads, those that alone cost least first, mean over some videos."""
-    mean = np.mean([result["alone"] for result in results], 0)
-    return [int(head) for head in mean.argsort(kind="stable")]
+def measured_ranking(damage: HeadDamage) -> list[int]:
+    """All heads, those that alone cost least first."""
+    return [int(head) for head in damage.damage.flatten().argsort(stable=True)]
 
 
 def orders(scores: dict[str, Tensor], alone: Tensor, elsewhere: list[int], seed: int) -> dict[str, list[int]]:

@@ -22,7 +22,7 @@ from dummyforcing.method.policy import Policy
 from dummyforcing.pipeline.outputs import Video
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import make_request
-from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME
+from dummyforcing.presets.preset import PIXEL_FRAMES_PER_FRAME, Preset
 from research.studies.jobs import Job, Record
 
 LONG_VARIANTS = ("dense", "window 3+6", "window 1+1", "dummy", "anchored", "mass plan", "measured plan")
@@ -59,20 +59,26 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(SceneMeasures):
-    """All that is known of one video; the same noise made all the rows of one pair of scene and seed."""
+    """All that is known of one video by itself."""
 
     semantic: float
     """Mean of the verdicts on color, shape, motion and count."""
+    past_frames: float
+    """Past frames that a head sees in the last chunk, mean over heads: the cost."""
+    cache_bytes: float
+    """Of the KV cache at the end; of the whole batch."""
+    dummies: int
+    """Heads with the role."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRow(Row):
+    """One video beside the dense one that the same noise made."""
+
     psnr: float | None
     """To the dense video, dB; None for the dense video itself."""
     ssim: float | None
     """To the dense video; None for the dense video itself."""
-    past_frames: float
-    """Past frames that a head sees in the last chunk, mean over heads: the cost."""
-    cache_bytes: float
-    """Of the KV cache at the end."""
-    dummies: int
-    """Heads with the role."""
 
 
 def variants(files: ModelFiles, plans: Mapping[str, Plan], seed: int = 0) -> dict[str, Variant]:
@@ -154,7 +160,7 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: DummyForci
     Returns:
         `first`, the number of the first pair, and per variant one row per scene, as dicts.
     """
-    prompts = [scene.prompt for scene in scenes]
+    prompts, preset = [scene.prompt for scene in scenes], pipeline.files.preset
     table = variants(pipeline.files, run.plans, seed)
     dense = pipeline.generate(prompts, num_frames=run.frames, seed=seed, policy="dense")
     rows = {}
@@ -163,25 +169,31 @@ def make_rows(scenes: Sequence[Scene], seed: int, run: Run, pipeline: DummyForci
         if name != "dense":
             videos = pipeline.generate(prompts, num_frames=run.frames, seed=seed, **table[name].options)
         rows[name] = [
-            asdict(make_row(video, scene, None if video is reference else reference.frames, pipeline))
+            asdict(compared(video, scene, None if video is reference else reference.frames, preset))
             for video, scene, reference in zip(videos, scenes, dense, strict=True)
         ]
     return {"first": seed, "rows": rows}
 
 
-def make_row(video: Video, scene: Scene, reference: Frames | None, pipeline: DummyForcingPipeline) -> Row:
+def compared(video: Video, scene: Scene, reference: Frames | None, preset: Preset) -> PairedRow:
     """Measure one video, and compare it with the dense one of the same pair."""
-    preset = pipeline.files.preset
-    found = asdict(measure_scene(video.frames, scene, preset.chunk_frames, preset.fps)) | {"reasons": ()}
     # One pixel frame of each latent frame is enough, and four times as fast.
     each = slice(None, None, PIXEL_FRAMES_PER_FRAME)
     fidelity = None if reference is None else compare(video.frames[each], reference[each])
+    return PairedRow(
+        **asdict(make_row(video, scene, preset)),
+        psnr=fidelity.psnr if fidelity else None,
+        ssim=fidelity.ssim if fidelity else None,
+    )
+
+
+def make_row(video: Video, scene: Scene, preset: Preset) -> Row:
+    """Measure one video."""
+    found = asdict(measure_scene(video.frames, scene, preset.chunk_frames, preset.fps)) | {"reasons": ()}
     past = preset.latent_frames(len(video.frames)) - preset.chunk_frames
     return Row(
         **found,
         semantic=float(np.mean([found[name] for name in ("color", "shape", "motion", "count")])),
-        psnr=fidelity.psnr if fidelity else None,
-        ssim=fidelity.ssim if fidelity else None,
         past_frames=past_frames(video.plan, past),
         cache_bytes=float(video.cache_bytes),
         dummies=video.plan.counts.get(Role.DUMMY, 0),
@@ -200,7 +212,7 @@ def summarise_run(run: Run, results: Sequence[Record], files: ModelFiles) -> Rec
     Videos of one prompt are not independent: each prompt counts as one value.
     """
     results = sorted(results, key=lambda result: int(result["first"]))
-    rows = {name: [Row(**row) for r in results for row in r["rows"][name]] for name in run.variants}
+    rows = {name: [PairedRow(**row) for r in results for row in r["rows"][name]] for name in run.variants}
     prompts = [run.scenes[pair % len(run.scenes)].prompt for pair in range(len(rows["dense"]))]
     table = variants(files, run.plans)
     return {

@@ -15,7 +15,7 @@ from tests.oracles import KeepEverything, random_plan
 HEAD_DIM = 8
 
 
-def make_cache(plans, tokens=1, chunk=3, frames=None, local_attention_size=None):
+def make_cache(plans, tokens=1, chunk=3, frames=None, local_attention_size=None, has_keys=False):
     return KVCache(
         plans,
         head_dim=HEAD_DIM,
@@ -23,15 +23,16 @@ def make_cache(plans, tokens=1, chunk=3, frames=None, local_attention_size=None)
         chunk_frames=chunk,
         frames=frames,
         local_attention_size=local_attention_size,
+        has_keys=has_keys,
     )
 
 
 class Both:
     """The cache and the oracle, driven alike."""
 
-    def __init__(self, plans, tokens=1, chunk=3, local_attention_size=None, frames=None):
+    def __init__(self, plans, tokens=1, chunk=3, local_attention_size=None, frames=None, has_keys=False):
         torch.manual_seed(0)
-        self.cache = make_cache(plans, tokens, chunk, frames, local_attention_size)
+        self.cache = make_cache(plans, tokens, chunk, frames, local_attention_size, has_keys)
         self.oracle = KeepEverything(plans, tokens, chunk, local_attention_size)
         self.layers, self.heads = len(plans[0].contexts), len(plans[0].contexts[0])
 
@@ -48,8 +49,9 @@ class Both:
             torch.testing.assert_close(attend(q_turned, groups), expected, atol=2e-5, rtol=0)
 
     def commit(self, frames):
-        self.cache.commit(frames)
-        self.oracle.commit(frames)
+        latents = torch.randn(self.cache.sizes.batch, frames, 2, 1, 2)  # nobody's are as far apart as others'
+        self.cache.commit(frames, latents)
+        self.oracle.commit(frames, latents)
 
     def apply(self, plans):
         self.cache.apply(plans)

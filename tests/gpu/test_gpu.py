@@ -48,7 +48,7 @@ def test_a_sampler_gives_what_the_cpu_gives(policy: str) -> None:
     torch.testing.assert_close(latents[1], latents[0], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3", "keyframes:1,2,2"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.usefixtures("exact_float32")
 def test_the_fused_path_gives_what_the_plain_one_gives(policy: str, batch: int) -> None:
@@ -91,7 +91,7 @@ def test_heads_are_classified_again_among_recorded_graphs(batch: int) -> None:
     torch.testing.assert_close(videos[1], videos[0], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3"])
+@pytest.mark.parametrize("policy", ["dense", "dummy", "window:1,3", "keyframes:1,2,2"])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_samplers_go_on_from_a_state(policy: str, fused: bool, tmp_path: Path) -> None:
     """Bit by bit, from before the classification and from among recorded graphs, new prompt included."""

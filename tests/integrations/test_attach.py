@@ -882,6 +882,7 @@ def test_options_that_do_not_go_together():
         ({"plan": {}}, "plan={}"),
         ({"plan": Path("nowhere.json")}, "nowhere.json cannot be read"),
         ({"policy": None}, "policy=None"),
+        ({"policy": "keyframes"}, "no key frames"),
         ({"dummy_fraction": "x"}, "no number"),
         ({"engine": "fused", "teacache": "0.2"}, "by a threshold only"),
         ({"preset": "rolling-forcing"}, "has sampler 'rolling'"),

@@ -19,6 +19,7 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli.flags import FlagsOf, Given, command
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.media.video import write_mp4
+from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.option import documented, option
 from dummyforcing.pipeline.options import (
     REFUSED,
@@ -401,6 +402,19 @@ def test_options_of_a_preset_reach_every_method(model_folder: Path, tmp_path: Pa
 def of_preset(model_folder: Path, **changes: Any) -> ModelFiles:
     files = ModelFiles.open(model_folder)
     return replace(files, preset=replace(files.preset, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"sampler": "rolling"}, "writes its past again"), ({"local_attention_size": 12}, "spans 12 frames")],
+)
+def test_a_model_that_cannot_keep_key_frames(model_folder: Path, changes: dict[str, Any], why: str) -> None:
+    files = of_preset(model_folder, **changes)
+    plan = Plan.uniform(files.config.num_layers, files.config.num_heads, HeadContext(1, 3, 2))
+    for options in ({"policy": "keyframes"}, {"plan": plan}):
+        with pytest.raises(BadRequest, match=why):
+            make_request(files, PROMPT, num_frames=33, **options)
+    make_request(of_preset(model_folder), PROMPT, num_frames=33, policy="keyframes:1,2,3")
 
 
 def test_a_rolling_model_makes_no_video_from_another(model_folder: Path, tmp_path: Path) -> None:

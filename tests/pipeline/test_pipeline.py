@@ -268,7 +268,7 @@ def test_empty_prompt(pipeline: DummyForcingPipeline, prompt: str | list[str]) -
         pipeline.stream(prompt)
 
 
-@pytest.mark.parametrize("policy", ["dense", "window:1,2", "plan"])
+@pytest.mark.parametrize("policy", ["dense", "window:1,2", "keyframes:1,2,3", "plan"])
 def test_estimate_of_the_cache_is_exact(pipeline: DummyForcingPipeline, policy: str) -> None:
     plan = pipeline.generate(PROMPT, num_frames=21).plan if policy == "plan" else None
     request = make_request(

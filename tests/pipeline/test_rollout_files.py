@@ -169,6 +169,7 @@ CASES = {
     "teacache": Case(options={"teacache": (1,)}),
     "other first steps": Case({"first_schedule": ScheduleArgs((1000, 700, 300), 5)}),
     "long": Case(options={"policy": "long:6", "budget": "window:6"}),
+    "key frames": Case(options={"policy": "keyframes:1,1,1"}, prompt=(PROMPT, OTHER), points=(2, 3, 4)),
     "generator": Case(options={"generator": lambda: torch.Generator().manual_seed(9)}),
     "embeds": Case(options={"prompt_embeds": embeds}, prompt=None),
 }

@@ -14,7 +14,7 @@ from dummyforcing.pipeline.pipeline import load
 from dummyforcing.runtime.apart import run_apart
 
 PROMPTS = ["a red ball", "a blue cube spins", "a red cube on a green floor", "a ball"]
-POLICIES = ["dummy", "dense", "window:1,2", "anchored"]
+POLICIES = ["dummy", "dense", "window:1,2", "keyframes:1,1,1", "anchored"]
 
 
 def test_every_thread_gets_its_video(model_folder: Path) -> None:

@@ -14,7 +14,8 @@ from dummyforcing.pipeline.pipeline import load
 from dummyforcing.pipeline.request import make_request
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.schedule import make_schedule
-from research.studies import removal
+from research.studies import dense_path, removal
+from research.studies.damage import damage_jobs, read_damage
 from research.studies.dense_path import DensePath
 from tests.conftest import write_model
 from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt, small_text
@@ -175,21 +176,37 @@ def test_search_finds_the_known_optimum(pipeline):
     assert len({tuple(one["heads"]) for one in found["sets"]}) > 1
 
 
-def test_damage_alone_makes_a_plan(pipeline):
-    results = [removal.measure_alone(PROMPT, seed, pipeline) for seed in (0, 1)]
-    assert len(results[0]["alone"]) == 12
-    assert min(results[0]["alone"]) > 0
+@pytest.fixture(scope="module")
+def damage(pipeline):
+    """Of two videos, in the chunk in which heads are scored, by every row."""
+    policy = dataclasses.replace(parse_policy("dummy"), rows=None)
+    jobs = damage_jobs([PROMPT, "a blue cube"], policy, (1,))
+    return read_damage(json.loads(json.dumps([job.work(pipeline) for job in jobs])))
+
+
+def test_damage_of_a_head_is_that_of_a_set_of_one(pipeline, damage):
+    path = dense_path.open_path(pipeline, PROMPT, 0)
+    calls = [call for call in path.calls(2) if call.chunk == 1]
+    every = [[head] for head in range(12)]
+    expected = torch.stack([removal.damages(path, call, every, 0) for call in calls]).mean(0)
+    video = damage.videos[0]
+    torch.testing.assert_close(video.damages[0].flatten(), expected, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(video.scores, path.scores()["denoise"], rtol=0, atol=1e-5)
+
+
+def test_damage_alone_makes_a_plan(pipeline, damage):
+    assert damage.damage.shape == (3, 4)
+    assert damage.damage.min() > 0
     policy = make_request(pipeline.files, PROMPT, policy="dummy").policy
-    plans = removal.fixed_plans(results, policy)
-    plan = plans["measured plan"]
-    mean = [sum(pair) / 2 for pair in zip(results[0]["alone"], results[1]["alone"], strict=True)]
-    cheapest = sorted(range(12), key=mean.__getitem__)[:6]
-    flat = [role for row in plan.roles for role in row]
-    assert sorted(i for i, role in enumerate(flat) if role == Role.DUMMY) == sorted(cheapest)
-    scores = torch.tensor([result["scores"] for result in results]).mean(0)
-    sorted_roles = [role for row in assign_roles(scores, 0) for role in row]
+    plans = removal.fixed_plans(damage, policy)
+    mean = [float(x) for x in sum(video.damages[0].flatten() for video in damage.videos)]
+    ranking = sorted(range(12), key=mean.__getitem__)
+    assert removal.measured_ranking(damage) == ranking
+    flat = [role for row in plans["measured plan"].roles for role in row]
+    assert sorted(i for i, role in enumerate(flat) if role == Role.DUMMY) == sorted(ranking[:6])
+    sorted_roles = [role for row in assign_roles(damage.scores, 0) for role in row]
     assert all(role in (Role.DUMMY, by_mass) for role, by_mass in zip(flat, sorted_roles, strict=True))
-    assert plans["mass plan"].roles == assign_roles(scores, 6)
+    assert plans["mass plan"].roles == assign_roles(damage.scores, 6)
 
 
 def test_summary_of_constructed_damages():

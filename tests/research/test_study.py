@@ -14,8 +14,10 @@ from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.evaluation.world.measures import SceneMeasures
 from dummyforcing.method.criteria import choose_dummies
 from dummyforcing.method.plan import HeadContext, Plan
+from dummyforcing.method.policy import parse_policy
 from dummyforcing.pipeline.pipeline import load
-from research.studies import removal, study
+from research.studies import study
+from research.studies.damage import damage_jobs
 from research.studies.jobs import Job, Workers, read_journal
 from research.world.world import prompt_scene
 from tests.conftest import write_model
@@ -138,16 +140,19 @@ def test_summary_pairs_videos_and_counts_prompts_once():
 @pytest.mark.slow
 def test_jobs_go_on_where_they_stopped(pipeline, folder, tmp_path):
     """The first job is done, the second was cut off while its line was written."""
-    jobs = [Job(f"job {i}", partial(removal.measure_alone, "a red ball", i)) for i in range(3)]
+    jobs = damage_jobs(["a red ball"] * 3, parse_policy("dummy"), (1,))
+    kept, cut, last = (job.name for job in jobs)
     journal = tmp_path / "journal.jsonl"
-    journal.write_text('{"job": "job 0", "result": "kept"}\n{"job": "job 1", "resu')
+    journal.write_text(f'{{"job": "{kept}", "result": "kept"}}\n{{"job": "{cut}", "resu')
     with Workers(str(folder), ["cpu"], 1) as workers:
         found: dict[str, Any] = dict(workers.run(jobs, journal))
-    assert found["job 0"] == "kept"
-    for seed in (1, 2):
-        expected = removal.measure_alone("a red ball", seed, pipeline)
-        assert found[f"job {seed}"]["alone"] == pytest.approx(expected["alone"], rel=1e-3)
+    assert found[kept] == "kept"
+    for job in jobs[1:]:
+        assert np.array(found[job.name]["damage"]) == pytest.approx(
+            np.array(job.work(pipeline)["damage"]), rel=1e-3
+        )
     assert dict(read_journal(journal)) == found
+    assert last in found
 
 
 def test_finished_jobs_need_no_process(tmp_path):

@@ -14,7 +14,7 @@ from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.samplers import SAMPLERS
 from tests.oracles import SCHEDULE, SHAPE, random_plan, small_model, small_prompt
 
-POLICIES = ["dense", "window:1,2", "dummy", "anchored", "long:12", "official"]
+POLICIES = ["dense", "window:1,2", "keyframes:1,2,2", "dummy", "anchored", "long:12", "official"]
 
 
 def rollout(model, policy="dummy", *, loop="block", batch=1, frames=18, change=None, **options):

@@ -46,6 +46,9 @@ CASES: dict[str, Case] = {
     "plan change in a batch": {"plan": 6, "other": 7, "batch": 2},
     "fork": {"fork": 3},
     "saved and loaded": {"save": 3},
+    "key frames": {"policy": "keyframes:1,2,2", "batch": 2},
+    "key frames, prompt change": {"policy": "keyframes:1,2,2", "change": 4, "recache_frames": 3},
+    "key frames, saved and loaded": {"policy": "keyframes:1,2,2", "batch": 2, "save": 4},
     "saved and loaded, a batch": {"save": 3, "batch": 2, "policy": "anchored"},
 }  # fmt: skip
 

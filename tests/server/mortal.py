@@ -23,6 +23,8 @@ class Mortal(LocalReplica):
     def __init__(self, pipeline: DummyForcingPipeline) -> None:
         super().__init__(pipeline)
         self._lost = asyncio.Event()
+        self._goes = asyncio.Event()
+        self._goes.set()
         self.snapshots = 0
         self.holds_from = sys.maxsize
         """The first chunk whose pixels never come."""
@@ -31,6 +33,8 @@ class Mortal(LocalReplica):
         task, lost = asyncio.ensure_future(work), asyncio.ensure_future(self._lost.wait())
         try:
             await asyncio.wait([task, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not self._goes.is_set():
+                await asyncio.wait([lost])
             if self._lost.is_set():
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
                 raise ReplicaLost("it was killed")
@@ -69,6 +73,15 @@ class Mortal(LocalReplica):
         """Be lost; in the event loop."""
         self._lost.set()
 
+    async def close(self) -> None:
+        await super().close()
+        if not self._goes.is_set():
+            self.kill()  # as a process that is ended
+
+    def hang(self) -> None:
+        """Return nothing any more; in the event loop."""
+        self._goes.clear()
+
 
 class Mortals:
     """Replicas that take part from the beginning, and others that a test adds."""
@@ -98,6 +111,11 @@ class Mortals:
         """Have one more take part."""
         self._loop.call_soon_threadsafe(self._add)
 
-    def kill(self, replica: Mortal) -> None:
-        """Lose one."""
-        replica.loop.call_soon_threadsafe(replica.kill)
+    def kill(self, *replicas: Mortal) -> None:
+        """Lose some, at once."""
+        for replica in replicas:
+            self._loop.call_soon_threadsafe(replica.kill)
+
+    def hang(self, replica: Mortal) -> None:
+        """Have one return nothing any more."""
+        self._loop.call_soon_threadsafe(replica.hang)

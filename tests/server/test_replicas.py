@@ -186,6 +186,87 @@ def test_branches_and_ways_back_outlive_a_loss(pipeline: DummyForcingPipeline) -
                 assert chunk.segment == fragment(frames[first : first + chunk.about.frames], first, 16)
 
 
+@pytest.mark.parametrize("is_done", [False, True], ids=["going", "done"])
+@pytest.mark.parametrize("what", ["branch", "rewind"])
+def test_one_can_go_back_right_after_a_loss(pipeline: DummyForcingPipeline, what: str, is_done: bool) -> None:
+    """To any chunk after the snapshot: it is made again first, though the video rests."""
+    with several(pipeline, 2, snapshot=3) as (server, replicas), watching(server) as live:
+        chunks: dict[int, LiveChunk] = {}
+        start, back, length = live.start(RED, num_frames=105, seed=5), 7, 9
+        for chunk in start:
+            chunks[chunk.index] = chunk
+            if chunk.index == 7 and not is_done:
+                live.pause()
+                break
+        assert len(chunks) == (length if is_done else 8)
+        (track,) = session_of(server, live).tracks.values()
+        until(lambda: track.kept and track.keeping is None)
+        lost = replica_of(server, live)
+        replicas.kill(lost)
+        if what == "branch":
+            assert live.branch(back, GREEN) == 1
+        else:
+            live.rewind(back)
+        live.resume()
+        number = 1 if what == "branch" else 0
+        again = {chunk.index: chunk for chunk in live.chunks((number,)) if chunk.track == number}
+        assert replica_of(server, live) is not lost
+        assert sorted(again) == [8]
+        switches = [(93 / 16, GREEN)] if what == "branch" else []
+        frames = pipeline.generate(RED, num_frames=105, seed=5, switches=switches).frames
+        assert again[8].segment == fragment(frames[93:105], 93, 16)
+
+
+def test_several_are_lost_at_once(pipeline: DummyForcingPipeline) -> None:
+    """A video and a job on each of them; all go on where there is a replica left."""
+    with several(pipeline, 3, snapshot=2) as (server, replicas), watching(server) as live:
+        ids = [create(server, num_frames=141, seed=seed) for seed in (1, 2)]
+        chunks = []
+        for chunk in live.start(RED, num_frames=69, seed=6):
+            chunks.append(chunk)
+            if chunk.index == 2:
+                mine = replica_of(server, live)
+                other = next(one for one in replicas.all if one is not mine)
+                replicas.kill(mine, other)
+        check(chunks, pipeline.generate(RED, num_frames=69, seed=6).frames)
+        until(lambda: all(state(server, id)["status"] == "completed" for id in ids), 60)
+        assert len(server.parts.fleet.engines) == 1
+        assert "dummyforcing_lost_replicas_total 2.0" in httpx2.get(f"{server.url}/metrics").text
+
+
+def test_who_leaves_a_replica_that_hangs_is_not_kept(pipeline: DummyForcingPipeline) -> None:
+    """A client who stops, a job that is deleted: neither waits until the loss is noticed."""
+    with several(pipeline, 1, max_sessions=1) as (server, replicas), bare(server) as socket:
+        id = create(server, num_frames=4797)
+        until(lambda: id in server.parts.jobs._running and server.parts.jobs._running[id].job)
+        say(socket, type="start", prompt=RED)
+        hear(socket, "chunk")
+        replicas.hang(replicas.all[0])
+        start = time.monotonic()
+        say(socket, type="stop")
+        assert hear(socket, "done")["reason"] == "stopped"
+        assert httpx2.delete(f"{server.url}/v1/videos/{id}").status_code == 200
+        assert time.monotonic() - start < 5
+        until(lambda: not server.parts.fleet.engines[0].users)
+        replicas.kill(replicas.all[0])
+        replicas.add()
+        say(socket, type="start", prompt=RED)
+        assert hear(socket, "chunk")["index"] == 0
+
+
+def test_a_server_ends_though_a_replica_hangs(pipeline: DummyForcingPipeline) -> None:
+    with several(pipeline, 1) as (server, replicas), bare(server) as socket:
+        say(socket, type="start", prompt=RED)
+        hear(socket, "chunk")
+        replicas.hang(replicas.all[0])
+        say(socket, type="ack", chunk=0)
+        time.sleep(0.5)
+        start = time.monotonic()
+        server.stop()
+        assert hear(socket, "done")["reason"] == "shutdown"
+    assert time.monotonic() - start < 15
+
+
 def test_a_loss_while_nothing_is_made_is_noticed(pipeline: DummyForcingPipeline) -> None:
     with several(pipeline, 2, snapshot=2) as (server, replicas), watching(server) as live:
         chunks = []
@@ -230,6 +311,22 @@ def test_a_client_that_is_away_when_its_replica_is_lost(pipeline: DummyForcingPi
         with bare(server) as again:
             say(again, type="start", session=name, last={0: first["number"]})
             assert hear(again, "ready")["is_back"]
+            assert [hear(again, "chunk")["index"] for _ in range(2)] == [1, 2]
+
+
+def test_a_client_that_comes_back_while_it_waits_for_a_replica(pipeline: DummyForcingPipeline) -> None:
+    with several(pipeline, 1, snapshot=2) as (server, replicas), bare(server) as socket:
+        say(socket, type="start", prompt=RED, seed=8, num_frames=45)
+        name = hear(socket, "ready")["session"]
+        first = hear(socket, "chunk")
+        replicas.kill(replicas.all[0])
+        assert hear(socket, "queued")["place"] == 1
+        socket.close()
+        with bare(server) as again:
+            say(again, type="start", session=name, last={0: first["number"]})
+            assert hear(again, "ready")["is_back"]
+            assert hear(again, "queued")["place"] == 1
+            replicas.add()
             assert [hear(again, "chunk")["index"] for _ in range(2)] == [1, 2]
 
 

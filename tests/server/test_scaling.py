@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from dummyforcing.errors import BadRequest, NotEnoughMemory, UserError
+from dummyforcing.integrations.ray import machines
 from dummyforcing.integrations.ray.cluster import Node
 from dummyforcing.integrations.ray.machines import Machines, Process, ProcessLost
 from dummyforcing.pipeline.options import LoadOptions
@@ -18,6 +19,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.server import ray_replicas
 from dummyforcing.server.fleet import TRIES
 from dummyforcing.server.ray_replicas import RayReplicas
+from dummyforcing.server.web.problems import Problem
 from tests.integrations.ray.test_cluster import Known
 from tests.server.mortal import Mortal
 from tests.server.serving import Serving, serving
@@ -40,8 +42,13 @@ class Pretended(Process):
             if self.node.id in world.busy:
                 await asyncio.sleep(3600)
             return os.getpid()
+        if name == "pulse":
+            return await asyncio.sleep(3600 if self.node.id in world.silent else 0)
         assert name == "load"
         world.loads.append(self.node.id)
+        if self.node.id in world.silent:
+            await asyncio.sleep(3600)
+        await asyncio.sleep(world.slow)
         if self.node.id in world.faults:
             raise world.faults[self.node.id]
         return Mortal(world.pipeline).facts
@@ -60,6 +67,8 @@ class World:
         self.begun = self.ended = 0
         self.faults: dict[str, Exception] = {}
         self.busy: set[str] = set()
+        self.silent: set[str] = set()
+        self.slow = 0.0
 
     def begin(self, machines: Machines, node: Node, *args: Any) -> Process:
         self.begun += 1
@@ -73,7 +82,7 @@ class World:
         files = self.pipeline.files
         request = Mortal(self.pipeline).facts.request("a video", {"num_frames": None})
         cluster = Known(*(sizes or [(4, 0)] * 4))
-        return RayReplicas(cluster, files, LoadOptions(), (least, most), request)
+        return RayReplicas(cluster, files, LoadOptions(), (least, most), request, 5)
 
 
 @pytest.fixture
@@ -156,6 +165,22 @@ def test_as_many_as_are_asked_for(world: World) -> None:
         assert (len(ready(server)), world.begun) == (2, 3)
 
 
+def test_a_queue_that_cannot_be_read_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether further replicas are needed is asked every second; the server outlives a full disk."""
+
+    async def fails() -> int:
+        raise Problem(503, "storage", "The database fails.")
+
+    with scaled(world, 1, 3) as server:
+        with monkeypatch.context() as failing:
+            failing.setattr(server.parts.store, "queued", fails)
+            failing.setattr(server.parts.store, "next_queued", fails)
+            time.sleep(10 * LOOK)
+        assert not server.parts.has_failed
+        id = create(server, num_frames=21)
+        until(lambda: state(server, id)["status"] == "completed")
+
+
 def test_a_machine_where_nothing_can_be_loaded_is_left_alone(world: World) -> None:
     with scaled(world, 1, 4) as server:
         world.faults = {"1": NotEnoughMemory("It is too large", "take another one"), "2": ProcessLost("dead")}
@@ -189,6 +214,19 @@ def test_the_first_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.faults, world.busy = {}, {"0"}
     with pytest.raises(UserError, match=r"gives a replica no core of 127.0.0.1 .*; end what else uses it"):
         world.make(1, 1).start()
+
+
+def test_a_process_that_hangs_while_it_loads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and another one begins; one that answers may load for as long as it likes."""
+    monkeypatch.setattr(machines, "BEAT", 0.02)
+    monkeypatch.setattr(ray_replicas, "LOADING", 0.2)
+    world.silent = {"0"}
+    with pytest.raises(UserError, match="outlives to load the model: it has answered nothing for 0 s"):
+        world.make(1, 1).start()
+    assert world.ended == world.begun == TRIES
+
+    world.silent, world.slow = set(), 0.5
+    world.make(1, 1).start()
 
 
 def test_where_there_is_room(world: World) -> None:

@@ -16,8 +16,8 @@ HeadPolicy = io.Custom("DF_POLICY")
 
 POLICY_TIP = (
     "Which past frames the attention heads see. dummy: by their roles (Dummy Forcing); anchored: one frame "
-    "more each; long: some of them far back; official: as the public code; dense: all; native: as the model "
-    "was trained."
+    "more each; long: some of them far back; keyframes: those least like each other; official: as the public "
+    "code; dense: all; native: as the model was trained."
 )
 PLAN_TIP = "A head plan to use from the first chunk on. Without one, the policy finds it on the way."
 

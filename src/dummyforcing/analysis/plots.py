@@ -109,7 +109,7 @@ def _describe(context: HeadContext) -> str:
         return "all past frames"
     parts = [
         f"the {which} frame" if count == 1 else f"the {which} {count} frames"
-        for which, count in (("first", context.sink), ("last", context.recent))
+        for which, count in (("first", context.sink), ("key", context.keys), ("last", context.recent))
         if count
     ]
     return " and ".join(parts) or "no past frames"

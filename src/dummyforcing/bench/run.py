@@ -17,7 +17,7 @@ from dummyforcing.bench.summary import Rates, short, summarise
 from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest, NoSuchDevice, RequestWarning
 from dummyforcing.method.loading import policy_of
-from dummyforcing.method.plan import Plan
+from dummyforcing.method.plan import Plan, context_fields
 from dummyforcing.pipeline.memory import require_memory
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request, make_request
@@ -296,7 +296,7 @@ class Benchmark:
             "attention": _attention(candidate.pipeline),
             "skip_steps": list(row.skip_steps),
             "heads": {
-                role: {"heads": count, "sink": plan.table[role].sink, "recent": plan.table[role].recent}
+                role: {"heads": count, **context_fields(plan.table[role])}
                 for role, count in plan.counts.items()
             },
             **summarise(record, candidate, self.rows[row], row.fp8, rates.times(row.gpus)),

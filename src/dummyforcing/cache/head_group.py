@@ -1,12 +1,12 @@
 """Head groups: heads of a layer that see equally many frames, their keys and values in static slots."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dummyforcing.cache.ring import Slots, runs
+from dummyforcing.cache.ring import Slots, turn_of
 from dummyforcing.kernels.rope import apply_rope, rope_table
 from dummyforcing.kernels.transfers import indices, send
 
@@ -229,8 +229,29 @@ class GroupCache:
 
     def restart(self, start: int) -> None:
         """Forget what the rings held: the next frame to reach them is `start`. Memory stays where it is."""
-        self.slots = tuple(replace(slots, start=start) for slots in self.slots)
-        self._runs = [(replace(slots, start=start), lo, heads) for slots, lo, heads in self._runs]
+        self._take(lambda slots: slots.begin(start))
+
+    def keep(self, after: Mapping[Slots, Slots]) -> None:
+        """Copy frames that become key frames from the ring to their slots.
+
+        Args:
+            after: What takes the place of slots.
+        """
+        size = self.sizes.tokens_per_frame
+        for slots, lo, heads in self._runs:
+            new = after.get(slots, slots)
+            for frame in set(new.keys) - set(slots.keys):
+                ring, place = slots.slot(frame) * size, new.slot(frame) * size
+                for buffer in (self.k, self.v):
+                    buffer[:, place : place + size, lo : lo + heads] = buffer[
+                        :, ring : ring + size, lo : lo + heads
+                    ]
+        self._take(lambda slots: after.get(slots, slots))
+
+    def _take(self, change: Callable[[Slots], Slots]) -> None:
+        """Take other slots for all heads; memory stays where it is."""
+        self.slots = tuple(change(slots) for slots in self.slots)
+        self._runs = [(change(slots), lo, heads) for slots, lo, heads in self._runs]
         self._pass = None
 
     def prepare(self, past: int, current: int, pinned: bool) -> HeadGroup:
@@ -258,29 +279,25 @@ class GroupCache:
     def _turn(self, past: int, current: int, pinned: bool) -> None:
         """Get ready for a pass over `current` frames from `past` on."""
         size, end = self.sizes.tokens_per_frame, past + current
-        visible = [slots.visible(past, end, pinned) for slots, _, _ in self._runs]
-        count = len(visible[0])
+        turns = [(turn_of(slots, past, end, pinned), lo, heads) for slots, lo, heads in self._runs]
+        count = len(turns[0][0].frames)
         if not self.bounded and count * size > self.k.shape[1]:
             self.k, self.v = (_grown(t, count * size) for t in (self.k, self.v))
-        self._move_pinned([slots.shift(past, end) if pinned else 0 for slots, _, _ in self._runs])
+        self._move_pinned([turn.shift for turn, _, _ in turns])
         self._writes: list[tuple[int, int, slice, slice]] = []
         self.targets = []
         shown: list[tuple[int, ...]] = []
-        places: list[tuple[int, int, list[int]]] = []
-        for (slots, lo, heads), frames in zip(self._runs, visible, strict=True):
-            new = [(frame, slots.slot(frame)) for frame in frames if frame >= past]
-            self.targets += [tuple(dict(new).get(frame, -1) for frame in range(past, end))] * heads
-            for frame, slot, length in runs(new):
+        for turn, lo, heads in turns:
+            self.targets += [turn.targets] * heads
+            for frame, slot, length in turn.writes:
                 source = slice((frame - past) * size, (frame - past + length) * size)
                 target = slice(slot * size, (slot + length) * size)
                 self._writes.append((lo, lo + heads, source, target))
-            frames = sorted(frames, key=slots.slot)
-            shown += [tuple(frames)] * heads
-            places.append((lo, lo + heads, [slots.slot(frame) for frame in frames]))
+            shown += [turn.frames] * heads
         k, v = (buffer[:, : count * size] for buffer in (self.k, self.v))
         self.visible = HeadGroup(self._samples, self._heads, k, v, tuple(shown))
-        is_prefix = all(slots == list(range(count)) for _, _, slots in places)
-        self._gathers = [] if is_prefix else [(lo, hi, self._tokens(slots)) for lo, hi, slots in places]
+        is_prefix = all(turn.slots == tuple(range(count)) for turn, _, _ in turns)
+        self._gathers = [] if is_prefix else [(lo, lo + n, self._tokens(turn.slots)) for turn, lo, n in turns]
 
     def _move_pinned(self, shifts: Sequence[int]) -> None:
         """Turn the pinned keys of each run of heads to stand so many frames after their own."""
@@ -304,7 +321,7 @@ class GroupCache:
         shape = len(self.samples), frames * sizes.tokens_per_frame, len(self.heads), sizes.head_dim
         return torch.empty(shape, dtype=sizes.dtype, device=sizes.device)
 
-    def _tokens(self, slots: list[int]) -> Tensor:
+    def _tokens(self, slots: Sequence[int]) -> Tensor:
         """The tokens of some slots."""
         within = torch.arange(self.sizes.tokens_per_frame)
         tokens = torch.tensor(slots)[:, None] * self.sizes.tokens_per_frame + within

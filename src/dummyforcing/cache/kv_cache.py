@@ -7,9 +7,10 @@
 A head with context (sink, recent) owns `sink` pinned slots and a ring of `recent + chunk` slots; a slot is
 one frame of keys and values. The current frames are written straight into their slots, where every denoising
 step overwrites them and the commit pass leaves them. What a head may see is then always a prefix of its
-slots: keys carry their positions, so attention does not care about their order. Nothing is concatenated,
-moved or allocated once the rings are full. (Where passes differ in length, the prefix has gaps, and what is
-visible is gathered.)
+slots: keys carry their positions, so attention does not care about their order. Nothing is concatenated or
+allocated once the rings are full, and nothing is moved but key frames, which are copied to slots behind the
+ring when they leave it. (Where passes differ in length, the prefix has gaps, and what is visible
+is gathered.)
 
 Heads of a layer with equally many visible frames form a head group: they share their memory and one attention
 call. So dummy heads (0, 1) and sink heads (1, 0) are packed without any code for it.
@@ -19,7 +20,7 @@ along with the video, which means to turn their keys on, and recent frames that 
 are hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +30,8 @@ from torch import Tensor
 
 from dummyforcing.cache.deal import Deal, deal_heads
 from dummyforcing.cache.head_group import CacheSizes, GroupCache, GroupState, HeadGroup, joined
-from dummyforcing.cache.ring import Slots, runs
+from dummyforcing.cache.key_frames import FrameLooks, with_key
+from dummyforcing.cache.ring import Slots, runs, turn_of
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
 
@@ -41,6 +43,8 @@ class CacheState:
     frames: int
     """Committed latent frames."""
     layers: tuple[tuple[GroupState, ...], ...]
+    looks: tuple[tuple[int, Tensor], ...] = ()
+    """Of frames that are, or may become, key frames."""
 
 
 class Ranks(Protocol):
@@ -116,7 +120,8 @@ class LayerCache:
             # Heads of equal size that see equally many frames in the next pass do so in all later ones.
             equal: dict[tuple[int | None, int], list[int]] = {}
             for head, slots in enumerate(row):
-                equal.setdefault((slots.context.total, len(slots.visible(past, end))), []).append(head)
+                seen = len(turn_of(slots, past, end, pinned=True).frames)
+                equal.setdefault((slots.context.total, seen), []).append(head)
             # Heads with the same slots are neighbours, so that one copy serves all of them.
             first = {s: i for i, s in reversed(list(enumerate(row)))}
             held += [
@@ -168,17 +173,27 @@ class LayerCache:
         """Forget all but the pinned frames where they are, before a pass over frames `start` to `end`.
 
         Returns:
-            Whether it could be done; not if heads that share a group would see unequally many frames.
+            Whether it could be done; not if heads that share a group would see unequally many frames, or key
+            frames are not past any more.
         """
-        rows = [tuple(replace(slots, start=start) for slots in row) for row in self.rows]
+        rows = [tuple(slots.begin(start) for slots in row) for row in self.rows]
         for group in self.held:
             row = rows[group.samples[0]]
-            if len({len(row[head].visible(start, end)) for head in group.heads}) > 1:
+            lost = any(
+                len(row[head].keys) < len(self.rows[group.samples[0]][head].keys) for head in group.heads
+            )
+            if lost or len({len(row[head].visible(start, end)) for head in group.heads}) > 1:
                 return False
         for cache in self.groups:
             cache.restart(start)
         self.rows = rows
         return True
+
+    def keep(self, after: Mapping[Slots, Slots]) -> None:
+        """Keep frames that become key frames; see `GroupCache.keep`."""
+        for group in self.groups:
+            group.keep(after)
+        self.rows = [tuple(after.get(slots, slots) for slots in row) for row in self.rows]
 
     def rebuilt(
         self, rows: Sequence[tuple[Slots, ...]], ranks: Ranks | None, past: int, end: int
@@ -286,6 +301,7 @@ class KVCache:
         device: torch.device | None = None,
         frames: int | None = None,
         ranks: Ranks | None = None,
+        has_keys: bool = False,
     ) -> None:
         """Make an empty cache.
 
@@ -301,6 +317,7 @@ class KVCache:
             frames: How many frames to make room for in heads that see the whole past; beyond that they grow
                 by one chunk at a time.
             ranks: GPUs that share out the heads, this one among them; None: there is one, which has all.
+            has_keys: Whether heads may get key frames; then every `commit` must show its latents.
 
         Raises:
             BadRequest: If a head pins more frames than the local attention has room for.
@@ -318,6 +335,7 @@ class KVCache:
         )
         self.frames = 0
         """Committed latent frames."""
+        self._looks = FrameLooks() if has_keys else None
         self.layout = 0
         """Another number whenever heads move to other memory."""
         rank = ranks.rank if ranks else 0
@@ -349,9 +367,24 @@ class KVCache:
         """
         return [group.prepare(self.frames, current, pinned) for group in self.layers[layer].groups]
 
-    def commit(self, frames: int | None = None) -> None:
-        """Make the first `frames` current frames part of the past; None: a whole chunk."""
+    def commit(self, frames: int | None = None, latents: Tensor | None = None) -> None:
+        """Make current frames part of the past.
+
+        Args:
+            frames: So many, the first ones; None: a whole chunk.
+            latents: Theirs, clean, `(B, frames, C, h, w)`, by which key frames are chosen.
+        """
+        before = self.frames
         self.frames += self.sizes.chunk_frames if frames is None else frames
+        if self._looks is not None:
+            assert latents is not None
+            self._looks.add(before, latents)
+            slots = {slots for layer in self.layers for row in layer.rows for slots in row}
+            after = {one: self._with_keys(one, one.leaving(before, self.frames)) for one in slots}
+            if any(one != new for one, new in after.items()):
+                for layer in self.layers:
+                    layer.keep(after)
+            self._forget_looks()
 
     def apply(self, plans: Sequence[Plan]) -> None:
         """Change what the heads see from now on, keeping of the past what they still need.
@@ -366,10 +399,11 @@ class KVCache:
         for number, rows in enumerate(self._slots(plans)):
             old = self.layers[number].rows
             new = [
-                tuple(slots.convert(wanted, self.frames) for slots, wanted in zip(*pair, strict=True))
+                tuple(self._converted(slots, wanted) for slots, wanted in zip(*pair, strict=True))
                 for pair in zip(old, rows, strict=True)
             ]
             self._rebuild(number, new, self.frames + self.sizes.chunk_frames)
+        self._forget_looks()
 
     def rewind(self, frames: int) -> None:
         """Forget all but the pinned frames; the next pass writes the last `frames` frames again, at once."""
@@ -386,8 +420,9 @@ class KVCache:
     def reset(self) -> None:
         """Forget all frames: the next one is frame 0."""
         self.frames = 0
+        self._looks = self._looks and FrameLooks()
         for number, layer in enumerate(self.layers):
-            rows = [tuple(replace(slots, start=0) for slots in row) for row in layer.rows]
+            rows = [tuple(slots.begin(0) for slots in row) for row in layer.rows]
             if rows != layer.rows:
                 self._rebuild(number, rows, self.sizes.chunk_frames)
 
@@ -399,11 +434,13 @@ class KVCache:
             for number, layer in enumerate(self.layers if everywhere else []):
                 parts = [one for states in everywhere or [] for one in states[number]]
                 layers[number] = [joined(parts, group.samples, group.heads) for group in layer.held]
-        return CacheState(self.frames, tuple(map(tuple, layers)))
+        looks = self._looks.state() if self._looks is not None else ()
+        return CacheState(self.frames, tuple(map(tuple, layers)), looks)
 
     def load_state(self, state: CacheState) -> None:
         """Hold what a cache of the same sizes held, of several GPUs what all of them held; copies it."""
         self.frames = state.frames
+        self._looks = self._looks and FrameLooks.from_state(state.looks)
         self.layout += 1
         for number, states in enumerate(state.layers):
             self.layers[number] = LayerCache.from_state(self.sizes, states, self._ranks)
@@ -412,6 +449,7 @@ class KVCache:
         """Another cache that holds the same."""
         other = copy(self)
         other.layers = [layer.copied(self.frames) for layer in self.layers]
+        other._looks = copy(self._looks)  # what it holds is replaced, never changed
         return other
 
     def _begin_rings(self, frame: int, end: int) -> None:
@@ -422,7 +460,7 @@ class KVCache:
         self.frames = frame
         for number, layer in enumerate(self.layers):
             if not layer.restart(frame, end):
-                rows = [tuple(replace(slots, start=frame) for slots in row) for row in layer.rows]
+                rows = [tuple(slots.begin(frame) for slots in row) for row in layer.rows]
                 self._rebuild(number, rows, end)
 
     def _rebuild(self, number: int, rows: Sequence[tuple[Slots, ...]], end: int) -> None:
@@ -433,11 +471,11 @@ class KVCache:
     def _slots(self, plans: Sequence[Plan]) -> list[list[tuple[Slots, ...]]]:
         """The slots that plans ask for: of every layer, sample and head."""
         return [
-            [tuple(self._slots_of(context) for context in row) for row in rows]
+            [tuple(self._slots_of(context, sample) for context in row) for sample, row in enumerate(rows)]
             for rows in zip(*(plan.contexts for plan in plans), strict=True)
         ]
 
-    def _slots_of(self, context: HeadContext) -> Slots:
+    def _slots_of(self, context: HeadContext, sample: int) -> Slots:
         size, chunk = self.sizes.local_attention_size, self.sizes.chunk_frames
         if size is not None:
             room = size - chunk
@@ -447,9 +485,37 @@ class KVCache:
                     f"attention spans, {chunk} are current",
                     f"take {room} at most",
                 )
+            if context.keys:
+                raise BadRequest(
+                    f"A head of this model cannot keep key frames: attention spans {size} frames",
+                    "take a policy without them",
+                    "policy",
+                )
             if context.recent is None:
                 context = HeadContext(context.sink, size)
-        return Slots(context, chunk, size)
+        return Slots(context, chunk, size, sample=sample if context.keys else 0)
+
+    def _converted(self, slots: Slots, wanted: Slots) -> Slots:
+        """The slots that take over from others; frames that these still hold may become key frames."""
+        new = slots.convert(wanted, self.frames)
+        oldest = new.recent(self.frames).start
+        held = [*sorted(slots.keys), *slots.recent(self.frames)]
+        return self._with_keys(new, [frame for frame in held if new.context.sink <= frame < oldest])
+
+    def _with_keys(self, slots: Slots, frames: Iterable[int]) -> Slots:
+        """The slots with those key frames that are chosen once some frames are no recent ones any more."""
+        sink, most, keys = slots.context.sink, slots.context.keys, slots.keys
+        if not most or self._looks is None:
+            return slots
+        for frame in frames:
+            keys = with_key(keys, frame, most, range(sink), self._looks.of(slots.sample))
+        return replace(slots, keys=keys)
+
+    def _forget_looks(self) -> None:
+        """Forget what frames look like that cannot become, or stop being, key frames any more."""
+        if self._looks is not None:
+            rows = (row for layer in self.layers for row in layer.rows)
+            self._looks.keep({frame for row in rows for slots in row for frame in slots.held(self.frames)})
 
     def room(self, frames: int) -> int:
         """How many of so many frames the head with most slots has room for."""

@@ -1,13 +1,15 @@
 """Slots of one head: which frames it keeps, where, and which of them it sees in a pass."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from dummyforcing.method.plan import HeadContext
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one head: pinned first frames, then a ring."""
+    """The slots of one head: pinned first frames, then a ring, then key frames."""
 
     context: HeadContext
     chunk: int
@@ -16,6 +18,10 @@ class Slots:
     """All that is visible lies within so many frames, the current ones included; None: no such limit."""
     start: int = 0
     """Earlier frames never reached the ring: they were gone, or left out, when it began."""
+    keys: tuple[int, ...] = ()
+    """The key frames, slot after slot; see `key_frames.py`."""
+    sample: int = 0
+    """Whose key frames these are; 0 where the context asks for none."""
 
     @property
     def _ring_start(self) -> int:
@@ -28,7 +34,7 @@ class Slots:
 
     def held(self, past: int) -> list[int]:
         """List the past frames that are kept when `past` frames are committed."""
-        return [*range(min(self.context.sink, past)), *self.recent(past)]
+        return [*range(min(self.context.sink, past)), *sorted(self.keys), *self.recent(past)]
 
     def shift(self, past: int, end: int) -> int:
         """Count the frames by which the pinned ones move on for a pass over frames `past` to `end`."""
@@ -54,12 +60,15 @@ class Slots:
             oldest = max(oldest, end - recent - self.chunk)
         first = 0 if pinned else gone
         frames = (*self.held(past), *range(past, end))
-        return [frame for frame in frames if frame >= (first if frame < sink else oldest)]
+        return [f for f in frames if f in self.keys or f >= (first if f < sink else oldest)]
 
     def slot(self, frame: int) -> int:
         """The slot of a frame that is kept or current."""
         if frame < self.context.sink:
             return frame
+        if frame in self.keys:
+            assert self.context.recent is not None
+            return self.context.sink + self.context.recent + self.chunk + self.keys.index(frame)
         place = frame - self._ring_start
         if self.context.recent is not None:
             place %= self.context.recent + self.chunk
@@ -69,7 +78,7 @@ class Slots:
         """Make the slots that take over when `past` frames are committed and a plan asks for `slots`.
 
         The ring takes over what the ring held. A pinned frame can become a pinned frame only: it is no
-        recent frame any more, as in the public code.
+        recent frame any more, as in the public code. There are no key frames yet.
 
         Raises:
             ValueError: If a frame to pin is no longer there.
@@ -78,6 +87,44 @@ class Slots:
         if not set(range(min(sink, past))) <= {*self.held(past)}:
             raise ValueError(f"the first {sink} frames are no longer in a cache of {self.context}")
         return replace(slots, start=recent.start if recent else past)
+
+    def begin(self, frame: int) -> "Slots":
+        """The slots whose ring begins again at `frame`; what is pinned and earlier key frames stay."""
+        return replace(self, start=frame, keys=tuple(key for key in self.keys if key < frame))
+
+    def leaving(self, before: int, past: int) -> range:
+        """The frames that are no recent ones any more once `past` frames are committed, after `before`."""
+        oldest = self.recent(past).start
+        return range(max(self.recent(before).start, past - self.chunk - (self.context.recent or 0)), oldest)
+
+
+class Turn(NamedTuple):
+    """What a head sees in a pass, and where it keeps that."""
+
+    frames: tuple[int, ...]
+    """The visible frames, in the order of their slots."""
+    slots: tuple[int, ...]
+    """Their slots."""
+    targets: tuple[int, ...]
+    """The slot of each current frame, -1 where it has none."""
+    writes: tuple[tuple[int, int, int], ...]
+    """The current frames that are kept: `(first frame, first slot, length)` each."""
+    shift: int
+    """See `Slots.shift`."""
+
+
+@lru_cache(maxsize=4096)
+def turn_of(slots: Slots, past: int, end: int, pinned: bool) -> Turn:
+    """What a head with these slots sees in a pass over frames `past` to `end`: the same in all layers."""
+    visible = sorted(slots.visible(past, end, pinned), key=slots.slot)
+    kept = {frame: slots.slot(frame) for frame in sorted(visible) if frame >= past}
+    return Turn(
+        tuple(visible),
+        tuple(slots.slot(frame) for frame in visible),
+        tuple(kept.get(frame, -1) for frame in range(past, end)),
+        tuple(runs(list(kept.items()))),
+        slots.shift(past, end) if pinned else 0,
+    )
 
 
 def runs(places: list[tuple[int, int]]) -> list[tuple[int, int, int]]:

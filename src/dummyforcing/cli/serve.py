@@ -124,14 +124,16 @@ def _replicas(stack: ExitStack, settings: Settings, files: "ModelFiles", load: G
         # The videos are made in a thread of the server.
         return OneReplica(LocalReplica(run_apart(lambda: load_for(files, request, load))))
 
-    from dummyforcing.integrations.ray.cluster import connected
+    from dummyforcing.integrations.ray.cluster import LOCAL, connected
     from dummyforcing.pipeline.options import LoadOptions, choose
     from dummyforcing.server.ray_replicas import RayReplicas
 
+    is_local = settings.ray == LOCAL
+    _tell("Starting Ray on this machine ..." if is_local else "Connecting to the Ray cluster ...")
     cluster = stack.enter_context(connected(settings.ray))
     options, counts = choose(LoadOptions, load), parse_range(settings.replicas)
     request = make_request(files, "a video", cache_dtype=cache_dtype(load, cluster.device(options.device)))
-    replicas = stack.enter_context(RayReplicas(cluster, files, options, counts, request))
+    replicas = stack.enter_context(RayReplicas(cluster, files, options, counts, request, settings.max_chunk))
     _tell(f"Loading {files.preset.name} in {counts[0]} process{'es' * (counts[0] > 1)} of Ray ...")
     replicas.start()
     return replicas

@@ -25,14 +25,33 @@ class Rows(NamedTuple):
     """`(M, 1)` float32."""
 
 
-class Place(NamedTuple):
-    """Destination of one head of one sample: `(tokens, D)` each, with contiguous channels."""
+class OneHead(NamedTuple):
+    """One of some heads that stand side by side. A number, not a view: those of all heads take too long."""
 
-    q: Tensor | None
+    heads: Tensor
+    """`(tokens, H, D)`, with contiguous channels."""
+    number: int
+    """Which of them."""
+
+    @property
+    def rows(self) -> Tensor:
+        """Its tokens, `(tokens, D)`."""
+        return self.heads[:, self.number]
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return self.heads.data_ptr() + self.number * self.heads.stride(1) * self.heads.element_size()
+
+
+class Place(NamedTuple):
+    """Destination of one head of one sample."""
+
+    q: OneHead | None
     """Of queries, in the order in which they come; None: they stay."""
-    k: Tensor
+    k: OneHead
     """Of keys, slot after slot."""
-    v: Tensor
+    v: OneHead
     """Of values, likewise."""
 
 
@@ -56,8 +75,8 @@ class Targets:
 
 def _row(place: Place) -> tuple[int, ...]:
     q, k, v = place
-    queries = (0, 0) if q is None else (q.data_ptr(), q.stride(0))
-    return (*queries, k.data_ptr(), v.data_ptr(), k.stride(0))
+    queries = (0, 0) if q is None else (q.address, q.heads.stride(0))
+    return (*queries, k.address, v.address, k.heads.stride(0))
 
 
 def quantize_rows(x: Tensor, gelu: bool = False) -> Rows:
@@ -163,7 +182,7 @@ def place_heads(
         ops_triton.place_heads(
             heads,
             (targets.table, targets.slots),
-            place.k.dtype,
+            place.k.heads.dtype,
             tokens,
             part,
             gains,
@@ -189,12 +208,12 @@ def place_heads(
                 here = slice(first * frames + frame * size, first * frames + (frame + 1) * size)
                 for head, place in enumerate(targets.places[sample]):
                     if place.q is not None:
-                        place.q[here] = q[row : row + size, head].to(place.q.dtype)
+                        place.q.rows[here] = q[row : row + size, head].to(place.q.heads.dtype)
                     slot = int(targets.slots[sample, head, frame])
                     if slot >= 0:
                         there = slice(slot * tokens + first, slot * tokens + first + size)
-                        place.k[there] = k[row : row + size, head].to(place.k.dtype)
-                        place.v[there] = v[row : row + size, head].to(place.v.dtype)
+                        place.k.rows[there] = k[row : row + size, head].to(place.k.heads.dtype)
+                        place.v.rows[there] = v[row : row + size, head].to(place.v.heads.dtype)
                 row += size
 
 

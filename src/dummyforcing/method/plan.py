@@ -21,7 +21,7 @@ Scores = tuple[tuple[tuple[float, ...], ...], ...]
 
 @dataclass(frozen=True)
 class HeadContext:
-    """The past that a head sees: so many first frames and so many most recent frames.
+    """The past that a head sees: so many first, most recent, and key frames.
 
     The current chunk is always visible and does not count.
     """
@@ -29,19 +29,32 @@ class HeadContext:
     sink: int
     recent: int | None
     """None: all of them."""
+    keys: int = 0
+    """So many of the frames between the first and the most recent ones: those least like each other, see
+    `cache/key_frames.py`."""
 
     def __post_init__(self) -> None:
-        counts = [self.sink, *([] if self.recent is None else [self.recent])]
+        counts = [self.sink, self.keys, *([] if self.recent is None else [self.recent])]
         if any(not isinstance(count, int) or count < 0 for count in counts):
             raise BadRequest(
-                f"A head cannot see {self.sink} first and {self.recent} recent frames",
+                f"A head cannot see {self.sink} first, {self.keys} key and {self.recent} recent frames",
                 "take whole numbers, 0 or more",
+            )
+        if self.keys and self.recent is None:
+            raise BadRequest(
+                f"A head that sees all past frames has no {self.keys} key frames", "say how many recent ones"
             )
 
     @property
     def total(self) -> int | None:
         """The most past frames that the head ever sees; None: no bound."""
-        return None if self.recent is None else self.sink + self.recent
+        return None if self.recent is None else self.sink + self.keys + self.recent
+
+
+def context_fields(context: HeadContext) -> dict[str, int | None]:
+    """A context as data for JSON; key frames are named where there are any."""
+    keys = {"keys": context.keys} if context.keys else {}
+    return {"sink": context.sink, "recent": context.recent, **keys}
 
 
 def require_roles(table: Mapping[str, HeadContext], owner: str) -> None:
@@ -154,7 +167,7 @@ class Plan:
             "seed": self.seed,
             "num_dummy": self.num_dummy,
             "fingerprint": self.fingerprint,
-            "contexts": {role: {"sink": c.sink, "recent": c.recent} for role, c in self.table.items()},
+            "contexts": {role: context_fields(context) for role, context in self.table.items()},
             "roles": [" ".join(row) for row in self.roles],
             "scores": self.scores,
             "found": dict(self.found),

@@ -208,6 +208,14 @@ def window(sink: int, recent: int) -> Policy:
     return Policy("window", HeadContext(sink, recent))
 
 
+def keyframes(sink: int = 1, keys: int = 4, recent: int = 4) -> Policy:
+    """Every head sees the first `sink` frames, `keys` key frames of the past, and the last `recent` frames.
+
+    It costs as much as a window of as many frames, and what left the picture can come back as it was.
+    """
+    return Policy("keyframes", HeadContext(sink, recent, keys))
+
+
 def dummy(neighbor: int = 3) -> Policy:
     """Dummy Forcing, scored while denoising over the whole past; neighbor heads see `neighbor` frames."""
     roles = _roles(neighbor)
@@ -279,6 +287,7 @@ def _roles(neighbor: int) -> Mapping[str, HeadContext]:
 POLICIES: dict[str, Callable[..., Policy]] = {
     "dense": dense,
     "window": window,
+    "keyframes": keyframes,
     "dummy": dummy,
     "anchored": anchored,
     "long": long,

@@ -1,12 +1,12 @@
 """Checks the choices of a request against its model: policy, dummy heads, left-out steps, guards."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dummyforcing.errors import BadRequest
 from dummyforcing.method.criteria import Role
-from dummyforcing.method.plan import Plan
+from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.method.policy import LONG_CONTEXT, Policy, as_policy, parse_policy
 from dummyforcing.presets.preset import Preset
 from dummyforcing.sampling.guard import Guard
@@ -166,6 +166,29 @@ def check_first_frames(preset: Preset, policy: Policy) -> None:
             f"heads are classified: until then heads see {policy.initial.sink} first ones",
             f"let its initial context have sink={pinned}",
             "policy",
+        )
+
+
+def check_key_frames(preset: Preset, contexts: Iterable[HeadContext]) -> None:
+    """Check that a model can keep key frames, if any head sees some.
+
+    Args:
+        preset: Of the model.
+        contexts: Of all heads.
+
+    Raises:
+        BadRequest: If it cannot.
+    """
+    if not any(context.keys for context in contexts):
+        return
+    why = None
+    if preset.local_attention_size is not None:
+        why = f"its attention spans {preset.local_attention_size} frames"
+    elif preset.sampler != "block":
+        why = f"sampler '{preset.sampler}' writes its past again"
+    if why:
+        raise BadRequest(
+            f"Model '{preset.name}' cannot keep key frames: {why}", "take a policy without them", "policy"
         )
 
 

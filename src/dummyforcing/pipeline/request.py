@@ -24,6 +24,7 @@ from dummyforcing.pipeline.beginning import read_begin
 from dummyforcing.pipeline.choices import (
     check_first_frames,
     check_guard,
+    check_key_frames,
     check_teacache,
     choose_heads,
     choose_policy,
@@ -197,6 +198,9 @@ def check_request(
         past = _past_within(files, options.budget or DEFAULT_BUDGET, size, cache_dtype)
         policy = replace(policy, budget=past)
     check_first_frames(preset, policy)
+    check_key_frames(
+        preset, [*policy.contexts, *(context for one in plans for context in one.table.values())]
+    )
     for one in plans:
         one.require(files.config.num_layers, files.config.num_heads)
     guard = options.guard if not isinstance(options.guard, int | float) else Guard(tolerance=options.guard)

@@ -17,7 +17,7 @@ from dummyforcing.sampling.block import BlockState
 from dummyforcing.sampling.rolling import RollingState
 from dummyforcing.sampling.sampler import SamplerState
 
-KIND, VERSION = "Dummy Forcing rollout", "4"
+KIND, VERSION = "Dummy Forcing rollout", "5"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import LayerCache
-from dummyforcing.kernels.ops import Place, Targets, place_heads
+from dummyforcing.kernels.ops import OneHead, Place, Targets, place_heads
 from dummyforcing.kernels.transfers import Parcel
 from dummyforcing.runtime.heads import (
     Column,
@@ -76,7 +76,7 @@ class ExchangedHeads:
         self._outgoing = scratch.take("outgoing", sum(self._out_sizes))
         self._incoming = scratch.take("incoming", sum(self._in_sizes))
         blocks = [
-            block.view(batch, sizes[me], wide, width)
+            block.view(batch, sizes[me], wide, width).unbind()
             for block, wide in zip(torch.split(self._outgoing, self._out_sizes), widths, strict=True)
         ]
         places: list[list[Place]] = []
@@ -88,11 +88,11 @@ class ExchangedHeads:
                 for keeper in layer.deal.keepers(head):
                     block, at = blocks[keeper][sample], orders[keeper][sample].index(head)
                     first, second = counts[keeper] + at, counts[keeper] + kept[keeper] + at
-                    pairs.append((block[:, first], block[:, second]))
+                    pairs.append((OneHead(block, first), OneHead(block, second)))
                 for pair in pairs[1:]:
-                    self._copies += zip(pair, pairs[0], strict=True)
+                    self._copies += [(to.rows, of.rows) for to, of in zip(pair, pairs[0], strict=True)]
                 attends, column = _column_of(columns, sample, head, me)
-                row.append(Place(blocks[attends][sample][:, column], *pairs[0]))
+                row.append(Place(OneHead(blocks[attends][sample], column), *pairs[0]))
             places.append(row)
         as_they_come = torch.arange(grid.frames, dtype=torch.int32).expand(batch, heads, -1).contiguous()
         self._sent = Targets(places, parcel.add(Targets.table_of(places)), parcel.add(as_they_come))

@@ -16,7 +16,7 @@ from dummyforcing.attention.attend import attend_side_by_side
 from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
 from dummyforcing.cache.kv_cache import LayerCache
-from dummyforcing.kernels.ops import Place, Targets, place_heads
+from dummyforcing.kernels.ops import OneHead, Place, Targets, place_heads
 from dummyforcing.kernels.transfers import Parcel
 
 Column = tuple[Part, ...]
@@ -108,8 +108,8 @@ class LocalHeads:
         self._q, self._attended, self._tokens = q, attended, grid.tokens
         cached = [cache_places(layer, sample) for sample in range(grid.batch)]
         places = [
-            [Place(q[sample, :, order.index(head)], *cached[sample][head]) for head in sorted(order)]
-            for sample, order in enumerate(orders)
+            [Place(OneHead(rows, order.index(head)), *cached[sample][head]) for head in sorted(order)]
+            for sample, (order, rows) in enumerate(zip(orders, q, strict=True))
         ]
         self._targets = Targets(places, parcel.add(Targets.table_of(places)), slots)
         columns = [[(Part(head, 0, 1),) for head in order] for order in orders]
@@ -159,14 +159,14 @@ class LocalHeads:
         return in_order(attended, self._places) if self._sorted is None else attended
 
 
-def cache_places(layer: LayerCache, sample: int) -> dict[int, tuple[Tensor, Tensor]]:
-    """Where keys and values of a sample's heads are in the cache, `(tokens, D)` each."""
+def cache_places(layer: LayerCache, sample: int) -> dict[int, tuple[OneHead, OneHead]]:
+    """Where keys and values of a sample's heads are in the cache."""
     return {
-        head: (group.k[row, :, column], group.v[row, :, column])
+        head: (OneHead(k, number), OneHead(v, number))
         for group in layer.groups
         if sample in group.samples
-        for row in (group.samples.index(sample),)
-        for column, head in enumerate(group.heads)
+        for k, v in [tuple(buffer[group.samples.index(sample)] for buffer in (group.k, group.v))]
+        for number, head in enumerate(group.heads)
     }
 
 

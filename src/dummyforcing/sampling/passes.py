@@ -134,7 +134,7 @@ class Passes:
         """
         time = self._times[COMMIT_TIMESTEP]
         self.transform(self.tokens(x0), time, text, call, scorer, pinned, kv_only=True)
-        self.cache.commit(x0.shape[1])
+        self.cache.commit(x0.shape[1], x0)
 
     def transform(
         self,

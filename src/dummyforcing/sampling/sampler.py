@@ -169,6 +169,7 @@ class Sampler(ABC):
         if cached_frames is None:
             at = self.heads.classify_at
             cached_frames = frames if at is None else (at + 1) * chunk_frames
+        given = [context for one in self.heads.plans for row in one.contexts for context in row]
         patch_height, patch_width = config.patch_size[1:]
         cache = KVCache(
             self.heads.plans,
@@ -180,6 +181,7 @@ class Sampler(ABC):
             device=weight.device,
             frames=cached_frames,
             ranks=ranks,
+            has_keys=any(context.keys for context in (*policy.contexts, *given)),
         )
         self.passes = Passes(
             model,

@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 
 WARM_UP = {"cpu": 4, "cuda": 8}
 """Chunks of the first video; on a GPU the graphs of both kinds of chunk are recorded on the way."""
+LAST = 2.0
+"""Seconds that the chunk in hand may take when a replica is closed: its process may hang."""
 FULL = 0.95
 """Share of the device's time up to which live sessions are let in."""
 
@@ -120,11 +122,12 @@ class Engine:
         with suppress(ReplicaLost):
             await self.call(ModelHost.close, numbers)
 
-    def drop(self, numbers: Sequence[int]) -> None:
-        """The same, without waiting for it."""
+    def drop(self, numbers: Sequence[int]) -> "asyncio.Task[None]":
+        """The same, without waiting for it; what is asked for after it comes after it."""
         dropping = asyncio.create_task(self.end(numbers))
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)
+        return dropping
 
     async def call(
         self, method: Callable[Concatenate[ModelHost, P], Result], *args: P.args, **options: P.kwargs
@@ -185,11 +188,13 @@ class Engine:
             watching.cancel()
 
     async def close(self) -> None:
-        """Finish the chunk in hand, and end."""
+        """Finish the chunk in hand, if it does not take long, and end."""
         self._is_closing = True
         self.wake()
-        async with self._turn:
-            await self.replica.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST), self._turn:
+                pass
+        await self.replica.close()
 
     @asynccontextmanager
     async def _its_turn(self) -> AsyncIterator[None]:
@@ -203,7 +208,7 @@ class Engine:
 
     async def _work(self) -> None:
         await self._warm_up()
-        self.is_ready = True
+        self.is_ready = self.replica.is_warm = True
         while not self._is_closing:
             self._wake.clear()
             turns = {id(stream.turn): stream for stream in self.streams}

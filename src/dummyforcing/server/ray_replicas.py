@@ -21,6 +21,7 @@ from dummyforcing.server.engine import Engine
 from dummyforcing.server.fleet import TRIES, Fleet
 from dummyforcing.server.replicas.facts import Facts
 from dummyforcing.server.replicas.remote import RemoteReplica, ReplicaProcess
+from dummyforcing.server.threads import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ IDLE = 60.0
 """Seconds after which a replica ends that has nothing to do."""
 AGAIN = 30.0
 """Seconds until a machine is tried again where replicas ended before they had loaded the model."""
-GIVEN = 60.0
+GIVEN = 120.0
 """Seconds in which Ray must have given a process what it needs; else others use it."""
+LOADING = 120.0
+"""Seconds for which a process may answer nothing that imports and loads."""
+PATIENT = 12
+"""So many times as long as the longest chunk that is let in, a replica may be at one thing."""
 
 
 class RayReplicas:
@@ -49,6 +54,7 @@ class RayReplicas:
         options: LoadOptions,
         replicas: tuple[int, int],
         request: Request,
+        max_chunk: float,
     ) -> None:
         """Describe them; nothing begins before `start`.
 
@@ -58,6 +64,7 @@ class RayReplicas:
             options: How to load it.
             replicas: The least and the most of them.
             request: Of a video, for which there must be memory.
+            max_chunk: Seconds that a chunk may take: see `Settings`.
 
         Raises:
             UserError: If the cluster lacks the device, or room for the least of them.
@@ -66,6 +73,7 @@ class RayReplicas:
             raise BadRequest("A replica of Ray has one GPU", "take gpus=1, or serve without ray", "gpus")
         self._files, self._options, self._request = files, options, request
         self._least, self._most = replicas
+        self._patience = PATIENT * max_chunk
         self.device = cluster.device(options.device)
         """That of all replicas; its number is another for each."""
         cores = sum(node.cpus for node in cluster.nodes()) // self._most
@@ -122,6 +130,7 @@ class RayReplicas:
                         continue
                     del loading[one]
                     self._processes.remove(process)
+                    process.end()  # it may hang
                     if not isinstance(error, ProcessLost):
                         raise error
                     self._failures[process.node.id] += 1
@@ -146,7 +155,9 @@ class RayReplicas:
                 f"Ray gives a replica no {what} of {process.node.address} within {GIVEN:.0f} s",
                 "end what else uses it",
             ) from error
-        facts: Facts = await process.call("load", self._request)
+        facts: Facts | str = await first_of(process.call("load", self._request), process.silence(LOADING))
+        if isinstance(facts, str):
+            raise ProcessLost(facts)
         return number, facts
 
     # --- as many as are needed ---------------------------------------------------------------------------
@@ -181,6 +192,7 @@ class RayReplicas:
         there, at_work = len(self._processes), self._at_work
         wanted = at_work + (demand if self._waited >= PATIENCE else 0)
         for node in await self._places(min(max(wanted, self._least), self._most) - there):
+            logger.info("a further replica begins on %s", node.address)
             self._serve(self._begin(node), fleet)
         now, idle = time.monotonic(), [one for one in fleet.engines if one.is_ready and not one.users]
         self._idle_since = {engine: self._idle_since.get(engine, now) for engine in idle}
@@ -209,7 +221,6 @@ class RayReplicas:
     async def _served(self, process: Process, fleet: Fleet) -> None:
         """Load a replica, and let it take part until its process ends."""
         node = process.node
-        logger.info("a replica begins on %s", node.address)
         try:
             number, facts = await self._load(process)
         except Exception as error:
@@ -221,7 +232,7 @@ class RayReplicas:
             self._failures[node.id] = 0
             self._at_work += 1
             try:
-                await fleet.serve(RemoteReplica(process, number, facts))
+                await fleet.serve(RemoteReplica(process, number, facts, self._patience))
             finally:
                 self._at_work -= 1
         finally:

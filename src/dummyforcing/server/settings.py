@@ -208,7 +208,9 @@ def parse_range(text: str, name: str | None = None) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,4})(?::([0-9]{1,4}))?", text.strip())
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= least <= most:
-        raise BadRequest(f"'{text}' is no number of processes", "write it like 2 or 1:4", name)
+        raise BadRequest(
+            f"'{text}' is no number of processes", "write it like 2 or 1:4; one is there in any case", name
+        )
     return least, most
 
 

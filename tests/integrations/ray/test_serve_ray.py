@@ -139,10 +139,12 @@ def test_without_its_package_a_sentence_names_the_extra(monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("text", ["0", "4:1", "many", "1:", "-1"])
+@pytest.mark.parametrize("text", ["0", "0:2", "4:1", "many", "1:", "-1"])
 def test_numbers_of_replicas(text, capsys):
     assert main(["serve", "--ray", "local", f"--replicas={text}"]) == 2
-    assert f"'{text}' is no number of processes; write it like 2 or 1:4" in capsys.readouterr().err
+    assert (
+        f"'{text}' is no number of processes; write it like 2 or 1:4; one is there" in capsys.readouterr().err
+    )
 
 
 def test_where_no_cluster_is(model_folder, monkeypatch, capsys):
@@ -213,6 +215,35 @@ def test_a_process_that_is_killed_costs_neither_videos_nor_jobs(replicated, addr
 
 
 @pytest.mark.slow
+def test_processes_that_are_stopped_count_as_lost(replicated, address, pipeline, tmp_path):
+    """Both at once, with a live video and a job; and one that is stopped still when the server ends."""
+    with replicated(address, "2", "--snapshot", "2", ready=2) as server:
+        known = replica_processes(server)
+        id = create(server, num_frames=141, seed=4)
+        with watching(server) as live:
+            chunks = []
+            for chunk in live.start(PROMPT, num_frames=93, seed=3):
+                chunks.append(chunk)
+                if chunk.index == 3:
+                    for pid in known.values():
+                        os.kill(pid, signal.SIGSTOP)
+            check(chunks, pipeline.generate(PROMPT, num_frames=93, seed=3).frames)
+        until(lambda: server.ask("GET", f"/v1/videos/{id}").json["status"] == "completed", server)
+        (tmp_path / "made.mp4").write_bytes(server.ask("GET", f"/v1/videos/{id}/content").body)
+        write_mp4(tmp_path / "expected.mp4", pipeline.generate(PROMPT, num_frames=141, seed=4).frames, 16)
+        assert np.array_equal(read_mp4(tmp_path / "made.mp4"), read_mp4(tmp_path / "expected.mp4"))
+        assert metric(server, "lost_replicas_total") == 2
+        assert "it has answered nothing for 20 s" in server.log.read_text()
+        until(lambda: not any(map(is_there, known.values())), server)
+        left = [pid for name, pid in replica_processes(server).items() if name not in known]
+        os.kill(left[0], signal.SIGSTOP)
+    deadline = time.monotonic() + 20
+    while any(map(is_there, left)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_machine_that_dies(replicated, pipeline):
     """Two videos on two machines: the one whose machine is gone goes on beside the other one."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -248,6 +279,22 @@ def test_a_machine_that_dies(replicated, pipeline):
             check(chunks, pipeline.generate(PROMPT, num_frames=141, seed=seed).frames)
         until(lambda: metric(server, "lost_replicas_total") == 1, server)
         assert metric(server, 'replicas{state="ready"}') == 1
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_cluster_that_was_about_to_begin(model_folder, monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    mark = f"{os.getpid()}-begin"
+    monkeypatch.setenv(MARK, mark)
+    command = [sys.executable, "-m", "dummyforcing", "serve", "--port", "0", "--model", str(model_folder)]
+    with subprocess.Popen([*command, "--ray", "local"], stderr=subprocess.PIPE, text=True) as server:
+        while len(processes(mark)) < 5:  # itself, and some of Ray
+            assert server.poll() is None
+            time.sleep(0.05)
+        server.terminate()
+        assert "Traceback" not in server.communicate(timeout=60)[1]
+        assert server.returncode == 0
+    assert all_ended(mark)
 
 
 @pytest.mark.slow

@@ -106,6 +106,8 @@ def attach(
         found = _preset(upstream, frames, preset)
         chosen = choose_heads(choose_policy(found, policy), plan, dummy_fraction, None)
         check_first_frames(found, chosen)
+        if any(context.keys for context in (*chosen.contexts, *(plan.table.values() if plan else ()))):
+            raise BadRequest("Attached code keeps no key frames", "take a policy without them", "policy")
         return Rules(found, chosen, plan, backend)
 
     if backend is not None and backend not in BACKENDS:

@@ -7,10 +7,15 @@ with connected("local") as cluster:
 import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
@@ -20,7 +25,9 @@ LOCAL = "local"
 """Address of a cluster that is begun here, on this machine alone, and ends with its use."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 REACHED = 5.0
-"""Seconds within which a machine answers, if there is one."""
+"""Seconds within which a cluster answers, if there is one."""
+QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""What Ray itself asks first of a cluster, without arguments."""
 
 
 def require_ray() -> None:
@@ -102,41 +109,156 @@ def connected(address: str) -> Iterator[Cluster]:
     import ray
     import ray.exceptions
 
-    before = signal.getsignal(signal.SIGTERM)
-    try:
+    with _ending_in_order():
         try:
-            ray.init(
-                address=address,
-                include_dashboard=False if is_local else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            raise _unreachable(address) from error
+            try:
+                with _uninterrupted():
+                    ray.init(
+                        address=address,
+                        include_dashboard=False if is_local else None,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+            except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+                raise _unreachable(address) from error
+            yield Cluster()
         finally:
-            signal.signal(signal.SIGTERM, before)  # Ray would end the process at once
-        yield Cluster()
+            ray.shutdown()
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM end the process in order, not at once: Ray's processes would outlive it for a minute."""
+    is_at_once = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_at_once or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have signals wait while Ray begins its processes: some would be left. A second Ctrl-C does not wait.
+
+    Ray's own handler of SIGTERM is not set: it would end the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    taken = (signal.SIGINT, signal.SIGTERM)
+    before = {one: found for one in taken if (found := signal.getsignal(one)) is not None}
+    of_ray = utils.set_sigterm_handler
+    for one, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(one, note)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = of_ray
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _require_reached(address: str) -> None:
-    """Refuse an address where nothing that could be Ray answers: it would be tried for ever."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or address
-    if address in (LOCAL, "auto") or "://" in address or os.environ.get("RAY_USE_TLS") == "1":
+    """Refuse an address where no cluster of Ray answers, or not to us: it would be tried for minutes.
+
+    A cluster of this machine that wants Ray's token is shown it, as Ray does where it finds one by itself.
+    """
+    found = _found(address)
+    if found == LOCAL or "://" in found or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc
 
+    mode, is_here = os.environ.get("RAY_AUTH_MODE"), found.rpartition(":")[0] in LOOPBACK
     try:
-        with grpc.insecure_channel(address) as channel:
-            grpc.channel_ready_future(channel).result(REACHED)
-    except (grpc.FutureTimeoutError, ValueError) as error:
+        code = _answer(found, _token() if mode == "token" else "")
+        if code is grpc.StatusCode.UNAUTHENTICATED and mode is None and (_is_searched(address) or is_here):
+            code = _answer(found, _token())
+            if not _is_searched(address):  # else Ray does it
+                os.environ["RAY_AUTH_MODE"] = "token"
+    except ValueError as error:
+        raise _unreachable(address, found) from error
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        raise BadRequest(
+            f"The Ray cluster at '{found}' wants a token",
+            "set RAY_AUTH_MODE=token, and put the token of the machine where it began, ~/.ray/auth_token, at "
+            "the same place here or into RAY_AUTH_TOKEN",
+            "ray",
+        )
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        raise _unreachable(address, found)
+
+
+def _is_searched(address: str) -> bool:
+    """Whether nobody says where the cluster is: it is one that began on this machine."""
+    return address == "auto" and not os.environ.get("RAY_ADDRESS")
+
+
+def _found(address: str) -> str:
+    """What Ray takes for an address; where it is searched, the cluster that began last, dead or alive."""
+    if not _is_searched(address):
+        return os.environ["RAY_ADDRESS"] if address == "auto" else address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return str(canonicalize_bootstrap_address("auto"))
+    except (ConnectionError, ValueError) as error:
         raise _unreachable(address) from error
 
 
-def _unreachable(address: str) -> BadRequest:
-    place = "on this machine" if address == "auto" else f"at '{address}'"
+def _answer(address: str, token: str) -> Any:
+    """How a cluster answers (a `grpc.StatusCode`), or that it does not.
+
+    Args:
+        address: Its own.
+        token: That it is shown; empty: none.
+
+    Raises:
+        ValueError: If that is no address.
+    """
+    import grpc
+
+    shown = [("authorization", f"Bearer {token}")] if token else None
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(QUESTION)(b"", timeout=REACHED, wait_for_ready=True, metadata=shown)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def _token() -> str:
+    """The token of Ray's clusters; empty: there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def _unreachable(address: str, found: str = "") -> BadRequest:
+    place = f"at '{found or address}'"
+    if _is_searched(address):
+        place = "on this machine" + (f": the one at '{found}' does not answer" if found else "")
     return BadRequest(
         f"There is no Ray cluster {place}",
         "begin one with `ray start --head`, or take local, which needs none",

@@ -5,6 +5,7 @@ process = machines.begin(machines.free([])[0], Maker, files, options)     # an a
 made = await process.call("make", job)
 """
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -13,14 +14,22 @@ from typing import Any
 
 import torch
 
+from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.errors import BadRequest
 from dummyforcing.integrations.ray.cluster import Cluster, Node
 from dummyforcing.method.loading import own_modules
+from dummyforcing.pipeline.devices import choose_device, choose_dtype
+from dummyforcing.pipeline.memory import require_memory
+from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.pipeline import DummyForcingPipeline
+from dummyforcing.pipeline.request import Request
 
 logger = logging.getLogger(__name__)
 
 CORES = 4
 """Of a process, at most: without GPUs, a machine with 32 cores has room for 8 of them."""
+BEAT = 1.0
+"""Seconds between two looks at whether a process answers."""
 
 
 class ProcessLost(Exception):
@@ -54,8 +63,31 @@ class Process:
         async for one in yielded:
             yield await _got(one)
 
+    async def silence(self, seconds: float) -> str:
+        """Wait until the process, which may still be there, answers nothing for so long; gives that in words.
+
+        Its object has to have a method `pulse`, which answers whatever else it is at.
+
+        Raises:
+            ProcessLost: If the process is gone.
+        """
+        while True:
+            asked = asyncio.ensure_future(self.call("pulse"))
+            try:
+                # Looks are counted, and not time: this process may have been stopped, too.
+                for _ in range(max(round(seconds / BEAT), 1)):
+                    await asyncio.wait([asked], timeout=BEAT)
+                    if asked.done():
+                        asked.result()
+                        break
+                else:
+                    return f"it has answered nothing for {seconds:.0f} s"
+            finally:
+                asked.cancel()
+            await asyncio.sleep(BEAT)
+
     def end(self) -> None:
-        """End it, whatever it is at."""
+        """End it, whatever it is at, or if it is stopped."""
         import ray
 
         ray.kill(self.actor)
@@ -121,6 +153,18 @@ class Machines:
         )
         logger.info("a process begins on %s", node.address)
         return Process(actor, node)
+
+
+def load_here(files: ModelFiles, options: LoadOptions, request: Request) -> DummyForcingPipeline:
+    """Load a model in a process, on the device that the process has, if there is memory for such a video.
+
+    Raises:
+        UserError: If it cannot be.
+    """
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.torch_dtype, device)
+    require_memory(files, request, dtype, device, offload=options.offload)
+    return DummyForcingPipeline.from_files(files, options)
 
 
 def cause_of(error: Any) -> Exception:

@@ -23,11 +23,8 @@ from dummyforcing.errors import UserError
 from dummyforcing.evaluation.generate import VideoFolder
 from dummyforcing.evaluation.prompts import Job
 from dummyforcing.integrations.ray.cluster import Cluster
-from dummyforcing.integrations.ray.machines import Machines, Process, cause_of, reason_of
-from dummyforcing.pipeline.devices import choose_device, choose_dtype
-from dummyforcing.pipeline.memory import require_memory
+from dummyforcing.integrations.ray.machines import Machines, Process, cause_of, load_here, reason_of
 from dummyforcing.pipeline.options import LoadOptions
-from dummyforcing.pipeline.pipeline import DummyForcingPipeline
 from dummyforcing.pipeline.request import Request
 
 logger = logging.getLogger(__name__)
@@ -69,12 +66,8 @@ class Maker:
         Raises:
             UserError: If it cannot be.
         """
-        files, options = self._files, self._options
-        device = choose_device(options.device)
-        dtype = choose_dtype(options.torch_dtype, device)
-        require_memory(files, request, dtype, device, offload=options.offload)
-        self._pipeline = DummyForcingPipeline.from_files(files, options)
-        self._folder = VideoFolder.open(Path(self._temporary.name), {}, device)
+        self._pipeline = load_here(self._files, self._options, request)
+        self._folder = VideoFolder.open(Path(self._temporary.name), {}, self._pipeline.device)
 
     def make(self, job: Job, request: Request, measured: bool) -> Made:
         """Make a video, and measure it if that is wished.

@@ -68,7 +68,7 @@ class Jobs:
         self._losses: Counter[str] = Counter()
         fleet.when_lost.append(self._lost)
         fleet.when_changed.append(self._wake.set)
-        fleet.demands.append(self._store.queued)
+        fleet.demands.append(self._demand)
 
     @property
     def preset(self) -> Preset:
@@ -210,6 +210,13 @@ class Jobs:
     def _too_long(self, param: str) -> Problem:
         most = self._settings.max_frames
         return Problem(400, "too_long", f"A video may have {most} frames; ask for fewer.", param)
+
+    async def _demand(self) -> int:
+        """How many further replicas those that wait would use: none, as long as the queue cannot be read."""
+        try:
+            return await self._store.queued()
+        except Problem:  # `run` says so
+            return 0
 
     # --- making them ----------------------------------------------------------------------------------------
 

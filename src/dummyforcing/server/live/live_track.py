@@ -149,7 +149,9 @@ class LiveTrack(Stream):
 
     def look(self) -> None:
         """Find out whether a chunk is needed, and how soon."""
-        rests = self.is_paused or self.is_done or self.next > self.acked + self.ahead
+        # What was lost is made again in any case: one may want to go back to it.
+        is_paused = self.is_paused and self.next >= self.shown
+        rests = is_paused or self.is_done or self.next > self.acked + self.ahead
         self.turn.due = None if rests else self.shown_at + (self.next - self.acked) * self.chunk_seconds
 
     def info(self) -> TrackInfo:

@@ -7,26 +7,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
 
 from dummyforcing.errors import UserError
 from dummyforcing.pipeline.request import Request
 from dummyforcing.server.costs import Claim
 from dummyforcing.server.engine import Engine
 from dummyforcing.server.fleet import Fleet
+from dummyforcing.server.live.current_engine import CurrentEngine
 from dummyforcing.server.live.delivery import Arrived, Connection, Delivery, News
 from dummyforcing.server.live.live_track import LiveTrack
 from dummyforcing.server.live.messages import (
     Branched,
     Done,
     Failed,
-    Queued,
     Ready,
     Rewound,
-    Warned,
 )
 from dummyforcing.server.live.recording import Archive, Recording
-from dummyforcing.server.replicas.replica import Chunk, ReplicaLost
+from dummyforcing.server.replicas.replica import Chunk
 from dummyforcing.server.replicas.track import Place
 from dummyforcing.server.scheduler import Turn
 from dummyforcing.server.settings import Settings
@@ -34,15 +32,13 @@ from dummyforcing.server.web.problems import Problem, problem_of
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 SOON = 2
 """A new prompt shows from the second chunk after the one at which it was asked for."""
 MOST_TRACKS = 4
 PATIENCE = 2.0
 """Seconds that somebody may wait for his first picture rather than that others stall."""
 FAREWELL = 2.0
-"""Seconds that a client may take to hear that its session is over."""
+"""Seconds that a replica may take to give the memory of a session back, and a client to hear of its end."""
 
 
 class Session:
@@ -68,7 +64,7 @@ class Session:
             name: Nobody can guess it.
             owner: Who may come back to it.
             fleet: Has other engines, if this one is lost.
-            engine: Makes the chunks.
+            engine: Makes the chunks, at first.
             settings: Of the server.
             request: Of the first track.
             codec: Of its segments.
@@ -77,23 +73,25 @@ class Session:
             ended: Is told when the session is over.
             together: See `Delivery`.
         """
-        self.name, self.owner, self.engine, self.settings = name, owner, engine, settings
+        self.name, self.owner, self.settings = name, owner, settings
         self.fleet, self.archive, self._ended = fleet, archive, ended
         self.tracks: dict[int, LiveTrack] = {}
         self.request = request
         self.beside: int | None = None
         """The track that gets the same prompts as track 0."""
         self.delivery = Delivery(fleet, request.size, archive, pool, self._failed, together)
+        self.current = CurrentEngine(engine, self.delivery)
         self.is_over = self.is_paused = False
         self.heard = time.monotonic()
         """When the client last asked for something."""
         self.codec = codec
         self._operating = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
-        self.losses = 0
-        """Replicas that were lost one after the other, without a further chunk between."""
-        self._has_engine = asyncio.Event()
-        self._has_engine.set()
+
+    @property
+    def engine(self) -> Engine:
+        """Who makes it now."""
+        return self.current.engine
 
     # --- what the client asks for ------------------------------------------------------------------------
 
@@ -173,17 +171,18 @@ class Session:
         """
         asked = time.monotonic()
         async with self._operating:
-            self._require_going()
+            self.current.require_going()
             pair = self._pair(track)
 
             def at() -> int:
                 return max(viewed + SOON, self.viewed(track) + 1)
 
-            def change() -> Awaitable[list[Place]]:
+            def change(engine: Engine) -> Awaitable[list[Place]]:
                 shown = max(live.shown for live in pair)
-                return self.engine.set_prompt([live.track for live in pair], prompt, fade, at, shown)
+                return engine.set_prompt([live.track for live in pair], prompt, fade, at, shown)
 
-            for live, place in zip(pair, await self._asked(change), strict=True):
+            _, places = await self.current.ask(change)
+            for live, place in zip(pair, places, strict=True):
                 first = place.prompt_from
                 live.prompt = prompt
                 live.waiting = {chunk: told for chunk, told in live.waiting.items() if chunk < first}
@@ -194,26 +193,24 @@ class Session:
     async def branch(self, track: int, chunk: int, prompt: str | None, fade: int) -> None:
         """Begin another track."""
         async with self._operating:
-            self._require_going()
+            self.current.require_going()
             parent = self._track(track)
             if len(self.tracks) >= MOST_TRACKS:
                 raise Problem(429, "too_many_tracks", f"A session has {MOST_TRACKS} tracks at most.", "track")
-            if not self.engine.has_room(replace(parent.claim, load=0.0)):
-                message = "There is no memory for another track now; end a session, or ask again later."
-                raise Problem(503, "no_room", message)
 
-            def fork() -> Awaitable[tuple[int, Place]]:
-                return self.engine.fork(parent.track, chunk, prompt, fade)
+            async def fork(engine: Engine) -> tuple[int, Place]:
+                await self.current.remade(parent, chunk)
+                if not engine.has_room(replace(parent.claim, load=0.0)):
+                    message = "There is no memory for another track now; end a session, or ask again later."
+                    raise Problem(503, "no_room", message)
+                return await engine.fork(parent.track, chunk, prompt, fade)
 
-            number, place = await self._asked(fork)
-            engine = self.engine
-            self._require_going()  # nothing is sent any more, and nobody catches up
+            engine, (number, place) = await self.current.ask(fork)
+            self.current.require_going()  # nothing is sent any more, and nobody catches up
             await self.delivery.caught_up()  # the recording has all that the two have in common then
             if self.is_over:
                 return
-            if self.engine is not engine or not self._has_engine.is_set():
-                message = "The process that made this video is gone; ask for the branch again."
-                raise Problem(503, "replica_lost", message)
+            self.current.require_still(engine)
             live = self.add(
                 number, place, parent.request, parent.claim, parent.most, parent=parent, chunk=chunk
             )
@@ -237,9 +234,14 @@ class Session:
     async def rewind(self, track: int, chunk: int) -> None:
         """Go back."""
         async with self._operating:
-            self._require_going()
+            self.current.require_going()
             live = self._track(track)
-            place = await self._asked(lambda: self.engine.rewind(live.track, chunk))
+
+            async def back(engine: Engine) -> Place:
+                await self.current.remade(live, chunk)
+                return await engine.rewind(live.track, chunk)
+
+            _, place = await self.current.ask(back)
             live.prompt = place.prompt
             live.changes = [one for one in live.changes if one[0] < place.asked]
             live.waiting = {first: told for first, told in live.waiting.items() if first <= chunk}
@@ -267,6 +269,7 @@ class Session:
         """
         self.heard = time.monotonic()
         await self.delivery.attach(connection, lambda: self._ready(is_back), self.tracks.values(), last)
+        self.current.tell_again()
 
     async def end(self, reason: str) -> None:
         """End the session, whatever becomes of the caller; what was made can still be downloaded."""
@@ -276,65 +279,24 @@ class Session:
 
     async def _end(self, reason: str) -> None:
         self.is_over = True
-        self._has_engine.set()  # who waits for one learns that it is over
+        self.current.end()
         self.delivery.detached = time.monotonic()
         try:
             for live in self.tracks.values():
                 self.engine.remove(live)
             self.delivery.stop()
-            await self.engine.end([live.track for live in self.tracks.values()])
+            # A process that hangs, or is at a long chunk, keeps nobody from leaving.
+            dropping = self.engine.drop([live.track for live in self.tracks.values()])
+            await asyncio.wait([dropping], timeout=FAREWELL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self.delivery.send(Done(reason=reason))
         finally:
             self._ended(self)
 
-    # --- when its replica is lost ------------------------------------------------------------------------
-
-    async def _asked(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Ask something of the engine; once more of another one, if that is lost meanwhile."""
-        while True:
-            await self._has_engine.wait()
-            self._require_going()
-            engine = self.engine
-            try:
-                return await work()
-            except ReplicaLost:
-                if self.engine is engine:  # nobody may have told us yet
-                    self._has_engine.clear()
-
-    def lose_engine(self) -> None:
-        """Wait for another engine, and tell the client."""
-        self._has_engine.clear()
-        self.losses += 1
-        kept = min(live.kept for live in self.tracks.values())
-        place = f"chunk {kept}, before which its state was kept" if kept else "its beginning"
-        message = f"The process that made this video is gone; another one goes on from {place}."
-        self.delivery.put(News(Warned(code="replica_lost", message=message)))
-
-    def tell(self, message: Queued) -> None:
-        """Tell the place in the queue."""
-        self.delivery.put(News(message))
-
     async def move(self, engine: Engine) -> None:
-        """Go on with another engine from the newest snapshots; what was sent already is not sent again.
-
-        Raises:
-            ReplicaLost: If that one is gone, too.
-            UserError: If it cannot go on there.
-        """
-        await self.delivery.caught_up()
-        self.engine = engine
-        try:
-            for live in self.tracks.values():
-                await live.move(engine)
-            self._require_going()
-        except BaseException:
-            engine.drop([live.track for live in self.tracks.values()])
-            raise
-        for live in self.tracks.values():
-            engine.add(live)
-        self._has_engine.set()
+        """Go on with another engine: see `CurrentEngine.move`."""
+        await self.current.move(engine, self.tracks.values())
         self._look()
 
     # --- what is made ------------------------------------------------------------------------------------
@@ -342,11 +304,8 @@ class Session:
     def _arrived(self, live: LiveTrack, chunk: Chunk) -> None:
         self.fleet.costs.learn(self.request.size, chunk.work.seconds)
         if chunk.made.index >= live.shown:
-            self.losses = 0
             self.delivery.put(Arrived(live, chunk))
-        newest = live.snapshots[-1].index if live.snapshots else 0
-        if live.next - newest >= self.settings.snapshot and live.keeping is None:
-            live.keeping = asyncio.create_task(live.keep(self.engine.replica), name="snapshot")
+        self.current.arrived(live, self.settings.snapshot)
 
     def _broke(self, live: LiveTrack, error: Exception) -> None:
         if isinstance(error, UserError):
@@ -369,10 +328,6 @@ class Session:
         self._ending = self._ending or asyncio.create_task(self._end("failed"))
 
     # --- what it is --------------------------------------------------------------------------------------
-
-    def _require_going(self) -> None:
-        if self.is_over:
-            raise Problem(404, "session_over", "This session is over; start a new one.")
 
     def _track(self, number: int) -> LiveTrack:
         self.heard = time.monotonic()

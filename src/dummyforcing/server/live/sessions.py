@@ -284,16 +284,17 @@ class Sessions:
         """Have another replica go on with a session; it goes before those that wait to begin."""
         try:
             while True:
-                session.lose_engine()
-                if session.losses >= TRIES:
+                session.current.lose(session.tracks.values())
+                if session.current.is_given_up:
                     break
                 claim = Claim.of_all([live.claim for live in session.tracks.values()])
                 turn = asyncio.get_running_loop().create_future()
-                waiting = Waiting(session.name, session.owner, claim, session.tell, turn)
+                waiting = Waiting(session.name, session.owner, claim, session.current.tell, turn)
                 self.waiting.insert(0, waiting)
                 engine = await self._turn_of(waiting)
                 with suppress(ReplicaLost):
                     await session.move(engine)
+                    logger.info("a session goes on in replica %s", engine.name)
                     return
             logger.error("%d replicas ended over a session; it is given up", TRIES)
         except Exception as error:

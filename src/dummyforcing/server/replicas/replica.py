@@ -43,6 +43,8 @@ class Replica(ABC):
     facts: Facts
     place: str
     """Where it is, for the log."""
+    is_warm = False
+    """Whether it has done what takes long only at the first time."""
 
     @abstractmethod
     async def call(
