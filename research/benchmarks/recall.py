@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--watch", type=int, default=6, help="stories that are watched to choose heads")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     args = parser.parse_args(arguments)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (args.output.parent, *([args.sheets] if args.sheets else [])):
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
     variants = {name: VARIANTS[name] for name in args.variants}
     if args.watched:
         scores = watch(load(args.model, device=args.device[0], torch_dtype="float32"), args.watch)
