@@ -76,9 +76,7 @@ def test_heads_see_them(seed, batch, heads, chunk, tokens):
     plans = [random_plan(2, heads, seed + i, CONTEXTS) for i in range(batch)]
     both = Both(plans, tokens, chunk, has_keys=True)
     for _ in range(9):
-        for _ in range(2):
-            both.run(chunk)
-        both.commit(chunk)
+        both.make(chunk)
 
 
 @settings(max_examples=80, deadline=None)
@@ -108,16 +106,9 @@ def test_in_any_order_of_steps(seed, chunk, steps, window):
             )
             both.cache.load_state(state)
         elif step == "again":
-            frames = min(window * chunk, both.cache.frames)
-            both.rewind(frames)
-            if frames:
-                both.run(frames)
-                both.commit(frames)
+            both.write_again(min(window * chunk, both.cache.frames))
         else:
-            frames = 1 if step == "short" else chunk
-            both.run(frames)
-            both.run(frames)
-            both.commit(frames)
+            both.make(1 if step == "short" else chunk)
 
 
 def test_a_dense_past_gives_key_frames():

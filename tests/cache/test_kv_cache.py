@@ -69,14 +69,25 @@ class Both:
         self.cache.reset()
         self.oracle.reset()
 
+    def make(self, frames):
+        """Two passes over new frames, which are past then."""
+        self.run(frames)
+        self.run(frames)
+        self.commit(frames)
+
+    def write_again(self, frames):
+        """Rewrite the newest frames in one pass."""
+        self.rewind(frames)
+        if frames:
+            self.run(frames)
+            self.commit(frames)
+
 
 def run_both(plans, applied, at, chunks, tokens, chunk, frames=None, local_attention_size=None):
     """Compare cache and oracle over `chunks` chunks; plans change to `applied` after chunk `at`."""
     both = Both(plans, tokens, chunk, local_attention_size, frames)
     for number in range(chunks):
-        for _ in range(2):
-            both.run(chunk)
-        both.commit(chunk)
+        both.make(chunk)
         if number == at:
             both.apply(applied)
     return both
@@ -180,16 +191,9 @@ def test_the_past_is_written_again(seed, chunk, steps, local_attention_size, win
                 both.run(chunk)
                 both.commit(chunk)
         elif step == "again":
-            frames = min(window * chunk, both.cache.frames)
-            both.rewind(frames)
-            if frames:
-                both.run(frames)
-                both.commit(frames)
+            both.write_again(min(window * chunk, both.cache.frames))
         else:
-            frames = 1 if step == "short" else chunk
-            both.run(frames)
-            both.run(frames)
-            both.commit(frames)
+            both.make(1 if step == "short" else chunk)
 
 
 @settings(max_examples=60, deadline=None)
