@@ -39,8 +39,8 @@ def exact_float32() -> Iterator[None]:
         place.allow_tf32 = value
 
 
-def write_model(folder: Path, seed: int = 0) -> None:
-    """Write a model folder: four real components with random weights and a preset."""
+def write_model(folder: Path, seed: int = 0, size: tuple[int, int] = (32, 48)) -> None:
+    """Write a model folder: four real components with random weights, and a preset of a size."""
     from diffusers import AutoencoderKLWan
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -67,7 +67,7 @@ def write_model(folder: Path, seed: int = 0) -> None:
         "chunk_frames": 3,
         "schedule": {"steps": [1000, 500], "shift": 5.0, "warp": True},
         "fps": 16,
-        "size": [32, 48],
+        "size": list(size),
         "dummy": {"classify_at_chunk": 1, "neighbor_frames": 3, "dummy_fraction": 0.5},
     }
     (folder / "preset.json").write_text(json.dumps(preset))

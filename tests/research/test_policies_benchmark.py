@@ -35,9 +35,7 @@ NEAR = HeadContext(1, 1)
 def folder(tmp_path_factory):
     """The small model, with square videos."""
     folder = tmp_path_factory.mktemp("policies") / "random"
-    write_model(folder)
-    preset = json.loads((folder / "preset.json").read_text())
-    (folder / "preset.json").write_text(json.dumps({**preset, "size": [32, 32]}))
+    write_model(folder, size=(32, 32))
     return folder
 
 

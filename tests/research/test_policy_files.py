@@ -1,6 +1,5 @@
 """Policies of other papers: heads see what these say, and the files work as a user's own do."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -68,9 +67,7 @@ def test_numbers_say_what_dynamic_heads_and_the_first_layer_see() -> None:
 
 @pytest.mark.parametrize("text", [f"{DEEP}:7", f"{STATIC}:1,3,2"])
 def test_videos_are_made_with_them(text: str, tmp_path: Path) -> None:
-    write_model(tmp_path / "random")
-    preset = json.loads((tmp_path / "random" / "preset.json").read_text())
-    (tmp_path / "random" / "preset.json").write_text(json.dumps({**preset, "size": [32, 32]}))
+    write_model(tmp_path / "random", size=(32, 32))
     policy = load_policy(text)
     video = load(tmp_path / "random", device="cpu").generate("a red ball", num_frames=57, policy=policy)
     assert {context for row in video.plan.contexts for context in row} <= set(policy.contexts)

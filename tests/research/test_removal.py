@@ -127,9 +127,7 @@ def test_damage_is_the_squared_change_over_the_variance(kept):
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "random"
-    write_model(folder)
-    preset = json.loads((folder / "preset.json").read_text())
-    (folder / "preset.json").write_text(json.dumps({**preset, "size": [32, 32]}))
+    write_model(folder, size=(32, 32))
     return load(folder, device="cpu")
 
 

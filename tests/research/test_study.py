@@ -34,9 +34,7 @@ SCENES = tuple(
 def folder(tmp_path_factory):
     """The small model, with square videos."""
     folder = tmp_path_factory.mktemp("study") / "random"
-    write_model(folder)
-    preset = json.loads((folder / "preset.json").read_text())
-    (folder / "preset.json").write_text(json.dumps({**preset, "size": [32, 32]}))
+    write_model(folder, size=(32, 32))
     return folder
 
 
