@@ -24,8 +24,6 @@ SHORTER = {
     "teacache.py": {"FRAMES": "21"},
 }
 """Constants of long examples, and what they are while they are tried."""
-QUICK = ("own_model.py",)
-"""Examples that are run every time; the others with `pytest -m slow`."""
 
 
 @pytest.mark.slow
@@ -55,10 +53,8 @@ def test_examples_are_short_and_tell_how_to_run(path: Path):
     assert f"examples/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=[] if p.name in QUICK else pytest.mark.slow, id=p.name) for p in EXAMPLES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run_and_write_what_they_name(path: Path, tmp_path: Path):
     """In a folder of its own, shortened by nothing but the constants at its top."""
     if path.name == "live.py":

@@ -199,3 +199,15 @@ def test_looks_are_kept_on_the_host():
     ((frame, there),) = FrameLooks.from_state(looks.state()).state()
     assert frame == 5
     assert torch.equal(there, latents[:, 1].flatten(1))
+
+
+def test_large_frames_are_compared_by_areas():
+    looks = FrameLooks()
+    latents = torch.randn(2, 3, 4, 68, 120)
+    looks.add(0, latents)
+    found = looks.of(1)(2).view(4, 32, 32)
+    rows, columns = (
+        [slice(i * size // 32, -(-(i + 1) * size // 32)) for i in range(32)] for size in latents.shape[-2:]
+    )
+    expected = [[latents[1, 2, :, row, column].mean((1, 2)) for column in columns] for row in rows]
+    torch.testing.assert_close(found, torch.stack([torch.stack(row, 1) for row in expected], 1))

@@ -561,6 +561,7 @@ def test_a_lora_beside_the_weights():
         assert "LoRA layers beside its weights" in handle.note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled_before", [False, True])
 @pytest.mark.parametrize("engine", ["attention", "fused"])
 def test_a_compiled_transformer(engine, compiled_before):

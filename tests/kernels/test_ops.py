@@ -22,6 +22,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 0.02}
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here as they are")
+@pytest.mark.slow
 def test_kernels_in_the_interpreter():
     assert "passed" in run_interpreted(__file__)
 

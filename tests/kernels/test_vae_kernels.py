@@ -91,5 +91,6 @@ def test_the_reference_normalises_and_activates(dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run here")
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     assert "skipped" not in run_interpreted(__file__, "-k", "add_norm or upsample")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
-from dummyforcing.cache.kv_cache import LayerCache
+from dummyforcing.cache.layer_cache import LayerCache
 from dummyforcing.kernels.ops import OneHead, Place, Targets, place_heads
 from dummyforcing.kernels.transfers import Parcel
 from dummyforcing.runtime.heads import (

@@ -15,7 +15,7 @@ from torch import Tensor
 from dummyforcing.attention.attend import attend_side_by_side
 from dummyforcing.cache.deal import Part
 from dummyforcing.cache.head_group import HeadGroup
-from dummyforcing.cache.kv_cache import LayerCache
+from dummyforcing.cache.layer_cache import LayerCache
 from dummyforcing.kernels.ops import OneHead, Place, Targets, place_heads
 from dummyforcing.kernels.transfers import Parcel
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +56,11 @@ def all_ended(mark: str) -> bool:
     while (left := processes(mark)) and time.monotonic() < until:
         time.sleep(0.2)
     return not left
+
+
+def is_there(pid: int) -> bool:
+    """Whether there is such a process."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from dummyforcing.cli import main
 from dummyforcing.integrations.ray import cluster as clusters
-from tests.integrations.ray.clusters import MARK, all_ended, cluster_of, loopback, processes
+from dummyforcing.integrations.ray import workers
+from tests.integrations.ray.clusters import ENDING, MARK, all_ended, cluster_of, is_there, loopback, processes
 from tests.terminal import OnTerminal
 
 PROMPTS = ["a red ball bounces", "a blue cube spins", "a ball on a green floor", "a red cube"]
@@ -40,17 +42,17 @@ class Deadly:
 '''
 
 PATIENT = '''
-import time
+import os, time
 from pathlib import Path
 from dummyforcing import HeadContext
 
 class Patient:
-    """Tells that a video is in hand, and waits as long as there is a file."""
+    """Tells which process has a video in hand, and waits as long as there is a file."""
 
     roles = {{"near": HeadContext(0, 1), "first": HeadContext(1, 0)}}
 
     def assign(self, scores):
-        Path("{begun}").touch()
+        Path("{begun}").write_text(str(os.getpid()))
         while Path("{held}").exists():
             time.sleep(0.05)
         return [["near", "first", "near", "first"]] * 3
@@ -165,6 +167,7 @@ def test_without_the_flag_nothing_of_ray_is_imported(args, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_where_no_cluster_is(args, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     for address in ("127.0.0.1:1", "nonsense"):
@@ -265,6 +268,36 @@ def test_a_machine_that_dies_and_one_that_comes(args, tmp_path):
             _, error = running.communicate(timeout=120)
     assert running.returncode == 0, error
     assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_replaced(args, address, tmp_path, monkeypatch, caplog):
+    begun, held = tmp_path / "begun", tmp_path / "held"
+    (tmp_path / "patient.py").write_text(PATIENT.format(begun=begun, held=held))
+    command = [*args, "--policy", f"{tmp_path / 'patient.py'}:Patient"]
+    assert main([*command, "-o", str(tmp_path / "plain")]) == 0
+    begun.unlink()
+    held.touch()
+    stopped: list[int] = []
+
+    def stop() -> None:
+        while not (begun.exists() and begun.read_text()):
+            time.sleep(0.05)
+        time.sleep(2.5)  # so that it has answered before
+        stopped.append(int(begun.read_text()))
+        os.kill(stopped[0], signal.SIGSTOP)
+        held.unlink()
+
+    monkeypatch.setattr(workers, "SILENT", 8)
+    caplog.set_level("INFO", "dummyforcing")
+    threading.Thread(target=stop, daemon=True).start()
+    assert main([*command, "-o", str(tmp_path / "ray"), "--ray", address]) == 0
+    assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
+    assert "it has answered nothing for 8 s" in caplog.text
+    until = time.monotonic() + ENDING
+    while is_there(stopped[0]):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dummyforcing.media.clips import read_mp4
 from dummyforcing.media.fragments import fragment
 from dummyforcing.media.video import write_mp4
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from tests.integrations.ray.clusters import MARK, all_ended, cluster_of, processes
+from tests.integrations.ray.clusters import MARK, all_ended, cluster_of, is_there, processes
 from tests.server.process import Process, running
 
 PROMPT = "a red ball bounces on a green floor"
@@ -80,13 +80,6 @@ def at_work(server: Process) -> int:
     return next(pid for name, pid in known.items() if metric(server, f'replica_videos{{replica="{name}"}}'))
 
 
-def is_there(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
-
-
 def create(server: Process, **request: Any) -> str:
     body = json.dumps({"prompt": PROMPT, **request}).encode()
     id: str = server.ask("POST", "/v1/videos", body, content_type="application/json").json["id"]
@@ -111,6 +104,7 @@ def watching(server: Process) -> Iterator[Live]:
 # --- without a cluster --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_the_flag_nothing_of_ray_is_imported(model_folder: Path) -> None:
     program = """
 import os, signal, sys, threading, time
@@ -147,6 +141,7 @@ def test_numbers_of_replicas(text, capsys):
     )
 
 
+@pytest.mark.slow
 def test_where_no_cluster_is(model_folder, monkeypatch, capsys):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

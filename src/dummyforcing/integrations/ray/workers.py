@@ -5,14 +5,17 @@ with connected("auto") as cluster, Workers(cluster, files, options) as workers:
         folder.put(job, made.video, made.measures)
 
 A worker is an actor of Ray: a process with a GPU of its own, or several, or a share of a machine's cores.
-When it dies, or its machine, the video that it was at is made again by another one.
+When it dies or hangs, or its machine, the video that it was at is made again by another one.
 """
 
+import asyncio
 import logging
 import tempfile
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +35,9 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 """So often may workers die over a video, or on a machine while they load the model."""
 LOOK = 1.0
-"""Seconds after which one looks again which machines there are."""
+"""Seconds after which one looks again which machines there are, and which workers answer."""
+SILENT = 60
+"""Looks after which a worker hangs that answered before, and answers nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class Made:
 
 
 class Maker:
-    """What runs in the process of a worker: the model, and a folder for the video in hand."""
+    """What runs in the process of a worker: the model, and a folder for the video in hand.
+
+    The work is done in one thread, so that the process answers meanwhile.
+    """
 
     def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
         """Take what is needed to load the model.
@@ -59,22 +67,34 @@ class Maker:
         """
         self._files, self._options = files, options
         self._temporary = tempfile.TemporaryDirectory(prefix="dummyforcing-")
+        self._thread = ThreadPoolExecutor(1)
 
-    def load(self, request: Request) -> None:
+    async def pulse(self) -> None:
+        """Answer."""
+
+    async def load(self, request: Request) -> None:
         """Load the model, for such a video.
 
         Raises:
             UserError: If it cannot be.
         """
-        self._pipeline = load_here(self._files, self._options, request)
-        self._folder = VideoFolder.open(Path(self._temporary.name), {}, self._pipeline.device)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load, request)
 
-    def make(self, job: Job, request: Request, measured: bool) -> Made:
+    async def make(self, job: Job, request: Request, measured: bool) -> Made:
         """Make a video, and measure it if that is wished.
 
         Raises:
             UserError: If it cannot be made.
         """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._make, job, request, measured
+        )
+
+    def _load(self, request: Request) -> None:
+        self._pipeline = load_here(self._files, self._options, request)
+        self._folder = VideoFolder.open(Path(self._temporary.name), {}, self._pipeline.device)
+
+    def _make(self, job: Job, request: Request, measured: bool) -> Made:
         folder = self._folder
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -107,6 +127,12 @@ class Workers:
         self._idle: list[Process] = []
         self._working: dict[Any, tuple[Process, Job | None]] = {}
         """What is asked of each, and for which video; None: it loads the model."""
+        self._asked: dict[Process, Any] = {}
+        """What was asked of each worker at work that it answers if it does not hang."""
+        self._silences: dict[Process, int] = {}
+        """At how many looks, one after the other, workers that answered before have answered nothing."""
+        self._looked = 0.0
+        """When one looked last."""
         self._lost: Counter[str] = Counter()
         """Workers of a machine, by its id, that died before they had loaded the model."""
         self._reason = ""
@@ -145,6 +171,7 @@ class Workers:
                 asked = worker.actor.make.remote(job, request_of(job), measured)
                 self._working[asked] = worker, job
             ready, _ = ray.wait(list(self._working), timeout=LOOK)
+            self._end_silent()
             for asked in ready:
                 worker, in_hand = self._working.pop(asked)
                 try:
@@ -152,13 +179,11 @@ class Workers:
                 except RayTaskError as error:
                     raise cause_of(error) from error
                 except RayError as error:  # the process or its machine is gone
-                    self._forget(worker, error)
-                    if in_hand is None:
-                        self._lost[worker.node.id] += 1
-                        continue
-                    died[in_hand] += 1
-                    if died[in_hand] < TRIES:
-                        queue.appendleft(in_hand)
+                    self._forget(worker, in_hand, reason_of(error))
+                    if in_hand is not None:
+                        died[in_hand] += 1
+                        if died[in_hand] < TRIES:
+                            queue.appendleft(in_hand)
                     continue
                 self._idle.append(worker)
                 if in_hand is None:
@@ -197,9 +222,35 @@ class Workers:
                 device = f"machine with {self._options.gpus} GPUs"
             raise UserError(f"The Ray cluster has no {device} for a video", "add a machine that has some")
 
-    def _forget(self, worker: Process, error: Exception) -> None:
-        self._reason = reason_of(error)
-        logger.info("a worker on %s died: %s", worker.node.address, self._reason)
+    def _end_silent(self) -> None:
+        """End the workers that hang; what they were at fails then."""
+        import ray
+
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        # Looks are counted, and not time: this process may have been stopped, too.
+        for worker in self._workers:
+            asked = self._asked.get(worker)
+            if asked is not None and not ray.wait([asked], timeout=0)[0]:
+                if worker in self._silences:  # else it may be that its machine has no room for it yet
+                    self._silences[worker] += 1
+                    if self._silences[worker] == SILENT:
+                        worker.end()
+                continue
+            if asked is not None:
+                self._silences[worker] = 0
+            self._asked[worker] = worker.actor.pulse.remote()
+
+    def _forget(self, worker: Process, in_hand: Job | None, reason: str) -> None:
+        if self._silences.get(worker, 0) >= SILENT:
+            reason = f"it has answered nothing for {SILENT * LOOK:.0f} s"
+        self._reason = reason
+        logger.info("a worker on %s died: %s", worker.node.address, reason)
+        if in_hand is None:
+            self._lost[worker.node.id] += 1
         self._workers.remove(worker)
+        self._asked.pop(worker, None)
+        self._silences.pop(worker, None)
         with suppress(ValueError):
             self._idle.remove(worker)
