@@ -4,6 +4,9 @@ Once all rings of the cache are full, every pass of a kind (denoising step or co
 sequence of kernels on the same memory; only numbers in small tables differ, such as the slots of the current
 frames. From its second time on, such a pass is replayed as a CUDA graph. A change of the plan moves the
 cache, so the graphs are captured again, each at the cost of one pass on the host.
+
+Before, and in heads that see the whole past, that holds for the denoising steps of one chunk: they have a
+graph of their own, which goes when the next chunk sees more.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,6 +66,8 @@ class GraphRunner:
         self._text_source: TextKV | None = None
         self._place: object = None
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph | None] = {}
+        self._shown: tuple[int, ...] = ()
+        """Tokens that each head group shows, if they will be more in later passes than in the graphs."""
         self._pool = torch.cuda.graph_pool_handle() if fused.modulation.is_cuda else None
 
     def over(self, cache: KVCache) -> "GraphRunner":
@@ -105,8 +110,7 @@ class GraphRunner:
         place = place_of(self._cache)
         if place != self._place:
             self._place = place
-            self._graphs.clear()
-            self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
+            self._forget_graphs()
         inputs = self._fill(tokens, time, text, rope, frames)
         if inputs.heads.prepare(place, groups):
             orders = torch.tensor([attention.order for attention in inputs.heads.attentions])
@@ -124,7 +128,13 @@ class GraphRunner:
 
         # Triton looks at the current device, not at that of tensors.
         with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
-            if tokens.is_cuda and watch is None and all(group.is_full for group in caches):
+            is_full = all(group.is_full for group in caches)
+            # A commit pass that sees less than later ones is the only one of its kind.
+            if tokens.is_cuda and watch is None and (is_full or not kv_only):
+                shown = () if is_full else tuple(group.visible.k.shape[1] for group in caches)
+                if shown != self._shown:
+                    self._shown = shown
+                    self._forget_graphs()
                 self._replay((*tokens.shape, time.blocks.shape[1], pinned, kv_only), forward)
             else:
                 forward()
@@ -159,6 +169,10 @@ class GraphRunner:
         if graph is None:
             graph = self._graphs[kind] = self._capture(forward)
         graph.replay()
+
+    def _forget_graphs(self) -> None:
+        self._graphs.clear()
+        self._pool = self._pool and torch.cuda.graph_pool_handle()  # torch gives up those without graphs
 
     def _capture(self, forward: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record what a pass asks of the GPU, which goes on meanwhile, unlike with `torch.cuda.graph`."""
