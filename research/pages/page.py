@@ -105,7 +105,7 @@ LONG = """## Longer videos
 *Seam* is the change of the picture from chunk to chunk beyond the change at like places inside of
 chunks, in gray levels of 255: 0 is no seam. *Motion* is the share of pixels that move. *Drift* is the
 slope of the contrast, in percent of the full range per second. *Same* is the share of objects that are
-still the same after they left and came back.
+still the same after they left and came back. *Cache* is that of two videos, which were made together.
 """
 
 
