@@ -1,10 +1,12 @@
 """`eval --ray` and `generate --prompts --ray`: the same files as without, whatever dies meanwhile."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +15,13 @@ from typing import Any
 
 import pytest
 
+from dummyforcing.checkpoints.model_files import ModelFiles
 from dummyforcing.cli import main
+from dummyforcing.evaluation.prompts import Job
 from dummyforcing.integrations.ray import cluster as clusters
 from dummyforcing.integrations.ray import workers
+from dummyforcing.pipeline.options import LoadOptions
+from dummyforcing.pipeline.request import make_request
 from tests.integrations.ray.clusters import ENDING, MARK, all_ended, cluster_of, is_there, loopback, processes
 from tests.terminal import OnTerminal
 
@@ -78,6 +84,29 @@ def deaths(tmp_path: Path) -> Path:
     folder.mkdir()
     (tmp_path / "deadly.py").write_text(DEADLY.format(folder=folder))
     return folder
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A file that names a process with a video in hand, if videos are made with `patient`."""
+    return tmp_path / "begun"
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """A file: such a process waits as long as it is there."""
+    return tmp_path / "held"
+
+
+@pytest.fixture
+def patient(args: list[str], tmp_path: Path, begun: Path, held: Path) -> list[str]:
+    """`args` with the policy `patient.py:Patient`, whose videos are in `plain`; from now on they wait."""
+    (tmp_path / "patient.py").write_text(PATIENT.format(begun=begun, held=held))
+    command = [*args, "--policy", f"{tmp_path / 'patient.py'}:Patient"]
+    assert main([*command, "-o", str(tmp_path / "plain")]) == 0
+    begun.unlink()
+    held.touch()
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +196,24 @@ def test_without_the_flag_nothing_of_ray_is_imported(args, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_worker_leaves_nothing_behind(model_folder, tmp_path, monkeypatch):
+    """Not even before its end: it is killed."""
+    files, temporary = ModelFiles.open(model_folder), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    request, job = make_request(files, PROMPTS[0], num_frames=21), Job(PROMPTS[0], PROMPTS[0], 0, 0)
+    worker = workers.Maker(files, LoadOptions(device="cpu"))
+
+    async def make() -> workers.Made:
+        await worker.load(request)
+        return await worker.make(job, request, True)
+
+    made = asyncio.run(make())
+    assert made.video
+    assert made.measures
+    assert not list(temporary.iterdir())
+
+
 @pytest.mark.slow
 def test_where_no_cluster_is(args, tmp_path, monkeypatch, capsys):
     pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -245,18 +292,12 @@ def test_an_error_of_a_worker_is_that_of_the_command(args, address, model_folder
 
 
 @pytest.mark.slow
-def test_a_machine_that_dies_and_one_that_comes(args, tmp_path):
+def test_a_machine_that_dies_and_one_that_comes(patient, begun, held, tmp_path):
     """A video is in hand when the machine dies; all are made by the one that came meanwhile."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    begun, held = tmp_path / "begun", tmp_path / "held"
-    (tmp_path / "patient.py").write_text(PATIENT.format(begun=begun, held=held))
-    command = [*args, "--policy", f"{tmp_path / 'patient.py'}:Patient"]
-    assert main([*command, "-o", str(tmp_path / "plain")]) == 0
-    begun.unlink()
-    held.touch()
     with cluster_of(1) as cluster:
         (first,) = cluster.worker_nodes
-        command += ["-o", str(tmp_path / "ray"), "--ray", cluster.address]
+        command = [*patient, "-o", str(tmp_path / "ray"), "--ray", cluster.address]
         with subprocess.Popen(
             [sys.executable, "-m", "dummyforcing", *command], stderr=subprocess.PIPE, text=True
         ) as running:
@@ -271,13 +312,7 @@ def test_a_machine_that_dies_and_one_that_comes(args, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_replaced(args, address, tmp_path, monkeypatch, caplog):
-    begun, held = tmp_path / "begun", tmp_path / "held"
-    (tmp_path / "patient.py").write_text(PATIENT.format(begun=begun, held=held))
-    command = [*args, "--policy", f"{tmp_path / 'patient.py'}:Patient"]
-    assert main([*command, "-o", str(tmp_path / "plain")]) == 0
-    begun.unlink()
-    held.touch()
+def test_a_process_that_hangs_is_replaced(patient, begun, held, address, tmp_path, monkeypatch, caplog):
     stopped: list[int] = []
 
     def stop() -> None:
@@ -291,7 +326,7 @@ def test_a_process_that_hangs_is_replaced(args, address, tmp_path, monkeypatch, 
     monkeypatch.setattr(workers, "SILENT", 8)
     caplog.set_level("INFO", "dummyforcing")
     threading.Thread(target=stop, daemon=True).start()
-    assert main([*command, "-o", str(tmp_path / "ray"), "--ray", address]) == 0
+    assert main([*patient, "-o", str(tmp_path / "ray"), "--ray", address]) == 0
     assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
     assert "it has answered nothing for 8 s" in caplog.text
     until = time.monotonic() + ENDING

@@ -52,8 +52,23 @@ class Made:
     """Warnings on the way."""
 
 
+@dataclass
+class Pulse:
+    """Whether a worker answers."""
+
+    asked: Any
+    """What it answers at once, if it does not hang."""
+    silent: int | None = None
+    """Looks, one after the other, at which it had answered nothing; None: it has not begun to answer."""
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it answers nothing any more."""
+        return self.silent is not None and self.silent >= SILENT
+
+
 class Maker:
-    """What runs in the process of a worker: the model, and a folder for the video in hand.
+    """What runs in the process of a worker: the model, and a folder for as long as a video is in hand.
 
     The work is done in one thread, so that the process answers meanwhile.
     """
@@ -66,7 +81,6 @@ class Maker:
             options: How to load it.
         """
         self._files, self._options = files, options
-        self._temporary = tempfile.TemporaryDirectory(prefix="dummyforcing-")
         self._thread = ThreadPoolExecutor(1)
 
     async def pulse(self) -> None:
@@ -92,16 +106,17 @@ class Maker:
 
     def _load(self, request: Request) -> None:
         self._pipeline = load_here(self._files, self._options, request)
-        self._folder = VideoFolder.open(Path(self._temporary.name), {}, self._pipeline.device)
 
     def _make(self, job: Job, request: Request, measured: bool) -> Made:
-        folder = self._folder
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            folder.make(job, self._pipeline, request)
-            if measured:
-                folder.measure(job, self._files.preset)
-        video = folder.take(job)
+        # A folder for each video: the process does not end by itself, and so could not remove one at its end.
+        with tempfile.TemporaryDirectory(prefix="dummyforcing-") as temporary:
+            folder = VideoFolder.open(Path(temporary), {}, self._pipeline.device)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                folder.make(job, self._pipeline, request)
+                if measured:
+                    folder.measure(job, self._files.preset)
+            video = folder.take(job)
         return Made(*video, tuple(one.message for one in said if isinstance(one.message, Warning)))
 
 
@@ -123,14 +138,10 @@ class Workers:
         self.device = cluster.device(options.device)
         """That of all workers; its number is another for each."""
         self._machines = Machines(cluster, self.device, gpus=options.gpus)
-        self._workers: list[Process] = []
+        self._workers: dict[Process, Pulse] = {}
         self._idle: list[Process] = []
         self._working: dict[Any, tuple[Process, Job | None]] = {}
         """What is asked of each, and for which video; None: it loads the model."""
-        self._asked: dict[Process, Any] = {}
-        """What was asked of each worker at work that it answers if it does not hang."""
-        self._silences: dict[Process, int] = {}
-        """At how many looks, one after the other, workers that answered before have answered nothing."""
         self._looked = 0.0
         """When one looked last."""
         self._lost: Counter[str] = Counter()
@@ -211,7 +222,7 @@ class Workers:
         loading = sum(job is None for _, job in self._working.values())
         for node in free[: max(waiting - loading - len(self._idle), 0)]:
             worker = self._machines.begin(node, Maker, self._files, self._options)
-            self._workers.append(worker)
+            self._workers[worker] = Pulse(worker.actor.pulse.remote())
             self._working[worker.actor.load.remote(request())] = worker, None
         if waiting and not self._workers:
             if self._reason and self._lost:
@@ -230,27 +241,22 @@ class Workers:
             return
         self._looked = time.monotonic()
         # Looks are counted, and not time: this process may have been stopped, too.
-        for worker in self._workers:
-            asked = self._asked.get(worker)
-            if asked is not None and not ray.wait([asked], timeout=0)[0]:
-                if worker in self._silences:  # else it may be that its machine has no room for it yet
-                    self._silences[worker] += 1
-                    if self._silences[worker] == SILENT:
-                        worker.end()
+        for worker, pulse in self._workers.items():
+            if pulse.hangs:  # it is being ended
                 continue
-            if asked is not None:
-                self._silences[worker] = 0
-            self._asked[worker] = worker.actor.pulse.remote()
+            if ray.wait([pulse.asked], timeout=0)[0]:
+                pulse.asked, pulse.silent = worker.actor.pulse.remote(), 0
+            elif pulse.silent is not None:  # else it may be that its machine has no room for it yet
+                pulse.silent += 1
+                if pulse.hangs:
+                    worker.end()
 
     def _forget(self, worker: Process, in_hand: Job | None, reason: str) -> None:
-        if self._silences.get(worker, 0) >= SILENT:
+        if self._workers.pop(worker).hangs:
             reason = f"it has answered nothing for {SILENT * LOOK:.0f} s"
         self._reason = reason
         logger.info("a worker on %s died: %s", worker.node.address, reason)
         if in_hand is None:
             self._lost[worker.node.id] += 1
-        self._workers.remove(worker)
-        self._asked.pop(worker, None)
-        self._silences.pop(worker, None)
         with suppress(ValueError):
             self._idle.remove(worker)
