@@ -1,4 +1,4 @@
-"""A red ring leaves for ten seconds and is back: memory-dense.mp4, memory-window.mp4, memory-keyframes.mp4.
+"""A red ring comes back after ten seconds: memory-dense.mp4, memory-window.mp4 and memory-keyframes.mp4.
 
 python examples/memory.py
 

@@ -21,7 +21,6 @@ from dummyforcing.kernels.transfers import to_host
 Looks = Callable[[int], Tensor]
 """`looks(frame)`: what a frame of one sample looks like, `(n,)` on the CPU."""
 
-
 MOST = 32
 """Rows, and columns, of latents that are compared."""
 
