@@ -69,10 +69,9 @@ def row_frames(files: ModelFiles) -> int:
 
 def batches(results: dict[str, Result]) -> str:
     """Videos made together in one pass against the same videos one after another."""
-    rows, origins, notes = [], [], []
+    rows, origins = [], []
     for name in (one for one in BATCHES if one in results):
         found = results[name]
-        notes += [found["note"]] if "note" in found else []
         origins.append(source(name, found))
         for row in (one for one in found["configurations"] if one["batch"] > 1):
             alone, (height, width) = row["one_after_another"], row["size"]
@@ -91,5 +90,5 @@ def batches(results: dict[str, Result]) -> str:
     ]  # fmt: skip
     return (
         f"{table(header, rows)}\n\nEach video of a batch has a head plan of its own; in brackets against the "
-        f"same videos one after another, in turns with the batch: {'; '.join(origins)}. {' '.join(notes)}"
+        f"same videos one after another, in turns with the batch: {'; '.join(origins)}."
     )

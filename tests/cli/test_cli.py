@@ -19,6 +19,7 @@ from dummyforcing.cli import DESCRIPTION, main
 from dummyforcing.cli.generate import generate
 from dummyforcing.cli.heads import heads
 from dummyforcing.errors import UserError
+from dummyforcing.evaluation.results import provenance
 from dummyforcing.media.montage import CAPTION_HEIGHT
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline import request
@@ -206,7 +207,7 @@ def test_heads_atlas(
         (1, 2),
         (0, 1, None),
     )
-    assert str(atlas.settings.made["command"]).startswith("dummyforcing")
+    assert atlas.settings.made == provenance(torch.device("cpu"))
     found = Plan.load(plan)
     assert found.chunk is None
     assert "a blue cube spins" in report.read_text()

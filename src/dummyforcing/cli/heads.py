@@ -1,7 +1,5 @@
 """`dummyforcing heads`: what every head is, in one video or measured over many."""
 
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -191,5 +189,5 @@ def _measure(
             size=request.size,
             on_chunk=shown.update,
         )
-    made = {**provenance(pipeline.device), "command": shlex.join(["dummyforcing", *sys.argv[1:]])}
+    made = provenance(pipeline.device)
     return replace(atlas, settings=replace(atlas.settings, made=made))

@@ -1,8 +1,6 @@
 """`dummyforcing heads import` and `heads calibrate`: head plans that others found, or that are measured."""
 
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -163,7 +161,7 @@ def calibrate(
                 error.add_note(f"What was measured is in {kept}; the same command goes on.")
             raise
     plan = damage.plan(policy)
-    made = {**provenance(pipeline.device), "command": shlex.join(["dummyforcing", *sys.argv[1:]])}
+    made = provenance(pipeline.device)
     replace(plan, found={**plan.found, "made": made}).save(output)
     usual = make_plan(policy, damage.scores, measured[0])
     sums = {"calibrated": damage.of_dummies(plan), "by_attention": damage.of_dummies(usual)}

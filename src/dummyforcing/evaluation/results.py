@@ -23,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, object]:
     cpu = f"{processor()}, {os.cpu_count()} cores"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
-        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": name,
@@ -65,6 +65,9 @@ def write_results(path: Path, results: dict[str, object], device: torch.device) 
 
 
 def _program() -> list[str]:
-    """The call of this program: as a module, or as a script named relative to the folder."""
+    """What was called, as it can be called anywhere: an installed command, a module or a script."""
+    path = Path(sys.argv[0])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.relpath(sys.argv[0])]
+    if spec:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return ["python", os.path.relpath(path)] if path.suffix == ".py" else [path.stem]
