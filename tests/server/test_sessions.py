@@ -456,6 +456,26 @@ def test_a_video_with_an_end_can_be_gone_back_in(server: Serving) -> None:
     assert [chunk.segment for chunk in again] == [chunk.segment for chunk in made[1:]]
 
 
+def test_going_back_gives_up_what_was_not_read_yet(server: Serving) -> None:
+    """The video is done before its first chunk is looked at: what came of it does not come once more."""
+    with connect(server.url) as live:
+        chunks = live.start(RED, num_frames=33)
+        first = next(chunks)
+        assert live.ready is not None
+        (track,) = server.parts.sessions.all[live.ready.session].tracks.values()
+        until = time.monotonic() + 30
+        while not track.ended and time.monotonic() < until:
+            time.sleep(0.05)
+        assert track.ended == "length"
+        live.rewind(0)
+        with pytest.raises(LiveError, match="not held"):
+            live.rewind(30)
+        read = list(live.chunks())
+        assert [chunk.index for chunk in read] == [1, 2]
+        assert sum(isinstance(message, Done) for message in live.messages) == 2
+    assert first.index == 0
+
+
 def test_the_longest_video_ends(pipeline: DummyForcingPipeline) -> None:
     with serving(pipeline, max_frames=33) as server, connect(server.url) as live:
         assert [chunk.index for chunk in live.start(RED)] == [0, 1, 2]

@@ -33,6 +33,7 @@ from dummyforcing.server.live.messages import (
     Ready,
     Resume,
     Rewind,
+    Rewound,
     Start,
     Stop,
     Warned,
@@ -237,8 +238,17 @@ class Live:
         return message.track
 
     def rewind(self, chunk: int, *, track: int = 0) -> None:
-        """Give up what comes after a chunk, and make it again."""
+        """Give up what comes after a chunk, and make it again.
+
+        Raises:
+            LiveError: If the chunk is not held any more.
+        """
         self._send(Rewind(chunk=chunk, track=track))
+        while not isinstance(message := self._receive(), Rewound):
+            if isinstance(message, Failed):
+                raise _refused(message)
+            self._waiting.append(message)
+        self._waiting = deque(one for one in self._waiting if not _given_up(one, message))
 
     def pause(self) -> None:
         """Have nothing made until `resume`."""
@@ -288,6 +298,13 @@ class Live:
 def connect(url: str = "http://127.0.0.1:8000", key: str | None = None) -> Live:
     """Connect to a live server: see `Live`."""
     return Live(url, key)
+
+
+def _given_up(message: LiveChunk | BaseModel, rewound: Rewound) -> bool:
+    """Whether a message is of what a track was before it went back."""
+    if isinstance(message, LiveChunk):
+        return message.track == rewound.track and message.index > rewound.chunk
+    return isinstance(message, Done) and message.track == rewound.track
 
 
 def _refused(message: Failed) -> LiveError:
