@@ -189,5 +189,4 @@ def _measure(
             size=request.size,
             on_chunk=shown.update,
         )
-    made = provenance(pipeline.device)
-    return replace(atlas, settings=replace(atlas.settings, made=made))
+    return replace(atlas, settings=replace(atlas.settings, made=provenance(pipeline.device)))

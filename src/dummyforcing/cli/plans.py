@@ -161,8 +161,7 @@ def calibrate(
                 error.add_note(f"What was measured is in {kept}; the same command goes on.")
             raise
     plan = damage.plan(policy)
-    made = provenance(pipeline.device)
-    replace(plan, found={**plan.found, "made": made}).save(output)
+    replace(plan, found={**plan.found, "made": provenance(pipeline.device)}).save(output)
     usual = make_plan(policy, damage.scores, measured[0])
     sums = {"calibrated": damage.of_dummies(plan), "by_attention": damage.of_dummies(usual)}
     tell(

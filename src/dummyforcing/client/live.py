@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import av
@@ -38,6 +38,8 @@ from dummyforcing.server.live.messages import (
     Stop,
     Warned,
 )
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 ATTEMPTS = 5
 """To reach the server again, each twice as long after the one before."""
@@ -178,6 +180,14 @@ class Live:
         """
         return self._waiting.popleft() if self._waiting else self._receive(timeout)
 
+    def _answer(self, kind: type[Answer]) -> Answer:
+        """The next message of a kind; what comes before it waits to be received."""
+        while not isinstance(message := self._receive(), kind):
+            if isinstance(message, Failed):
+                raise _refused(message)
+            self._waiting.append(message)
+        return message
+
     def _receive(self, timeout: float | None = None) -> LiveChunk | BaseModel:
         while True:
             try:
@@ -231,11 +241,7 @@ class Live:
             LiveError: If the chunk is not held any more.
         """
         self._send(Branch(chunk=chunk, prompt=prompt, track=track, fade=fade))
-        while not isinstance(message := self._receive(), Branched):
-            if isinstance(message, Failed):
-                raise _refused(message)
-            self._waiting.append(message)
-        return message.track
+        return self._answer(Branched).track
 
     def rewind(self, chunk: int, *, track: int = 0) -> None:
         """Give up what comes after a chunk, and make it again.
@@ -244,11 +250,8 @@ class Live:
             LiveError: If the chunk is not held any more.
         """
         self._send(Rewind(chunk=chunk, track=track))
-        while not isinstance(message := self._receive(), Rewound):
-            if isinstance(message, Failed):
-                raise _refused(message)
-            self._waiting.append(message)
-        self._waiting = deque(one for one in self._waiting if not _given_up(one, message))
+        rewound = self._answer(Rewound)
+        self._waiting = deque(one for one in self._waiting if not _given_up(one, rewound))
 
     def pause(self) -> None:
         """Have nothing made until `resume`."""
