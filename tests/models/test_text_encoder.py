@@ -4,12 +4,13 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from string import ascii_letters
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, trainers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from dummyforcing.checkpoints.text_encoder import UMT5_XXL, load_text_encoder, open_text_encoder
 from dummyforcing.errors import UserError
-from dummyforcing.models.text_encoder import TextEncoder, clean_prompt
+from dummyforcing.models.text_encoder import PromptTokens, TextEncoder, clean_prompt
 from tests.layouts import wan_umt5
 
 WORDS = ["a", "red", "blue", "ball", "cube", "bounces", "spins", "on", "the", "green", "floor"]
@@ -164,6 +165,29 @@ def test_unknown_words(encoder: TextEncoder) -> None:
     assert encoder.unknown_words("A RED ball, on the floor.") == []
     assert encoder.unknown_words("a Purple dragon  &amp; a red dragon!") == ["Purple", "dragon"]
     assert encoder.known_words() == sorted(WORDS)
+
+
+def test_words_of_a_model_that_spells_others(tmp_path: Path) -> None:
+    """What it was taught is said beside its pieces; without that nothing is unknown."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    letters = trainers.BpeTrainer(
+        special_tokens=["<pad>", "</s>", "<unk>"], initial_alphabet=[*ascii_letters]
+    )
+    tokenizer.train_from_iterator(WORDS, letters)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    assert PromptTokens(fast, TEXT_LEN).unknown_words("a zebra") == []
+    assert PromptTokens(fast, TEXT_LEN).known_words() == []
+    fast.init_kwargs["words"] = WORDS
+    fast.save_pretrained(tmp_path)
+    tokens = PromptTokens(PreTrainedTokenizerFast.from_pretrained(str(tmp_path)), TEXT_LEN)
+    assert tokens.unknown_words("A redd ball, 2 Zebras &amp; a redd-ish floor.") == [
+        "redd",
+        "2",
+        "Zebras",
+        "ish",
+    ]
+    assert tokens.known_words() == sorted(WORDS)
 
 
 def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,16 @@ def test_unknown_words(pipeline: DummyForcingPipeline) -> None:
         pipeline.stream(PROMPT)
 
 
+def test_many_known_words_are_not_listed(
+    pipeline: DummyForcingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dummyforcing.pipeline.remarks.LISTED", 3)
+    with pytest.warns(UnknownWordsWarning, match="the words Redd, cat; the nearest that it knows: red.$"):
+        pipeline.stream("a Redd cat")
+    with pytest.warns(UnknownWordsWarning, match="the word qqq; say it in other words.$"):
+        pipeline.stream("a qqq")
+
+
 def test_longer_than_trained_for(pipeline: DummyForcingPipeline) -> None:
     preset = replace(pipeline.files.preset, max_frames=6)
     trained = DummyForcingPipeline.from_parts(
