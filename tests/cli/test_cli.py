@@ -287,8 +287,8 @@ def test_examples_of_the_help_use_known_words() -> None:
     text = DESCRIPTION + str(generate.__doc__) + str(heads.__doc__)
     prompts = re.findall(r"dummyforcing (?:generate|heads) \"(.*?)\"", text)
     assert len(prompts) >= 5
-    vocabulary = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer.json").read_text())
-    assert {word for prompt in prompts for word in prompt.split()} <= set(vocabulary["model"]["vocab"])
+    config = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer_config.json").read_text())
+    assert {word for prompt in prompts for word in prompt.split()} <= set(config["words"])
 
 
 # Bad input: one sentence, exit code 2, and nothing is left behind.

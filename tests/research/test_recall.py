@@ -39,7 +39,7 @@ def truth(story: RecallStory, **changes: object) -> Frames:
 @pytest.mark.slow
 @pytest.mark.parametrize("enters", [False, True])
 def test_the_truth_is_right(enters: bool) -> None:
-    stories = recall_stories(5, enters, 48)
+    stories = recall_stories(5, enters, 120)
     assert {story.scene.things[0].kind[:2] for story in stories} == {(c, s) for c in COLORS for s in SHAPES}
     for story in stories[:6]:
         assert judge_recall(truth(story), story) == Recall(True, True, True, True, True)

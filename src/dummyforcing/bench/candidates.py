@@ -54,6 +54,10 @@ class EncodedPrompt(TextEncoder):
         """None: nothing is read."""
         return []
 
+    def known_words(self) -> list[str]:
+        """None that it was taught: nothing is read."""
+        return []
+
     def without_effect(self, prompt: str) -> str:
         """Nothing: no text is read."""
         return ""

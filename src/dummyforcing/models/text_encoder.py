@@ -5,6 +5,7 @@ embeds = encoder.encode("a red ball bounces")  # (1, 512, 4096)
 """
 
 import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from dummyforcing.errors import BadRequest
+
+_WORD = re.compile(r"[^\W_]+")
 
 
 def clean_prompt(prompt: str) -> str:
@@ -57,6 +60,10 @@ class PromptTokens:
         """
         self.tokenizer, self.text_len = tokenizer, text_len
         self._tokenize(["a"])  # it forgets how it padded and cut when it was saved
+        self._words = frozenset(tokenizer.init_kwargs.get("words", ()))
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if type(getattr(backend, "model", None)).__name__ == "WordLevel":
+            self._words = frozenset(tokenizer.get_vocab()) - frozenset(tokenizer.all_special_tokens)
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         """Their tokens, end-of-sequence included, of any number."""
@@ -77,19 +84,17 @@ class PromptTokens:
         return text[offsets[self.text_len - 1][0] :].strip() if len(offsets) > self.text_len else ""
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt, in order and once each, that the tokenizer has no token for.
-
-        Only a word-level vocabulary (the bundled model's) has unknown words; sentencepiece spells them.
-        """
-        text = clean_prompt(prompt)
-        tokens = self._tokenize([prompt], return_offsets_mapping=True)
-        pairs = zip(tokens.input_ids[0], tokens.offset_mapping[0], strict=True)
-        unknown = (text[start:end] for token, (start, end) in pairs if token == self.tokenizer.unk_token_id)
-        return list(dict.fromkeys(word for word in unknown if any(map(str.isalnum, word))))
+        """Words of the prompt, in order and once each, that are not `known_words`; none if all may be."""
+        found = _WORD.findall(clean_prompt(prompt)) if self._words else []
+        return list(dict.fromkeys(word for word in found if word.lower() not in self._words))
 
     def known_words(self) -> list[str]:
-        """The vocabulary without special tokens, sorted; meant for a word-level tokenizer."""
-        return sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+        """The words that the model was taught, sorted; empty if it was taught a whole language.
+
+        They are the vocabulary of a word-level tokenizer, or `words` in the tokenizer's configuration: one
+        that spells words from pieces reads others, too, but the model was never told what they mean.
+        """
+        return sorted(self._words)
 
 
 class TextEncoder(PromptTokens):

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 from dummyforcing.errors import RequestWarning, TrainedLengthWarning, TrainedSizeWarning, UnknownWordsWarning
@@ -14,6 +15,9 @@ FAR = 4
 """So many times as many pixels as a model was trained with, or as few, are another kind of picture to it."""
 QUOTED = 200
 """Characters of what has no effect that are told."""
+
+LISTED = 60
+"""Words at most that are listed when another one is not known."""
 
 
 class Known(Protocol):
@@ -59,7 +63,7 @@ def remarks_on_prompts(model: Known, prompts: Sequence[str]) -> Iterator[Request
     if words:
         yield UnknownWordsWarning(
             f"Model '{model.preset.name}' does not know the word{'s' * (len(words) > 1)} "
-            f"{', '.join(words)}; it knows {', '.join(model.text.known_words())}.",
+            f"{', '.join(words)}; {_instead(words, model.text.known_words())}.",
             tuple(words),
         )
     for text in filter(None, (model.text.without_effect(prompt) for prompt in prompts)):
@@ -67,6 +71,14 @@ def remarks_on_prompts(model: Known, prompts: Sequence[str]) -> Iterator[Request
             f"The prompt is longer than the {model.text.text_len} tokens that model '{model.preset.name}' "
             f"reads; this end of it has no effect: {text[:QUOTED]!r}{' ...' * (len(text) > QUOTED)}."
         )
+
+
+def _instead(words: Iterable[str], known: Sequence[str]) -> str:
+    """What to write in place of words that a model does not know."""
+    if len(known) <= LISTED:
+        return f"it knows {', '.join(known)}"
+    near = dict.fromkeys(one for word in words for one in get_close_matches(word.lower(), known, 1))
+    return f"the nearest that it knows: {', '.join(near)}" if near else "say it in other words"
 
 
 def remarks_on_change(model: Known, request: Request) -> Iterator[RequestWarning]:

@@ -9,6 +9,7 @@ The public models are tables of `public.toml`. Bundled models are folders beside
 With `like = "tiny"`, a bundled model, the weights need not be named: they are those of that model.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,8 @@ def _complete(data: dict[str, Any], tables: Mapping[str, dict[str, Any]], where:
     like = data["like"]
     if not isinstance(like, str) or like not in tables:
         raise BadFile(
-            f"{where}: like '{like}' names no bundled and no public model", f"{nearest(str(like), tables)}"
+            f"{where}: like {reprlib.repr(like)} names no bundled and no public model",
+            nearest(str(like), tables),
         )
     below = _complete(tables[like], tables, where)
     return {**below, **{name: value for name, value in data.items() if name != "like"}}

@@ -84,13 +84,11 @@ class Models:
         """
         preset = facts.preset
         height, width = preset.size
-        backend = getattr(facts.text.tokenizer, "backend_tokenizer", None)
-        is_word_level = type(getattr(backend, "model", None)).__name__ == "WordLevel"
         self.model = Model(
             id=preset.name,
             created=int(time.time()),
             description=preset.description,
-            words=facts.text.known_words() if is_word_level else None,
+            words=facts.text.known_words() or None,
             policies=["native", *(EXAMPLES.get(name, name) for name in POLICIES), *installed()],
             size=[width, height],
             fps=preset.fps,
