@@ -60,7 +60,7 @@ class PromptTokens:
         """
         self.tokenizer, self.text_len = tokenizer, text_len
         self._tokenize(["a"])  # it forgets how it padded and cut when it was saved
-        self._words = frozenset(tokenizer.init_kwargs.get("words", ()))
+        self._words = frozenset(getattr(tokenizer, "init_kwargs", {}).get("words", ()))
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if type(getattr(backend, "model", None)).__name__ == "WordLevel":
             self._words = frozenset(tokenizer.get_vocab()) - frozenset(tokenizer.all_special_tokens)
