@@ -10,7 +10,7 @@ import dummyforcing
 FRAMES = 297
 SWITCHES = [(2.8, "leaves"), (14.8, "comes back")]  # seconds from the start, and the prompt from then on
 
-pipe = dummyforcing.load("tiny-long")
+pipe = dummyforcing.load("tiny")
 for policy in ("dense", "window:0,9", "keyframes"):
     video = pipe.generate(
         "a red ring stays still on a green floor", num_frames=FRAMES, policy=policy, switches=SWITCHES

@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--model", default="tiny-long")
+    parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", nargs="+", default=["cpu"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

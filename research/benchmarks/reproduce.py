@@ -33,7 +33,7 @@ from research.studies.dense_path import SCORED_CHUNK
 from research.studies.jobs import Job, Record, Workers
 from research.studies.study import LONG_VARIANTS, Run, study_jobs, summarise_run, variants
 from research.world.prompts import benchmark_scenes, return_scenes
-from research.world.world import random_scene
+from research.world.wording import Teller
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -99,8 +99,8 @@ class Study:
     @cached_property
     def alone(self) -> HeadDamage:
         """What it costs to take away the past of each head alone, on training prompts, where it is scored."""
-        rng = np.random.default_rng(0)
-        prompts = [random_scene(rng).prompt for _ in range(self.size.elsewhere)]
+        teller = Teller(np.random.default_rng(0))
+        prompts = [teller.tell().scene.prompt for _ in range(self.size.elsewhere)]
         every_row = replace(make_request(self.files, "any", policy="dummy").policy, rows=None)
         return read_damage(self.run("alone", damage_jobs(prompts, every_row, (SCORED_CHUNK,))))
 

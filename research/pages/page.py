@@ -19,7 +19,7 @@ OWN = ("head-lists", "recall-5s", "recall-keyframes", "switches", "tiles", "teac
 """Results of scripts of their own."""
 INTRO = """# What we could reproduce
 
-Unless a row says otherwise, figures were measured on the bundled model: 15.6 M parameters, 8 layers of 12
+Unless a row says otherwise, figures were measured on the bundled model: 15.2 M parameters, 8 layers of 12
 heads, trained from nothing on a rendered world in which exact detectors judge every video. It is 80 times
 smaller than the models of the paper ([arXiv:2601.20499](https://arxiv.org/abs/2601.20499)): where we
 disagree, the model may be the reason, and we say what we think it is. The prompts are held out: no such
@@ -57,9 +57,10 @@ dense video tell how much a method changes the video, not whether that is worse.
 BUYS = """## What the saved memory buys
 
 Long contexts, stories, large pictures, fewer steps, branches, guards. Objects that leave and come back
-are those of model `tiny-long`, the bundled model with a LoRA: an object is there at first, or enters
-after the first frames; the prompts then say `leaves` and, after the absence, `comes back`. *The same* is
-the same color, shape and size (area within a factor of 1.5) as before it left, among videos in which it
+are in the bundled model's training (before its second edition in that of a LoRA for it, which
+`recall-5s.json` and `recall.json` are of): an object is there at first, or enters after the first frames;
+the prompts then say `leaves` and, after the absence, `comes back`. *The same* is the same color, shape
+and size (area within a factor of 1.5) as before it left, among videos in which it
 was there and left.
 
 ![Objects that leave for 20 seconds and come back, dense cache](images/recall.png)

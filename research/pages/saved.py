@@ -180,14 +180,11 @@ SAVED = (
         {DIFFERS: "As many keys, in other places: see docs/speed.md."},
     ),
     Claim(
-        "A long past keeps objects in mind (model `tiny-long`)",
+        "A long past keeps objects in mind",
         "-",
         "recall-5s",
         _keeps,
-        {
-            AGREES: "A LoRA taught it in minutes. Shape is lost more often than color where the first frames "
-            "do not show the object."
-        },
+        {AGREES: "Shape is lost more often than color where the first frames do not show the object."},
     ),
     Claim(
         "At equal cost, few heads with a long past remember more than a window",

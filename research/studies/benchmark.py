@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dummyforcing.evaluation.results import write_results
 from dummyforcing.evaluation.suite import aggregate
-from dummyforcing.evaluation.world.detect import Verdict, summary
+from dummyforcing.evaluation.world.detect import Verdict
 from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
 from dummyforcing.evaluation.world.scene import Scene
 from dummyforcing.media.montage import save_contact_sheet
@@ -33,6 +33,7 @@ from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
 from dummyforcing.runtime.fused import Fp8
 from research.world.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from research.world.render import render
+from research.world.verdicts import listed
 
 Frames = NDArray[np.uint8]
 
@@ -49,10 +50,10 @@ class Settings:
     """Cache policies to compare."""
     frames: int = 81
     """Pixel frames per video."""
-    limit: int = 64
+    limit: int = 96
     """How many of the held-out prompts to use."""
     pairs: bool = True
-    """Also the 16 two-object prompts, reported apart."""
+    """Also the 48 two-object prompts, reported apart."""
     ceiling: bool = True
     """Also ground truth, plain and after the VAE."""
     device: str = "auto"
@@ -78,10 +79,9 @@ def judged(
 
 
 def verdicts(scenes: list[Scene], rows: list[SceneMeasures]) -> dict[str, object]:
-    """What was found of one video per scene: counts, each failure with its reasons, and all measures."""
-    failures = {scene.prompt: row.reasons for scene, row in zip(scenes, rows, strict=True) if row.reasons}
-    found = [Verdict(bool(row.color), bool(row.shape), bool(row.motion)) for row in rows]
-    return {**summary(found), "failures": failures, "measures": aggregate(rows)}
+    """What was found of one video per scene: what is wrong with which, and all measures."""
+    found = [Verdict(bool(row.color), bool(row.shape), bool(row.motion), row.reasons) for row in rows]
+    return {**listed(scenes, found), "measures": aggregate(rows)}
 
 
 def ceiling(pipeline: DummyForcingPipeline, scenes: list[Scene], settings: Settings) -> dict[str, object]:

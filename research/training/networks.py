@@ -1,7 +1,11 @@
-"""Text encoder and transformer of the bundled model under training, and their passes over whole clips."""
+"""The transformer of the bundled model under training, and its passes over whole clips."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -9,47 +13,40 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
-from transformers import UMT5Config, UMT5EncoderModel
 
 from dummyforcing.kernels.rope import rope_table
 from dummyforcing.models.wan import Attention, Block, CausalWan, ModelConfig
-from research.training.data import TEXT_LEN, build_tokenizer
+from research.training.data import TEXT_LEN
 from research.training.run import CHUNK, TOKENS, Run, load_sharded, save_sharded
+from research.training.text import TEXT_DIM
 
 SHIFT = 3.0
 MODEL = ModelConfig(
-    dim=384, ffn_dim=768, num_heads=12, num_layers=8, text_len=TEXT_LEN, text_dim=128, freq_dim=256
-)
-TEXT = dict(
-    d_model=128,
-    d_kv=32,
-    d_ff=256,
-    num_layers=2,
-    num_heads=4,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
+    dim=384,
+    ffn_dim=704,  # with this and the text encoder's size all assets are below 40 MB
+    num_heads=12,
+    num_layers=8,
+    text_len=TEXT_LEN,
+    text_dim=TEXT_DIM,
+    freq_dim=256,
 )
 
 
 class Networks:
-    """Text encoder and transformer under training, compiled block by block."""
+    """The transformer under training, compiled block by block."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.tokenizer = build_tokenizer(run.folder / "tokenizer")
-        self.text = UMT5EncoderModel(UMT5Config(vocab_size=len(self.tokenizer), **TEXT))
-        self.model = CausalWan(MODEL)
-        self.init_weights()
         if (run.folder / "transformer").exists():
-            self.model.load_state_dict(load_sharded(run.folder / "transformer"))
-            state = load_sharded(run.folder / "text_encoder")
-            state["encoder.embed_tokens.weight"] = state["shared.weight"]
-            self.text.load_state_dict(state)
-        self.text.to(run.device)
+            self.model = load_model(run.folder / "transformer")
+        else:
+            self.model = CausalWan(MODEL if not run.small else replace(MODEL, num_layers=2))
+            self.init_weights()
+        torch.manual_seed(1234 + run.rank)
         self.model.to(run.device)
         self.compile(self.model)
         if dist.is_initialized():
-            for p in [*self.model.parameters(), *self.text.parameters()]:
+            for p in self.model.parameters():
                 dist.broadcast(p.data, 0)
 
     def compile(self, model: CausalWan) -> None:
@@ -74,25 +71,25 @@ class Networks:
             with torch.no_grad():
                 block.modulation[:, [2, 5]] = 0.2
         nn.init.zeros_(self.model.head.modulation)
-        torch.manual_seed(1234 + self.run.rank)
 
     def matrices(self) -> set[int]:
         """The parameters that Muon handles."""
         return {id(p) for p in self.model.blocks.parameters() if p.ndim == 2}
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Prompt embeddings, zero in padded rows, `(B, TEXT_LEN, text_dim)`."""
-        mask = (tokens != 0).long()
-        hidden: Tensor = self.text(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return hidden * mask[..., None]
-
-    def save(self) -> None:
-        """Write the run folder's text_encoder and transformer."""
+    def save(self, folder: str = "transformer") -> None:
+        """Write it to a folder of the run."""
         if self.run.rank == 0:
-            config = {"_class_name": "CausalWan", **MODEL.__dict__}
-            save_sharded(self.run.folder / "transformer", self.model.state_dict(), config)
-            state = {k: v for k, v in self.text.state_dict().items() if k != "encoder.embed_tokens.weight"}
-            save_sharded(self.run.folder / "text_encoder", state, self.text.config.to_dict())
+            config = {"_class_name": "CausalWan", **self.model.config.__dict__}
+            save_sharded(self.run.folder / folder, self.model.state_dict(), config)
+
+
+def load_model(folder: Path) -> CausalWan:
+    """A transformer that `Networks.save` wrote."""
+    config = json.loads((folder / "config.json").read_text())
+    fields = {name: value for name, value in config.items() if not name.startswith("_")}
+    model = CausalWan(ModelConfig(**fields | {"patch_size": tuple(fields["patch_size"])}))
+    model.load_state_dict(load_sharded(folder))
+    return model
 
 
 def blocks_of(model: CausalWan) -> list[Block]:
@@ -147,6 +144,40 @@ def rope_of(
 ) -> tuple[Tensor, Tensor]:
     """The RoPE table of some frames."""
     return rope_table(torch.tensor(frames), height // 2, width // 2, head_dim, device)
+
+
+@torch.no_grad()
+def follow_guided(
+    model: CausalWan,
+    x: Tensor,
+    begin: float,
+    end: float,
+    text: Tensor,
+    empty: Tensor,
+    steps: int,
+    scale: float = 2.5,
+) -> Tensor:
+    """Follow the guided probability-flow ODE of latents `(B, F, C, h, w)` by Euler steps.
+
+    Args:
+        model: Predicts velocities.
+        x: Latents at noise level `begin`.
+        begin: Noise level.
+        end: Lower noise level; steps are equal before the shift towards more noise.
+        text: Prompt embeddings, `(B, L, D)`.
+        empty: That of no prompt, `(1, L, D)`.
+        steps: How many.
+        scale: Of guidance.
+    """
+    both = torch.cat([text, empty.expand_as(text)])
+    first, last = (sigma / (SHIFT - (SHIFT - 1) * sigma) for sigma in (begin, end))
+    even = [first + (last - first) * i / steps for i in range(steps + 1)]
+    levels = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in even]
+    for now, later in pairwise(levels):
+        sigma = torch.full((2 * len(x), x.shape[1]), now, device=x.device)
+        with_text, without = velocity(model, x.repeat(2, 1, 1, 1, 1), sigma, both).chunk(2)
+        x = x + (later - now) * (without + scale * (with_text - without))
+    return x
 
 
 def masked_attention(visible: Callable[..., Tensor], size: int, device: torch.device) -> Attention:

@@ -1,70 +1,100 @@
-"""The stages of `train_tiny.py` that train and judge the transformer; its docstring says what each does."""
+"""The stages of `train_tiny.py` that train the teacher; its docstring says what each does."""
 
-import json
-import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dummyforcing.evaluation.world.detect import judge as judge_clip
-from dummyforcing.evaluation.world.detect import summary
-from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import CausalWan
-from dummyforcing.sampling.block import BlockSampler
-from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
-from research.training.data import tokenize
-from research.training.networks import MODEL, SHIFT, Networks, TeacherForcing, draw_sigma, noised, velocity
-from research.training.optim import Optimizer, timed_steps
-from research.training.run import CHUNK, LATENT, Run, autocast, save_picture
+from research.training.networks import (
+    MODEL,
+    Networks,
+    TeacherForcing,
+    draw_sigma,
+    follow_guided,
+    noised,
+    velocity,
+)
+from research.training.optim import Optimizer, Recorder, timed_steps
+from research.training.run import CHUNK, LATENT, Run, Span, autocast, save_picture
+from research.training.text import TextReader
 from research.training.vae import Encoder, build_vae
-from research.world.prompts import benchmark_scenes
+from research.world.prompts import benchmark_scenes, two_object_scenes
 
-SIZES = ((21, 8_000, 8), (42, 2_000, 3))  # latent frames, clips per process, batch per process
-STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # steps 1000, 750, 500, 250 under SHIFT
+SIZES = ((21, 5_000, 8), (42, 1_500, 4))  # latent frames, clips per process, batch
+FIRST_CHUNKS = 50_000
+OBJECTS = 2.0
+"""What a latent pixel of an object counts more than one of the scenery, in chunks that follow from others."""
 
 
-def pretrain(run: Run, seconds: float) -> None:
-    """Bidirectional flow matching on single frames (at first mostly) and first chunks."""
-    networks = Networks(run)
-    pool = Encoder(run).pool(networks.tokenizer, 50_000, CHUNK, "pretrain")
-    optimizer = Optimizer([networks.model, networks.text], 2e-3, networks.matrices())
-    losses = {1: 0.0, CHUNK: 0.0}
-    began = time.monotonic()
-    for step, rate in timed_steps(seconds, device=run.device):
-        early = (time.monotonic() - began) / seconds < 0.35
-        frames = 1 if step % 4 < (3 if early else 1) else CHUNK
-        x0, tokens = pool.sample(run.scaled(384 if frames == 1 else 128))
-        x0 = x0[:, :frames]
-        sigma = draw_sigma(len(x0), 1, run.device)[:, :frames]
-        noise = torch.randn_like(x0)
-        with autocast(run):
-            out = velocity(networks.model, noised(x0, sigma, noise), sigma, networks.embed(tokens))
-        loss = (out - (noise - x0)).square().mean()
+class Losses:
+    """Averages of losses, kept on the device; the run's log gets them now and then."""
+
+    def __init__(self, run: Run, stage: str, *names: str) -> None:
+        self.run, self.stage = run, stage
+        self.values = {name: torch.zeros((), device=run.device) for name in names}
+
+    def take(self, name: str, loss: Tensor) -> None:
+        """Backpropagate a loss and let it count."""
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate)
-        losses[frames] = 0.98 * losses[frames] + 0.02 * loss.item() if step % 20 < 4 else losses[frames]
-        if step % 200 == 0:
-            run.log(f"pretrain {step}: loss of images {losses[1]:.4f}, of chunks {losses[CHUNK]:.4f}")
+        self.values[name].lerp_(loss.detach(), 0.02)
+
+    def log(self, step: int, every: int) -> None:
+        """Write them down."""
+        if step % every == 0:
+            self.run.curve(self.stage, step, {name: value.item() for name, value in self.values.items()})
+
+
+def flow_loss(run: Run, model: CausalWan, x0: Tensor, text: Tensor) -> Tensor:
+    """Of the velocity of frames that see each other, `(B, F, C, h, w)`, all at one noise level."""
+    sigma = draw_sigma(len(x0), 1, run.device)[:, : x0.shape[1]]
+    noise = torch.randn_like(x0)
+    with autocast(run):
+        out = velocity(model, noised(x0, sigma, noise), sigma, text)
+    return (out - (noise - x0)).square().mean()
+
+
+def pretrain(run: Run, span: Span) -> None:
+    """Bidirectional flow matching on single frames (at first mostly) and first chunks."""
+    networks, encoder = Networks(run), Encoder(run, TextReader(run))
+    pool = encoder.pool(FIRST_CHUNKS, CHUNK, "pretrain")
+    optimizer = Optimizer([networks.model], 2e-3, networks.matrices())
+    record = Recorder(run.device)
+    losses = Losses(run, "pretrain", "image", "chunk")
+
+    def work(frames: int, batch: int, name: str) -> None:
+        x0, _, text = pool.sample(batch)
+        losses.take(name, flow_loss(run, networks.model, x0[:, :frames], text))
+        optimizer.step()
+
+    image = record(partial(work, 1, run.share(256), "image"))
+    chunk = record(partial(work, CHUNK, run.share(96), "chunk"))
+    run.log("recorded")
+    for step, rate, progress in timed_steps(run, span):
+        early = progress < 0.25
+        optimizer.rate.fill_(rate)
+        (image if step % 4 < (3 if early else 1) else chunk)()
+        losses.log(step, 500)
     run.log(f"pretrain: {step} steps")
     networks.save()
-    preview(run, networks)
+    preview(run, networks, encoder)
 
 
-def preview(run: Run, networks: Networks) -> None:
+def preview(run: Run, networks: Networks, encoder: Encoder) -> None:
     """A picture of first chunks by many guided steps: what the next stages can build on."""
-    scenes = benchmark_scenes()[: run.scaled(32)]
+    scenes = (benchmark_scenes(40) + two_object_scenes(8))[: run.scaled(48)]
     with torch.no_grad(), autocast(run), torch.compiler.set_stance("force_eager"):
-        text = networks.embed(
-            tokenize(networks.tokenizer, ["", *(scene.prompt for scene in scenes)]).to(run.device)
-        )
+        text = encoder.reader.embed(["", *(scene.prompt for scene in scenes)]).float()
         noise = torch.randn(len(scenes), CHUNK, MODEL.in_dim, LATENT, LATENT, device=run.device)
-        level = torch.ones(len(scenes), CHUNK, device=run.device)
-        latents = guided_end(networks.model, noise, level, text[1:], text[:1], steps=24)
+        latents = follow_guided(networks.model, noise, 1.0, 0.0, text[1:], text[:1], steps=24)
     if run.rank == 0:
         clips = VideoDecoder(build_vae(run).eval()).stream().decode(latents.float())
         grid = clips[:, [0, -1]].transpose(1, 2).flatten(2, 3)  # first and last pixel frame side by side
-        save_picture(run.folder / "pretrain.png", torch.unflatten(grid, 0, (-1, 4 if not run.small else 1)))
+        save_picture(
+            run.folder / "first_chunks.png", torch.unflatten(grid, 0, (-1, 4 if not run.small else 1))
+        )
 
 
 def make_past(
@@ -82,144 +112,73 @@ def make_past(
         return (x - sigma[:, :, None, None, None] * tf(model, x0, x, sigma, text)).detach()
 
 
-def causal(run: Run, seconds: float) -> None:
-    """Teacher forcing on whole clips; in the second half also long clips and reconstructed pasts."""
-    networks, encoder = Networks(run), Encoder(run)
-    model = networks.model
-    sizes = SIZES if not run.small else ((6, 2, 2), (9, 2, 2))
-    pools = [encoder.pool(networks.tokenizer, count, frames, f"clips{frames}") for frames, count, _ in sizes]
-    passes = [TeacherForcing(frames, run.device) for frames, _, _ in sizes]
-    optimizer = Optimizer([networks.model, networks.text], 1.5e-3, networks.matrices())
-    began, average = time.monotonic(), 0.0
-    for step, rate in timed_steps(seconds, decay=0.5, device=run.device):
-        late = (time.monotonic() - began) / seconds > 0.4
-        long = int(late and step % 4 == 3)
-        tf = passes[long]
-        x0, tokens = pools[long].sample(run.scaled(sizes[long][2]))
-        sigma = draw_sigma(len(x0), tf.frames // CHUNK, run.device)
+class Clips:
+    """Pools of whole clips of two lengths, with the passes over them."""
+
+    def __init__(self, run: Run, encoder: Encoder) -> None:
+        sizes = SIZES if not run.small else ((6, 2, 2), (9, 2, 2))
+        self.run = run
+        self.pools = [encoder.pool(count, frames, f"clips{frames}") for frames, count, _ in sizes]
+        self.passes = [TeacherForcing(frames, run.device) for frames, _, _ in sizes]
+        self.batches = [run.share(batch) for _, _, batch in sizes]
+
+    def loss(
+        self,
+        model: CausalWan,
+        long: bool,
+        resample: bool,
+        sigma_of: Callable[[int, int], Tensor],
+        drop: float,
+    ) -> Tensor:
+        """Of the velocity of all chunks `(B, F, C, h, w)`, squared, at noise levels `sigma_of(B, chunks)`.
+
+        Objects weigh more than scenery where the past tells where they are. In first chunks it does not, and
+        a weight of what is still unknown would teach to expect objects everywhere.
+        """
+        tf, batch = self.passes[long], self.batches[long]
+        x0, places, text = self.pools[long].sample(batch, drop)
+        weight = 1 + OBJECTS * places
+        weight[:, :CHUNK] = 1
+        sigma = sigma_of(batch, tf.frames // CHUNK)
         noise = torch.randn_like(x0)
-        with autocast(run):
-            text = networks.embed(tokens)
-            past = make_past(tf, model, x0, text.detach(), late and step % 2 == 1, run)
+        with autocast(self.run):
+            past = make_past(tf, model, x0, text, resample, self.run)
             out = tf(model, past, noised(x0, sigma, noise), sigma, text)
-        loss = (out - (noise - x0)).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate)
-        if step % 20 == 0:
-            average = 0.9 * average + 0.1 * loss.item()
-        if step % 200 == 0:
-            run.log(f"causal {step}: loss {average:.4f}")
+        return (out - (noise - x0)).square() * (weight / weight.mean())
+
+
+def causal(run: Run, span: Span) -> None:
+    """Teacher forcing on whole clips, in turns with first chunks, which have all to invent.
+
+    In the second half also long clips and reconstructed pasts.
+    """
+    networks, encoder = Networks(run), Encoder(run, TextReader(run))
+    pool, clips = encoder.pool(FIRST_CHUNKS, CHUNK, "pretrain"), Clips(run, encoder)
+    optimizer = Optimizer([networks.model], 1.5e-3, networks.matrices())
+    record = Recorder(run.device)
+    losses = Losses(run, "causal", "chunk", "short", "long")
+
+    def first_chunk() -> None:
+        x0, _, text = pool.sample(run.share(96))
+        losses.take("chunk", flow_loss(run, networks.model, x0, text))
+        optimizer.step()
+
+    def work(long: bool, resample: bool) -> None:
+        loss = clips.loss(networks.model, long, resample, partial(draw_sigma, device=run.device), 0.1)
+        losses.take("long" if long else "short", loss.mean())
+        optimizer.step()
+
+    ways = ((False, False), (False, True), (False, False), (True, True))  # long, with a reconstructed past
+    steps = {way: record(partial(work, *way)) for way in set(ways)}
+    first = record(first_chunk)
+    run.log("recorded")
+    for step, rate, progress in timed_steps(run, span, decay=0.5):
+        optimizer.rate.fill_(rate)
+        if step % 2:
+            first()
+        else:
+            steps[ways[step // 2 % 4] if progress > 0.3 else ways[0]]()
+        losses.log(step, 500)
     run.log(f"causal: {step} steps")
     networks.save()
-
-
-@torch.no_grad()
-def guided_end(
-    model: CausalWan,
-    x: Tensor,
-    sigma: Tensor,
-    text: Tensor,
-    empty: Tensor,
-    steps: int = 8,
-    scale: float = 2.5,
-) -> Tensor:
-    """Follow the guided probability-flow ODE from `x` at `sigma (B, F)` to noise level 0, by Euler steps."""
-    both = torch.cat([text, empty.expand_as(text)])
-    start = sigma / (SHIFT - (SHIFT - 1) * sigma)
-    for i in range(steps):
-        now, later = (start * (1 - j / steps) for j in (i, i + 1))
-        now, later = (SHIFT * u / (1 + (SHIFT - 1) * u) for u in (now, later))
-        with_text, without = velocity(model, x.repeat(2, 1, 1, 1, 1), now.repeat(2, 1), both).chunk(2)
-        x = x + (later - now)[:, :, None, None, None] * (without + scale * (with_text - without))
-    return x
-
-
-def distill(run: Run, seconds: float) -> None:
-    """Make four steps enough; see the module's docstring."""
-    networks, encoder = Networks(run), Encoder(run)
-    model, teacher = networks.model, CausalWan(MODEL).to(run.device).requires_grad_(False)
-    teacher.load_state_dict(model.state_dict())
-    networks.compile(teacher)
-    networks.text.requires_grad_(False)
-    sizes = SIZES if not run.small else ((6, 2, 2), (9, 2, 2))
-    pools = [encoder.pool(networks.tokenizer, count, frames, f"clips{frames}") for frames, count, _ in sizes]
-    passes = [TeacherForcing(frames, run.device) for frames, _, _ in sizes]
-    optimizer = Optimizer([model], 6e-4, networks.matrices())
-    levels = torch.tensor(STUDENT_SIGMAS, device=run.device)
-    with torch.no_grad():
-        empty = networks.embed(pools[0].empty)
-
-    def student_sigma(batch: int, chunks: int) -> Tensor:
-        picks = torch.randint(len(levels), (batch, chunks), device=run.device)
-        return levels[picks].repeat_interleave(CHUNK, 1)
-
-    averages = [0.0, 0.0]
-    for step, rate in timed_steps(seconds, decay=0.6, device=run.device):
-        x0, tokens = pools[0].sample(run.scaled(64), drop_text=0.0)
-        x0 = x0[:, :CHUNK]
-        sigma = student_sigma(len(x0), 1)
-        x = noised(x0, sigma, torch.randn_like(x0))
-        with autocast(run):
-            with torch.no_grad():
-                text = networks.embed(tokens)
-            end = guided_end(teacher, x, sigma, text, empty)
-            out = velocity(model, x, sigma, text)
-        target = (x - end) / sigma[:, :, None, None, None]
-        loss_first = (out - target).square().mean()
-        loss_first.backward()  # type: ignore[no-untyped-call]
-
-        long = int(step % 4 == 3)
-        tf = passes[long]
-        x0, tokens = pools[long].sample(run.scaled(sizes[long][2]), drop_text=0.0)
-        sigma = student_sigma(len(x0), tf.frames // CHUNK)
-        noise = torch.randn_like(x0)
-        with autocast(run):
-            with torch.no_grad():
-                text = networks.embed(tokens)
-            past = make_past(tf, model, x0, text, step % 4 != 0, run)
-            out = tf(model, past, noised(x0, sigma, noise), sigma, text)
-        loss_rest = (out - (noise - x0))[:, CHUNK:].square().mean()
-        loss_rest.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate)
-        if step % 20 == 0:
-            averages = [
-                0.9 * a + 0.1 * b.item() for a, b in zip(averages, (loss_first, loss_rest), strict=True)
-            ]
-        if step % 100 == 0:
-            run.log(f"distill {step}: first chunk {averages[0]:.4f}, later chunks {averages[1]:.4f}")
-    run.log(f"distill: {step} steps")
-    networks.save()
-
-
-def judge(run: Run, seconds: float) -> None:
-    """Four-step videos of the benchmark's prompts with the dense cache and with Dummy Forcing, judged."""
-    networks = Networks(run)
-    if run.rank:
-        return
-    model = CausalWan(MODEL).to(run.device).eval()  # uncompiled: a rollout asks for the layer
-    model.load_state_dict(networks.model.state_dict())
-    decoder = VideoDecoder(build_vae(run).eval())
-    schedule = make_schedule([1000, 750, 500, 250], SHIFT)
-    scenes = benchmark_scenes()[: run.scaled(64)]
-    chunks = 7 if not run.small else 2
-    for policy in ("dense", "dummy"):
-        verdicts, rows = [], []
-        for first in range(0, len(scenes), 16):
-            part = scenes[first : first + 16]
-            with torch.no_grad():
-                tokens = tokenize(networks.tokenizer, [scene.prompt for scene in part]).to(run.device)
-                embeds = networks.embed(tokens)
-            seeds = range(first, first + len(part))
-            sampler = BlockSampler(
-                model, embeds, parse_policy(policy), schedule, (len(part), 16, LATENT, LATENT),
-                seeds=list(seeds), frames=chunks * CHUNK,
-            )  # fmt: skip
-            stream = decoder.stream()
-            clips = torch.cat([stream.decode(latents) for latents in sampler], 1)
-            verdicts += [judge_clip(c.cpu().numpy(), s) for c, s in zip(clips, part, strict=True)]
-            rows.append(clips[:, :: max(1, clips.shape[1] // 8)].cpu())
-        run.log(policy, json.dumps(summary(verdicts)))
-        for scene, verdict in zip(scenes, verdicts, strict=True):
-            if not (verdict.color and verdict.shape and verdict.motion):
-                run.log("  failed:", scene.prompt, verdict)
-        save_picture(run.folder / f"judge_{policy}.png", torch.cat(rows)[:32])
+    preview(run, networks, encoder)

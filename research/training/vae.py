@@ -7,18 +7,21 @@ unchanged, the later ones go through causal convolutions. Both agree to rounding
 
 import json
 import time
+from functools import partial
 from types import MethodType
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
-from research.training.data import Pool, random_scenes, render, tokenize
-from research.training.optim import Optimizer, graphed, timed_steps
-from research.training.run import SIZE, Run, autocast, load_sharded, save_picture, save_sharded
+from dummyforcing.evaluation.world.scene import Scene
+from research.training.data import Pool, render, tell_in_batches, tell_many
+from research.training.optim import Optimizer, Recorder, timed_steps
+from research.training.run import SIZE, Run, Span, autocast, load_sharded, save_picture, save_sharded
+from research.training.text import TextReader
 
 VAE = dict(
     base_dim=16, decoder_base_dim=24, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, in_channels=12,
@@ -66,7 +69,8 @@ class WholeClipVAE:
 def build_vae(run: Run) -> AutoencoderKLWan:
     """The VAE, from the run folder if it is there."""
     folder = run.folder / "vae"
-    config = json.loads((folder / "config.json").read_text()) if folder.exists() else VAE
+    new = VAE if not run.small else VAE | {"base_dim": 4, "decoder_base_dim": 4}
+    config = json.loads((folder / "config.json").read_text()) if folder.exists() else new
     vae = AutoencoderKLWan(**{k: v for k, v in config.items() if not k.startswith("_")})
     if folder.exists():
         vae.load_state_dict(load_sharded(folder))
@@ -76,33 +80,38 @@ def build_vae(run: Run) -> AutoencoderKLWan:
     return vae.to(run.device)
 
 
-def train_vae(run: Run, seconds: float) -> None:
-    """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config."""
+def train_vae(run: Run, span: Span) -> None:
+    """L1 on pixels and on their gradients, plus a light KL; the latents' statistics go into the config.
+
+    Clips are short at first. From a third of the time on every second one is longer than what the decoder's
+    causal convolutions see at once: a VAE that knows short clips alone loses 4 dB on 5 s. Once there is a
+    transformer, latents stay what they are to it: only the decoder goes on then.
+    """
     vae, rng, device = build_vae(run), run.rng("vae"), run.device
+    keeps_latents = (run.folder / "transformer").exists()
+    if keeps_latents:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     if not (run.folder / "vae").exists():
         with torch.no_grad():  # begin with clean latents: noise of the posterior would hide them for long
             vae.quant_conv.bias[16:] = -5.0
     if dist.is_initialized():
         for p in vae.parameters():
             dist.broadcast(p.data, 0)
-    optimizer = Optimizer([vae], 4e-3, {id(p) for p in vae.parameters() if p.ndim >= 4})
-    frames = 25 if not run.small else 9  # long enough for the steady state of the causal convolutions
-    pool = torch.cat(
-        [
-            (
-                render(random_scenes(batch, rng), frames, SIZE, device, int(rng.integers(0, 100))) * 127.5
-                + 127.5
-            )
-            .round()
-            .byte()
-            for batch in [run.scaled(40)] * run.scaled(int(60 * run.pool))
-        ]
+    is_new = not (run.folder / "vae").exists()
+    optimizer = Optimizer([vae], 4e-3 if is_new else 5e-4, {id(p) for p in vae.parameters() if p.ndim >= 4})
+    short, long = (25, 57) if not run.small else (9, 13)  # pixel frames
+    told_clips = tell_in_batches(run.seed("vae"), run.scaled(int(1600 * run.pool)), run.scaled(20), run.small)
+    drawn = (
+        render([one.scene for one in told], long, SIZE, device, int(rng.integers(0, 100)))
+        for told in told_clips
     )
-    run.log(f"{len(pool)} clips of {frames} pixel frames")
-    clips = torch.zeros(2, *pool.shape[1:], device=device)
+    pool = torch.cat([(clip * 127.5 + 127.5).round().byte() for clip in drawn])
+    run.log(f"{len(pool)} clips of {long} pixel frames")
+    batches = [torch.zeros(n, 3, f, SIZE, SIZE, device=device) for n, f in ((2, short), (1, long))]
     whole = WholeClipVAE(vae)
 
-    def work() -> tuple[Tensor, Tensor, Tensor]:
+    def work(clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(run):
             mean, logvar = whole.encode(clips)
             out = whole.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
@@ -113,57 +122,96 @@ def train_vae(run: Run, seconds: float) -> None:
         (l1 + 2 * mse + 0.5 * edges + 2e-4 * kl).backward()  # type: ignore[no-untyped-call]
         return l1.detach(), mse.detach(), kl.detach()
 
-    step_work = graphed(work) if device.type == "cuda" else work
+    record = Recorder(device)
+    works = [record(partial(work, clips)) for clips in batches]
     optimizer.buffer.zero_()
     run.log("recorded")
-    for step, rate in timed_steps(seconds, device=device):
+    for step, rate, progress in timed_steps(run, span):
+        is_long = progress > 0.33 and step % 2 == 1
+        clips = batches[is_long]
         picks = torch.randint(len(pool), (len(clips),), device=device)
-        clips.copy_(pool[picks]).div_(127.5).sub_(1)
-        l1, mse, kl = step_work()
-        optimizer.step(rate)
+        clips.copy_(pool[picks, :, : clips.shape[2]]).div_(127.5).sub_(1)
+        l1, mse, kl = works[is_long]()
+        optimizer.rate.fill_(rate)
+        optimizer.step()
         if step % 500 == 0:
-            run.log(f"vae {step}: L1 {l1:.4f} PSNR {10 * (4 / mse).log10():.2f} KL {kl:.2f}")
+            psnr = 10 * (4 / mse).log10().item()
+            run.curve("vae", step, {"L1": l1.item(), "PSNR": psnr, "KL": kl.item()})
     vae.eval()
     with torch.no_grad(), autocast(run):
-        clip = render(random_scenes(run.scaled(32), rng), 81 if not run.small else 9, SIZE, device)
+        scenes = [one.scene for one in tell_many(run.seed("vae test"), run.scaled(32))]
+        clip = render(scenes, 81 if not run.small else 9, SIZE, device)
         latents = whole.encode(clip)[0]
         again = whole.decode(latents[:8]).clamp(-1, 1)
         error = (again - clip[:8]) / 2
-    run.log(f"vae: {step} steps, PSNR {-10 * error.square().mean().log10():.2f} dB")
+    psnr = -10 * error.square().mean().log10().item()
+    run.curve("vae, 81 frames", step, {"PSNR": psnr})
     if run.rank == 0:
         both = (torch.stack([clip[:8, :, -1], again[:8, :, -1]]) * 127.5 + 127.5).byte()
         save_picture(run.folder / "vae.png", both.movedim(2, -1))
-        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        config = {"_class_name": "AutoencoderKLWan", **VAE}
-        config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        sizes = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+        config = {"_class_name": "AutoencoderKLWan", **sizes}
+        if not keeps_latents:
+            mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+            config |= {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         save_sharded(run.folder / "vae", vae.state_dict(), config)
+
+
+def places(clips: Tensor) -> Tensor:
+    """Which latent pixels objects touch, `(B, F, 1, h, w)`, of rendered clips `(B, 3, 1 + 4 (F - 1), H, W)`.
+
+    Objects are brighter than all scenery.
+    """
+    bright = (clips.amax(1, keepdim=True) > 2 * 0.47 - 1).float()
+    first = F.max_pool3d(bright[:, :, :1], (1, 8, 8))
+    later = F.max_pool3d(bright[:, :, 1:], (4, 8, 8)) if bright.shape[2] > 1 else bright[:, :, :0, ::8, ::8]
+    both = torch.cat([first, later], 2)
+    return F.max_pool3d(both, (1, 3, 3), 1, (0, 1, 1)).transpose(1, 2) > 0
 
 
 class Encoder:
     """Turns scenes into normalised latents."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.vae = run, build_vae(run).eval()
+    def __init__(self, run: Run, reader: TextReader) -> None:
+        self.run, self.reader, self.vae = run, reader, build_vae(run).eval()
         self.whole, shape = WholeClipVAE(self.vae), (1, -1, 1, 1, 1)
         self.mean = torch.tensor(self.vae.config.latents_mean, device=run.device).view(shape)
         self.std = torch.tensor(self.vae.config.latents_std, device=run.device).view(shape)
 
+    def encode(self, scenes: list[Scene], frames: int) -> Tensor:
+        """Normalised latents of scenes, `(B, frames, C, h, w)` bfloat16."""
+        return self.encode_with_places(scenes, frames)[0]
+
     @torch.no_grad()
-    def pool(self, tokenizer: PreTrainedTokenizerFast, count: int, frames: int, stage: str) -> Pool:
-        """Render and encode `count` clips of `frames` latent frames; made once per process."""
+    def encode_with_places(self, scenes: list[Scene], frames: int) -> tuple[Tensor, Tensor]:
+        """The same, and `(B, frames, 1, h, w)` bool: where there are objects, or edges of objects."""
+        clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
+        with autocast(self.run):
+            z = self.whole.encode(clips)[0]
+        return ((z - self.mean) / self.std).transpose(1, 2).bfloat16(), places(clips)
+
+    def pool(self, count: int, frames: int, stage: str) -> Pool:
+        """Render and encode `count` clips of `frames` latent frames; made once per run folder and rank."""
         if frames in self.run.pools:
             return self.run.pools[frames]
-        rng, batch, began = self.run.rng(stage), self.run.scaled(1008 // frames), time.monotonic()
-        latents, tokens = [], []
-        for _ in range(0, self.run.scaled(int(count * self.run.pool)), batch):
-            scenes = random_scenes(batch, rng)
-            with autocast(self.run):
-                clips = render(scenes, 1 + 4 * (frames - 1), SIZE, self.run.device)
-                z = self.whole.encode(clips)[0]
-            latents.append(((z - self.mean) / self.std).transpose(1, 2).bfloat16())
-            tokens.append(tokenize(tokenizer, [scene.prompt for scene in scenes]))
-        empty = tokenize(tokenizer, [""]).to(self.run.device)
-        out = Pool(torch.cat(latents), torch.cat(tokens).to(self.run.device), empty)
-        self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
+        kept = self.run.folder / "pools" / f"{stage}-{self.run.data}-{self.run.rank}.pt"
+        if kept.exists():
+            out = Pool(*torch.load(kept, map_location=self.run.device))
+        else:
+            out = self._new_pool(count, frames, stage)
+            kept.parent.mkdir(exist_ok=True)
+            torch.save((out.latents, out.places, out.text, out.empty), kept)
         self.run.pools[frames] = out
+        return out
+
+    def _new_pool(self, count: int, frames: int, stage: str) -> Pool:
+        began, batch = time.monotonic(), self.run.scaled(max(1, 756 // frames))
+        count = self.run.scaled(int(count * self.run.pool))
+        encoded, prompts = [], []
+        for told in tell_in_batches(self.run.seed(stage), count, batch, self.run.small):
+            encoded.append(self.encode_with_places([one.scene for one in told], frames))
+            prompts += [one.scene.prompt for one in told]
+        latents, where = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        out = Pool(latents, where, self.reader.embed(prompts), self.reader.embed([""]))
+        self.run.log(f"{len(out.latents)} clips of {frames} frames in {time.monotonic() - began:.1f} s")
         return out

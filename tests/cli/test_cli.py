@@ -287,8 +287,8 @@ def test_examples_of_the_help_use_known_words() -> None:
     text = DESCRIPTION + str(generate.__doc__) + str(heads.__doc__)
     prompts = re.findall(r"dummyforcing (?:generate|heads) \"(.*?)\"", text)
     assert len(prompts) >= 5
-    vocabulary = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer.json").read_text())
-    assert {word for prompt in prompts for word in prompt.split()} <= set(vocabulary["model"]["vocab"])
+    config = json.loads((bundled_folders()["tiny"] / "tokenizer" / "tokenizer_config.json").read_text())
+    assert {word for prompt in prompts for word in prompt.split()} <= set(config["words"])
 
 
 # Bad input: one sentence, exit code 2, and nothing is left behind.
@@ -355,7 +355,7 @@ def test_bad_options(refused, model: str, tmp_path: Path, args: list[str], messa
 
 def test_unknown_models(refused, tmp_path: Path) -> None:
     message = refused("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "sora")
-    assert "no model or folder 'sora'; take tiny, tiny-long, self-forcing, " in message
+    assert "no model or folder 'sora'; take tiny, self-forcing, " in message
     assert "nearest is 'causvid'" in refused(
         "generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", "causvit"
     )

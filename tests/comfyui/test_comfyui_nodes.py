@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import dummyforcing
 from dummyforcing.analysis.plots import save_head_map
 from dummyforcing.errors import BadFile, BadRequest
 from dummyforcing.method.plan import HeadContext, Plan
 from dummyforcing.pipeline.pipeline import DummyForcingPipeline, load
-from dummyforcing.presets.catalog import FOLDER, PUBLIC, bundled_folders
+from dummyforcing.presets.catalog import PUBLIC, bundled_folders
 from tests.comfyui.standin import PACK, Comfy, Interrupted, Patcher, import_pack, modules
 from tests.conftest import link_model
 from tests.integrations.standins import Pipeline, noise_of, prompt_of, transformer
@@ -198,7 +199,9 @@ def test_models_that_can_be_chosen(comfy: Comfy, nodes: dict[str, Any], model_fo
 
 def test_options_of_a_model(comfy: Comfy, nodes: dict[str, Any]) -> None:
     lora = comfy.folder / "models" / "loras" / "long.safetensors"
-    lora.symlink_to(FOLDER / "tiny-long" / "lora.safetensors")
+    down, up = torch.randn(4, 384), torch.randn(384, 4)
+    layer = "blocks.0.self_attn.q"
+    save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, lora)
     node = nodes["LoadModel"]
     (plain,) = run(node, model="tiny", torch_dtype="bfloat16", offload=True)
     assert plain.dtype == torch.bfloat16

@@ -236,6 +236,13 @@ def test_bounces_have_contacts():
     assert motion_of(y=0.6 * (2 * T / 5 - 1) ** 2) is None  # one throw
 
 
+def test_what_falls_is_quick_and_stays_down():
+    drop = np.minimum(1.8 * np.maximum(T - 0.4, 0) ** 2 - 0.6, 0.4)
+    assert motion_of(y=drop) == "fall"
+    assert motion_of(y=-0.6 + np.minimum(0.25 * T, 1.0)) == "down"
+    assert motion_of(y=np.where(T < 0.4, -0.6, 0.4)) is None  # a jump
+
+
 def test_slides_may_stop_or_leave_but_not_turn_back():
     assert motion_of(x=0.5 - np.minimum(0.4 * T, 1)) == "left"
     assert motion_of(y=-0.5 + np.minimum(0.4 * T, 1)) == "down"
@@ -259,7 +266,8 @@ def test_swings_return_more_than_once():
 def test_sizes_and_turns_keep_their_direction():
     assert motion_of(area=0.08 + 0.05 * T) == "grow"
     assert motion_of(area=0.35 - 0.05 * T) == "shrink"
-    assert motion_of(area=0.25 + 0.1 * np.sin(3.6 * T)) is None
+    assert motion_of(area=0.25 + 0.1 * np.sin(3.6 * T)) == "pulse"
+    assert motion_of(area=0.25 + 0.1 * np.sin(1.2 * T)) is None  # once
     assert motion_of(angle=2 * T) == "spin"
     assert motion_of(angle=0.5 * np.sin(4 * T)) is None
 
@@ -287,16 +295,16 @@ def test_still_is_still():
 
 def test_benchmark_prompts():
     scenes = benchmark_scenes()
-    assert [scene.things[0].kind for scene in scenes] == held_out_kinds(64)
-    assert len({scene.prompt for scene in scenes}) == 64
-    assert sum("floor" in scene.prompt for scene in scenes) == 32
+    assert [scene.things[0].kind for scene in scenes] == held_out_kinds(96)
+    assert len({scene.prompt for scene in scenes}) == 96
+    assert sum("floor" in scene.prompt for scene in scenes) == 48
     assert set(Counter(scene.things[0].motion for scene in scenes)) == set(MOTIONS)
     assert benchmark_scenes() == scenes
 
 
 def test_two_object_prompts():
     scenes = two_object_scenes()
-    assert len({scene.prompt for scene in scenes}) == 16
+    assert len({scene.prompt for scene in scenes}) == 48
     for scene in scenes:
         first, second = scene.things
         assert first.color != second.color

@@ -19,14 +19,14 @@ from dummyforcing.evaluation.prompts import Job
 from dummyforcing.evaluation.suite import differences
 from dummyforcing.evaluation.world.detect import verdict
 from dummyforcing.evaluation.world.measures import SceneMeasures, measure_scene
-from dummyforcing.evaluation.world.scene import MOTIONS, Scene, read_prompt
+from dummyforcing.evaluation.world.scene import Scene, read_prompt
 from dummyforcing.media.video import write_mp4
 from dummyforcing.method.plan import Plan
 from dummyforcing.pipeline.pipeline import load
 from dummyforcing.presets.catalog import find_preset
 from research.world.prompts import MAX_SCENES, benchmark_scenes, two_object_scenes
 from research.world.render import render
-from research.world.world import random_scene
+from research.world.wording import Teller
 from tests.conftest import write_model
 
 POLICIES = """
@@ -50,11 +50,12 @@ def test_what_prompts_of_the_world_say_is_read() -> None:
         read = read_prompt(scene.prompt)
         assert read is not None
         assert [thing.kind for thing in read.things] == [thing.kind for thing in scene.things]
-    rng = np.random.default_rng(0)
-    for scene in (random_scene(rng) for _ in range(500)):
-        read = read_prompt(scene.prompt)
-        if all(MOTIONS.get(t.motion, "passes") in scene.prompt for t in scene.things) and read is not None:
-            assert {thing.kind for thing in read.things} == {thing.kind for thing in scene.things}
+    teller = Teller(np.random.default_rng(0))
+    scenes = [teller.tell().scene for _ in range(4000)]
+    read_of = [(scene, read) for scene in scenes if (read := read_prompt(scene.prompt)) is not None]
+    assert read_of  # few people choose the world's own words
+    for scene, read in read_of:
+        assert {thing.kind for thing in read.things} == {thing.kind for thing in scene.things}
     read = read_prompt("  A red ball  bounces, on a Green floor. ")
     assert read is not None
     assert (read.things[0].kind, read.floor) == (("red", "ball", "bounce"), "green")
@@ -166,7 +167,6 @@ def test_every_judged_measure_is_one() -> None:
 
 def test_only_models_of_the_world_are_judged_by_detectors(tmp_path: Path) -> None:
     assert find_preset("tiny")[0].rendered_world
-    assert find_preset("tiny-long")[0].rendered_world
     assert not find_preset("self-forcing")[0].rendered_world
     scene = benchmark_scenes()[0]
     job = Job(scene.prompt, scene.prompt, 0, 0)

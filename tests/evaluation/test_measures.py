@@ -203,27 +203,29 @@ def test_differences():
 
 def test_more_prompts_of_the_same_held_out_kinds():
     scenes = benchmark_scenes(200)
-    assert scenes[:64] == benchmark_scenes()
+    assert scenes[:96] == benchmark_scenes()
     assert benchmark_scenes(130) == scenes[:130]
-    assert [scene.things[0].kind for scene in scenes] == [held_out_kinds(64)[i % 64] for i in range(200)]
+    assert [scene.things[0].kind for scene in scenes] == [held_out_kinds()[i % 96] for i in range(200)]
     assert len({scene.prompt for scene in benchmark_scenes(MAX_SCENES)}) == MAX_SCENES
     assert len({scene.things[0].x for scene in scenes}) == 200
-    with pytest.raises(ValueError, match="832"):
+    with pytest.raises(ValueError, match="1248"):
         benchmark_scenes(MAX_SCENES + 1)
 
 
 def test_scenes_that_return():
     scenes = return_scenes(32)
     assert len({scene.prompt for scene in scenes}) == 32
-    assert {scene.things[0].kind for scene in scenes} <= set(held_out_kinds(64))
+    assert {scene.things[0].kind for scene in scenes} <= set(held_out_kinds())
     for scene in scenes[:3]:
         found = measure_scene(as_frames(film(scene)), scene)
         assert (found.motion, found.consistency, found.count) == (True, True, True)
-    with pytest.raises(ValueError, match="65"):
-        return_scenes(66)
+    with pytest.raises(ValueError, match="78"):
+        return_scenes(79)
 
 
-@pytest.mark.parametrize("scene", [*benchmark_scenes(71)[64:], *two_object_scenes(2)], ids=lambda s: s.prompt)
+@pytest.mark.parametrize(
+    "scene", [*benchmark_scenes(103)[96:], *two_object_scenes(2)], ids=lambda s: s.prompt
+)
 def test_measures_of_rendered_truth(scene):
     found = measure_scene(as_frames(film(scene)), scene)
     assert (found.color, found.shape, found.motion, found.count) == (True,) * 4

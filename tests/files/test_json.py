@@ -112,7 +112,7 @@ DUMPS = {  # these write no file: they compare, hash, print or send
     "src/dummyforcing/server/web/logs.py": 3,
     "research/benchmarks/checkpoints.py": 1,
     "research/benchmarks/tiles.py": 1,
-    "research/training/stages.py": 1,
+    "research/training/run.py": 1,
 }
 
 

@@ -218,7 +218,7 @@ def test_current_frames() -> None:
 
 
 def test_unknown_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model or folder 'sora'; take tiny, tiny-long, self-forcing, "):
+    with pytest.raises(UserError, match=r"no model or folder 'sora'; take tiny, self-forcing, "):
         find_preset("sora")
     with pytest.raises(UserError, match=r"'longlife'; the nearest is 'longlive'"):
         find_preset("longlife")

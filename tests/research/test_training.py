@@ -1,28 +1,29 @@
 """The shortcuts of `research/training` against what runs when the models that they made generate."""
 
-from functools import partial
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dummyforcing.checkpoints.lora import LoRA, merge_loras
-from dummyforcing.checkpoints.stored import StoredTensor
 from dummyforcing.method.policy import parse_policy
 from dummyforcing.models.wan import TimeEmbedding
 from dummyforcing.sampling.block import BlockSampler
 from dummyforcing.sampling.passes import Passes
 from dummyforcing.sampling.schedule import make_schedule
 from dummyforcing.vae.codec import VideoDecoder
-from research.training.networks import TeacherForcing
-from research.training.optim import orthogonalize
-from research.training.recall import PHASES, SomeChunks, add_lora, lora_tensors, take_phases
-from research.training.run import CHUNK
-from research.training.vae import VAE, WholeClipVAE
+from research.training.data import render, tell_many
+from research.training.distill import SIGMAS
+from research.training.judge import STEPS
+from research.training.networks import SHIFT, TeacherForcing, follow_guided, predict
+from research.training.onpolicy import GrowingCache
+from research.training.optim import orthogonalize, timed_steps
+from research.training.run import CHUNK, Run, Span
+from research.training.vae import VAE, WholeClipVAE, places
 from tests.oracles import SHAPE, small_model
 
 TOKENS = SHAPE[1] * SHAPE[2] // 4  # per latent frame
@@ -105,51 +106,76 @@ def test_teacher_forcing_trains_what_a_sampler_runs(chunks: int) -> None:
 
 
 @torch.inference_mode()
-def test_some_chunks_train_what_a_sampler_with_changing_prompts_runs() -> None:
-    """Chunks 1, 3 and 4 of five, with prompts that change at chunk 2 (and at 4, in the second clip only)."""
-    batch, chunks, noisy = 2, 5, (1, 3, 4)
-    model, schedule = small_model(), make_schedule([1000, 500], shift=3.0)
-    embeds = torch.randn(batch, PHASES, model.config.text_len, model.config.text_dim)
-    phases = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 2]])
-    sampler = BlockSampler(
-        model, embeds[:, 0], parse_policy("dense"), schedule, (batch, *SHAPE),
-        chunk_frames=CHUNK, seeds=[0, 1], frames=CHUNK * chunks,
-    )  # fmt: skip
-    seen, made = record(sampler), []
+def test_own_videos_are_made_as_a_sampler_makes_them() -> None:
+    """The growing cache, chunk by chunk == the one pass over [clean | noisy] frames."""
+    batch, chunks = 2, 3
+    model = small_model()
+    text = torch.randn(batch, model.config.text_len, model.config.text_dim)
+    clean, noisy = torch.randn(2, batch, CHUNK * chunks, *SHAPE).unbind(0)
+    sigma = torch.full((batch, CHUNK * chunks), 0.75)
+    one_pass = TeacherForcing(CHUNK * chunks, torch.device("cpu"), TOKENS)
+    expected = one_pass(model, clean, noisy, sigma, text)
+
+    cache = GrowingCache(model, batch, chunks, torch.device("cpu"), TOKENS)
     for chunk in range(chunks):
-        if chunk in (2, 4):
-            sampler.set_prompt(embeds[torch.arange(batch), phases[:, chunk]])
-        made.append(sampler.next_chunk())
-
-    take_phases(model)
-    one_pass = SomeChunks(chunks, noisy, torch.device("cpu"), TOKENS)
-    for step, sigma in enumerate(schedule.sigmas):
-        of_step = seen[step :: len(schedule.sigmas)]
-        x, expected = (torch.cat([pair[i] for pair in (of_step[c] for c in noisy)], dim=1) for i in (0, 1))
-        sigmas = torch.full(x.shape[:2], sigma)
-        velocity = one_pass(model, torch.cat(made, 1), x, sigmas, embeds, phases)
-        assert expected.std() > 0.1
-        torch.testing.assert_close(velocity, expected, atol=2e-5, rtol=0)
-    other = one_pass(model, torch.cat(made, 1), x, sigmas, embeds, 0 * phases)
-    assert (other - expected)[:, CHUNK:].abs().max() > 1e-2
+        here = slice(CHUNK * chunk, CHUNK * (chunk + 1))
+        frames = tuple(range(here.start, here.stop))
+        velocity = predict(model, noisy[:, here], 1000 * sigma[:, here], text, frames, cache.attend)
+        torch.testing.assert_close(velocity, expected[:, here], atol=2e-5, rtol=0)
+        predict(model, clean[:, here], 0 * sigma[:, here], text, frames, cache.keep)
+        cache.length += CHUNK * TOKENS
 
 
-def test_a_trained_lora_is_one_that_can_be_merged(tmp_path: Path) -> None:
-    """The changed model equals one that is loaded with the LoRA's file."""
-    model, changed = small_model(), small_model()
-    for parameter in add_lora(changed, rank=2):
-        torch.nn.init.normal_(parameter, std=0.3)
-    save_file(lora_tensors(changed), tmp_path / "lora.safetensors")
-    stored = {
-        name: StoredTensor(tuple(weight.shape), "float32", partial(torch.Tensor.clone, weight.detach()))
-        for name, weight in model.named_parameters()
-    }
-    merged = merge_loras(stored, [LoRA(tmp_path / "lora.safetensors")])
-    assert sum(merged[name].read is not stored[name].read for name in stored) == 10 * len(model.blocks)
-    for name, module in changed.named_modules():
-        if hasattr(module, "lora_A"):
-            whole = module.weight + module.lora_B.half().float() @ module.lora_A.half().float()
-            torch.testing.assert_close(merged[f"{name}.weight"].read(), whole, atol=1e-6, rtol=1e-6)
+@torch.inference_mode()
+def test_a_guided_path_may_be_followed_in_parts() -> None:
+    model = small_model()
+    text = torch.randn(2, model.config.text_len, model.config.text_dim)
+    x = torch.randn(2, CHUNK, *SHAPE)
+    whole = follow_guided(model, x, 1.0, 0.0, text, text[:1], steps=12)
+    for begin, end in pairwise((*SIGMAS, 0.0)):
+        x = follow_guided(model, x, begin, end, text, text[:1], steps=3)
+    torch.testing.assert_close(x, whole, atol=1e-5, rtol=0)
+
+
+def test_the_levels_are_those_of_the_student() -> None:
+    assert make_schedule(STEPS, SHIFT).sigmas == pytest.approx(SIGMAS)
+
+
+def test_places_are_where_objects_are() -> None:
+    """A latent pixel counts if one of its pixels, or of its neighbours', changes without the objects."""
+    told = tell_many((1,), 3)
+    scenes = [replace(one.scene, sky="night", wall=(0.02, 0.03, 0.08)) for one in told]
+    nobody = [replace(s, things=tuple(replace(t, x=9.0, motion="still") for t in s.things)) for s in scenes]
+    clips, empty = (render(some, 9, 160, torch.device("cpu")) for some in (scenes, nobody))
+    found = places(clips)
+    assert found.shape == (3, 3, 1, 20, 20)
+    changed = (
+        ((clips - empty).abs().amax(1) > 0.3).unflatten(-1, (20, 8)).unflatten(-3, (20, 8)).any(-1).any(-2)
+    )
+    changed = torch.stack([changed[:, 0], changed[:, 1:5].any(1), changed[:, 5:].any(1)], 1)
+    assert (found[:, :, 0] | ~changed).all()
+    assert 0.02 < changed.float().mean() <= found.float().mean() < 2.5 * changed.float().mean() + 0.05
+
+
+def test_calls_share_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, now = Run(tmp_path, small=True, pool=1.0), iter(range(10**6))
+    monkeypatch.setattr("research.training.optim.time.monotonic", lambda: float(next(now)))
+    first = list(timed_steps(run, Span(4, 0.0, 0.5), decay=0.5))
+    second = list(timed_steps(run, Span(4, 0.5, 1.0), decay=0.5))
+    assert [progress for _, _, progress in first + second] == pytest.approx([i / 8 for i in range(8)])
+    assert [rate for _, rate, _ in first[1:]] == [1, 1, 1]
+    assert [rate for _, rate, _ in second[1:]] == pytest.approx([0.75, 0.5, 0.25])
+    assert first[0][1] == second[0][1] < 0.1  # no state of the optimiser is kept
+
+
+def test_spans_and_limits(tmp_path: Path) -> None:
+    assert Span.parse("60") == Span(60, 0, 1)
+    assert Span.parse("540@0.5-1") == Span(540, 0.5, 1)
+    for text in ("0", "10@1-0", "10@0-2", "many"):
+        with pytest.raises(ValueError, match=r"SECONDS|float"):
+            Span.parse(text)
+    assert Run(tmp_path, small=True, pool=1.0).within(600) == 600
+    assert Run(tmp_path, small=True, pool=1.0, limit=100).within(600) == pytest.approx(85, abs=1)
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 32), (4, 16, 48), (4, 48, 16)])

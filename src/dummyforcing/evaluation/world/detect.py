@@ -20,7 +20,10 @@ _MIN_TWIN = 0.1  # share of the frames
 _MIN_SHARE = 0.9  # of the frames in which the main object has the right color
 
 # A jittery outline costs thin shapes more overlap than compact ones. Clean outlines reach 0.92 and more.
-_MIN_OVERLAP = {"ball": 0.85, "square": 0.85, "triangle": 0.78, "star": 0.74, "ring": 0.62, "cross": 0.76}
+_MIN_OVERLAP = {
+    "ball": 0.85, "square": 0.85, "triangle": 0.78, "star": 0.74, "ring": 0.62, "cross": 0.76, "heart": 0.8,
+    "diamond": 0.76, "crescent": 0.64, "arrow": 0.74,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,6 @@ def _shape(piece: Piece) -> tuple[str | None, dict[str, float], Floats, Floats]:
     if scores[shape] < _MIN_OVERLAP[shape] or votes < 0.6:
         return None, scores, overlap_at, angle
     if shape in FOLDS:
-        turned = turning(outlines, FOLDS[shape])
+        turned = turning(outlines, shape)
         angle = np.interp(np.arange(len(whole)), np.flatnonzero(whole), turned).astype(np.float32)
     return shape, scores, overlap_at, angle

@@ -97,8 +97,17 @@ def motion_scores(track: Track, pillar: bool) -> dict[str, float]:
     scores["grow"] = min(here, _ramp(growth, 0.3, 0.7), _ramp(_backwards(size), 0.6, 0.3))
     scores["shrink"] = min(here, _ramp(-growth, 0.3, 0.7), _ramp(_backwards(size), 0.6, 0.3))
     scores["spin"] = min(here, steady, _ramp(abs(turns), 0.15, 0.35), _ramp(_backwards(angle), 0.5, 0.2))
+    scores["pulse"] = min(
+        here, _ramp(spread(size), 0.4, 0.8), _ramp(_swaps(size), *((1, 4) if long else (0, 2)))
+    )
+    # What falls is quick, and rests at the ground; what floats down takes its time.
+    scores["fall"] = min(scores["down"], haste := _ramp(_hurry(y), 1.8, 1.2))
+    scores["down"] = min(scores["down"], 1 - haste)
     scores["still"] = min(
-        _ramp(moved, 0.16, 0.08), _ramp(spread(angle), 0.9, 0.4), _ramp(abs(growth), 0.5, 0.2)
+        _ramp(moved, 0.16, 0.08),
+        _ramp(spread(angle), 0.9, 0.4),
+        _ramp(abs(growth), 0.5, 0.2),
+        _ramp(spread(size), 0.6, 0.3),
     )
     return scores
 
@@ -173,6 +182,12 @@ def _swaps(values: Floats) -> int:
     side = np.where(values > high - third, 1, np.where(values < low + third, -1, 0))
     side = side[side != 0]
     return int((side[1:] != side[:-1]).sum())
+
+
+def _hurry(values: Floats) -> float:
+    """Seconds that a curve takes from the first to the last tenth of its way."""
+    way = (values - values[0]) / ((values[-1] - values[0]) or 1.0)
+    return float(np.argmax(way >= 0.9) - np.argmax(way >= 0.1)) / FPS
 
 
 def _backwards(values: Floats) -> float:

@@ -15,7 +15,10 @@ from torch.nn import functional as F
 from dummyforcing.evaluation.world.motion import Floats
 from dummyforcing.evaluation.world.scene import SHAPES
 
-FOLDS = {"triangle": 3, "square": 4, "cross": 4, "star": 5}  # a turn of a ball or a ring cannot be seen
+FOLDS = {
+    "triangle": 3, "square": 4, "cross": 4, "star": 5, "heart": 1, "diamond": 2, "crescent": 1, "arrow": 1,
+}  # fmt: skip
+"""Rotational symmetry of the shapes; a turn of a ball or a ring cannot be seen."""
 _REACH = 1.75  # half a patch, in equivalent radii; a star's tips are at 1.58
 _POINTS = ((np.arange(40) + 0.5) * (2 * _REACH / 40) - _REACH).astype(np.float32)
 
@@ -30,16 +33,27 @@ def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     length = (x * x + y * y).sqrt()
     ax, ay = x.abs(), y.abs()
-    square = torch.maximum(ax, ay) - 0.80
-    triangle = torch.maximum(0.866 * ax - 0.5 * y - 0.52, y - 0.55)
     sector = torch.atan2(x, -y).remainder(2 * math.pi / 5) - math.pi / 5
-    star = _star_distance(length, sector)
-    ring = (length - 0.74).abs() - 0.24
     arm, bar = torch.maximum(ax, ay) - 0.95, torch.minimum(ax, ay) - 0.33
-    cross = torch.maximum(arm, bar)
-    out = length - 0.95
-    for index, distance in enumerate((square, triangle, star, ring, cross), start=1):
-        out = torch.where(shape == index, distance, out)
+    lobes = ((ax - 0.42) ** 2 + (y + 0.33) ** 2).sqrt() - 0.58
+    bite = 0.78 - (x * x + (y + 0.48) ** 2).sqrt()
+    tip = torch.maximum(0.707 * (ax - y) - 0.66, y)
+    shaft = torch.maximum(ax - 0.30, (y - 0.45).abs() - 0.50)
+    distances = {
+        "ball": length - 0.95,
+        "square": torch.maximum(ax, ay) - 0.80,
+        "triangle": torch.maximum(0.866 * ax - 0.5 * y - 0.52, y - 0.55),
+        "star": _star_distance(length, sector),
+        "ring": (length - 0.74).abs() - 0.24,
+        "cross": torch.maximum(arm, bar),
+        "heart": torch.minimum(lobes, 0.707 * (ax + (y - 0.09).abs()) - 0.59),
+        "diamond": 0.85 * ax + 0.527 * ay - 0.527,
+        "crescent": torch.maximum(length - 0.98, bite),
+        "arrow": torch.minimum(tip, shaft),
+    }
+    out = distances["ball"]
+    for index, name in enumerate(SHAPES[1:], start=1):
+        out = torch.where(shape == index, distances[name], out)
     return out
 
 
@@ -75,40 +89,46 @@ def normalise(light: Floats, x: Floats, y: Floats, area: Floats) -> Floats:
 
 def overlaps(patches: Floats) -> Floats:
     """IoU of outlines `(T, P * P)` with each of `SHAPES` at its best rotation, `(T, S)`."""
-    common = np.stack([patches @ template.T for template in _templates()])  # (S, T, turns)
-    sizes = np.stack([template.sum(1) for template in _templates()])[:, None]
-    overlap = common / np.maximum(patches.sum(1)[:, None] + sizes - common, 1)
-    best: Floats = overlap.max(2).T
-    return best
+    inside = patches.sum(1)[:, None]
+    best = []
+    for template in _templates():
+        common = patches @ template.T  # (T, turns)
+        best.append((common / np.maximum(inside + template.sum(1) - common, 1)).max(1))
+    return np.stack(best, 1).astype(np.float32)
 
 
-def turning(patches: Floats, folds: int) -> Floats:
-    """Angle of outlines `(T, P * P)` with that rotational symmetry, `(T,)` radians, unwrapped."""
-    gx, gy = np.meshgrid(_POINTS, _POINTS)
-    phase = folds * np.arctan2(gy, gx).ravel()
-    weight = (gx**2 + gy**2).ravel()  # the tips tell the angle
-    wave = np.stack([weight * np.cos(phase), weight * np.sin(phase)], 1)
-    cos, sin = (patches @ wave).T
-    angle: Floats = (np.unwrap(np.arctan2(sin, cos)) / folds).astype(np.float32)
+def turning(patches: Floats, shape: str) -> Floats:
+    """Angle of outlines `(T, P * P)` of one of `FOLDS`, `(T,)` radians, unwrapped.
+
+    It is that of the turned template that overlaps most. The phase of the outline's own symmetry would be
+    quicker to find, but a heart's is nearly nothing.
+    """
+    template = _templates()[SHAPES.index(shape)]
+    common = patches @ template.T  # (T, turns)
+    overlap = common / np.maximum(patches.sum(1)[:, None] + template.sum(1) - common, 1)
+    once = 2 * math.pi / FOLDS[shape]
+    angle: Floats = np.unwrap(overlap.argmax(1) * (once / len(template)), period=once).astype(np.float32)
     return angle
 
 
 @functools.cache
-def _templates(turns: int = 24) -> tuple[Floats, ...]:
+def _templates(steps: int = 96) -> tuple[Floats, ...]:
     """For each of `SHAPES` its outline at all rotations that look different, `(turns, P * P)`."""
     step = 3 / 400
     fine = (torch.arange(400) + 0.5) * step - 1.5
     fy, fx = torch.meshgrid(fine, fine, indexing="ij")
     points = torch.from_numpy(_POINTS)
     py, px = torch.meshgrid(points, points, indexing="ij")
-    angle = torch.arange(turns)[:, None, None] * (2 * math.pi / turns)
     templates = []
     for index, name in enumerate(SHAPES):
         shape = torch.tensor(index)
         inside = shape_distance(shape, fx, fy) < 0
         radius = math.sqrt(float(inside.sum()) / math.pi) * step
         middle = float(fy[inside].mean())  # all shapes are symmetric about the vertical axis
-        cos, sin = (angle / FOLDS.get(name, 1)).cos(), (angle / FOLDS.get(name, 1)).sin()
+        folds = FOLDS.get(name, steps)
+        turns = max(1, steps // folds)
+        angle = torch.arange(turns)[:, None, None] * (2 * math.pi / folds / turns)
+        cos, sin = angle.cos(), angle.sin()
         u, v = px * cos + py * sin, py * cos - px * sin
         rotated = shape_distance(shape, u * radius, v * radius + middle) < 0
         templates.append(rotated.flatten(1).float().numpy())

@@ -19,7 +19,8 @@ from dummyforcing.evaluation.world.scene import COLORS
 Labels = NDArray[np.int8]  # index into `COLORS` of every pixel, -1 where nothing is bright
 
 _GRID = 96
-_BRIGHT = 0.62  # between the brightest scenery (0.5, rarely 0.6) and the darkest object (0.69) ...
+_BRIGHT = 0.49  # between the brightest scenery (0.38, rarely 0.45) and the darkest object (0.52) ...
+_DIM = 0.46
 _BRIGHT_SHARE = 0.68  # ... and in a darker video no more than this share of its brightest pixels
 _MIN_AREA = 0.004  # in units in which the picture has 4; the world's smallest object has 0.03 ...
 _MAX_AREA = 1.2  # ... and its largest 0.7
@@ -60,7 +61,7 @@ def find_pieces(frames: NDArray[np.uint8]) -> tuple[list[Piece], bool]:
     """Find the objects of a video `(T, H, W, 3)`, and whether a pillar stands in the middle."""
     pictures = _shrink(frames)
     value = pictures.max(1)
-    level = float(np.clip(_BRIGHT_SHARE * np.quantile(value[::4], 0.995), 0.52, _BRIGHT))
+    level = float(np.clip(_BRIGHT_SHARE * np.quantile(value[::4], 0.995), _DIM, _BRIGHT))
     bright = value > level
     colors = _solid_colors(_label(pictures, bright, range(len(COLORS))))
     # Edges mix with the scenery and may look like other colors: they belong to the objects that are there.
@@ -176,7 +177,7 @@ def _has_pillar(pictures: Floats) -> bool:
         return mean
 
     post, sides = column(0.44, 0.56), (column(0.30, 0.38), column(0.62, 0.70))
-    gray = (post.max(0) - post.min(0) < 0.15) & (np.abs(post.mean(0) - 0.41) < 0.14)
+    gray = (post.max(0) - post.min(0) < 0.15) & (np.abs(post.mean(0) - 0.355) < 0.12)
     stands_out = np.minimum(*(np.abs(post - side).max(0) for side in sides)) > 0.05
     return bool((gray & stands_out).mean() > 0.5)
 

@@ -12,16 +12,26 @@ from dataclasses import dataclass
 FPS = 16
 
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.95, 0.14, 0.12),
-    "orange": (1.0, 0.52, 0.05),
-    "yellow": (1.0, 0.92, 0.15),
-    "green": (0.15, 0.88, 0.22),
-    "cyan": (0.15, 0.90, 0.95),
-    "blue": (0.15, 0.35, 1.0),
-    "purple": (0.68, 0.22, 0.98),
+    "red": (0.95, 0.12, 0.10),
+    "orange": (1.0, 0.50, 0.05),
+    "yellow": (1.0, 0.92, 0.12),
+    "lime": (0.62, 0.95, 0.10),
+    "green": (0.12, 0.88, 0.20),
+    "turquoise": (0.12, 0.92, 0.72),
+    "cyan": (0.10, 0.78, 1.0),
+    "blue": (0.15, 0.33, 1.0),
+    "purple": (0.62, 0.20, 0.98),
+    "magenta": (0.95, 0.18, 0.90),
+    "pink": (1.0, 0.32, 0.62),
     "white": (0.97, 0.97, 0.97),
 }
-SHAPES = ("ball", "square", "triangle", "star", "ring", "cross")
+SHADES = ("light", "dark")
+"""What may come before a color; white has neither."""
+SHAPES = (
+    "ball", "square", "triangle", "star", "ring", "cross", "heart", "diamond", "crescent", "arrow",
+)  # fmt: skip
+MATERIALS = ("plain", "striped", "dotted", "shiny")
+SIZES = ("small", "large")
 MOTIONS: dict[str, str] = {
     "bounce": "bounces",
     "left": "slides to the left",
@@ -36,16 +46,23 @@ MOTIONS: dict[str, str] = {
     "behind": "passes behind a pillar",
     "return": "leaves and comes back",
     "still": "stays still",
+    "pulse": "pulses",
+    "fall": "falls to the ground",
 }
 FLOORS: dict[str, tuple[float, float, float]] = {
-    "green": (0.10, 0.34, 0.14),
-    "blue": (0.10, 0.18, 0.42),
-    "gray": (0.30, 0.30, 0.31),
-    "brown": (0.36, 0.22, 0.10),
-    "purple": (0.28, 0.12, 0.38),
-    "red": (0.40, 0.10, 0.10),
+    "green": (0.09, 0.30, 0.12),
+    "blue": (0.09, 0.16, 0.36),
+    "gray": (0.27, 0.27, 0.28),
+    "brown": (0.32, 0.20, 0.09),
+    "purple": (0.25, 0.11, 0.34),
+    "red": (0.35, 0.09, 0.09),
 }
-SPINNING = ("square", "triangle", "star", "cross")
+SKIES: dict[str, tuple[float, float, float]] = {
+    "day": (0.20, 0.29, 0.37),
+    "night": (0.02, 0.03, 0.08),
+    "sunset": (0.34, 0.17, 0.13),
+}
+SPINNING = ("square", "triangle", "star", "cross", "heart", "diamond", "crescent", "arrow")
 """A turning ball or ring looks still."""
 
 
@@ -66,6 +83,11 @@ class Thing:
     sign: float = 1.0
     away: tuple[tuple[float, float], ...] = ()
     """When it begins to slide out of the picture and when to slide in again, in seconds; each takes 1.5 s."""
+    shade: str = ""
+    """One of `SHADES`, or neither."""
+    material: str = "plain"
+    size: str = ""
+    """One of `SIZES`, or neither."""
 
     @property
     def kind(self) -> tuple[str, str, str]:
@@ -83,6 +105,9 @@ class Scene:
     floor_y: float = 0.45
     wall: tuple[float, float, float] = (0.2, 0.2, 0.25)
     pan: float = 0.0
+    """Of the camera to the right, per second."""
+    sky: str = ""
+    """One of `SKIES`, or a wall of any color."""
     waves: tuple[tuple[float, ...], ...] = ((3.0, 1.0, 0.0), (1.0, 4.0, 1.0), (5.0, 3.0, 2.0))
 
 
