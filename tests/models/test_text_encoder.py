@@ -9,9 +9,9 @@ from string import ascii_letters
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, trainers
+from tokenizers import Tokenizer, normalizers, trainers
 from tokenizers.models import BPE, WordLevel
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import NFKD, Lowercase, StripAccents
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -170,6 +170,7 @@ def test_unknown_words(encoder: TextEncoder) -> None:
 def test_words_of_a_model_that_spells_others(tmp_path: Path) -> None:
     """What it was taught is said beside its pieces; without that nothing is unknown."""
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([NFKD(), StripAccents(), Lowercase()])
     tokenizer.pre_tokenizer = Whitespace()
     letters = trainers.BpeTrainer(
         special_tokens=["<pad>", "</s>", "<unk>"], initial_alphabet=[*ascii_letters]
@@ -187,6 +188,7 @@ def test_words_of_a_model_that_spells_others(tmp_path: Path) -> None:
         "Zebras",
         "ish",
     ]
+    assert tokens.unknown_words("A Réd ball on the FLOOR") == []
     assert tokens.known_words() == sorted(WORDS)
 
 

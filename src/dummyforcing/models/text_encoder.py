@@ -61,8 +61,8 @@ class PromptTokens:
         self.tokenizer, self.text_len = tokenizer, text_len
         self._tokenize(["a"])  # it forgets how it padded and cut when it was saved
         self._words = frozenset(getattr(tokenizer, "init_kwargs", {}).get("words", ()))
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if type(getattr(backend, "model", None)).__name__ == "WordLevel":
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if type(getattr(self._backend, "model", None)).__name__ == "WordLevel":
             self._words = frozenset(tokenizer.get_vocab()) - frozenset(tokenizer.all_special_tokens)
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
@@ -85,8 +85,12 @@ class PromptTokens:
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order and once each, that are not `known_words`; none if all may be."""
-        found = _WORD.findall(clean_prompt(prompt)) if self._words else []
-        return list(dict.fromkeys(word for word in found if word.lower() not in self._words))
+        if not self._words or self._backend is None:
+            return []
+        found = dict.fromkeys(_WORD.findall(clean_prompt(prompt)))
+        normalizer = self._backend.normalizer  # as the tokenizer will see them: case, accents
+        normalize = normalizer.normalize_str if normalizer else str
+        return [word for word in found if normalize(word) not in self._words]
 
     def known_words(self) -> list[str]:
         """The words that the model was taught, sorted; empty if it was taught a whole language.
